@@ -1,0 +1,1 @@
+"""The mask heads: one file each, one interface."""

@@ -1,0 +1,49 @@
+"""The dense tensors that go into an instance model and come out of it.
+
+Everything has a fixed shape and a `valid` mask instead of a ragged length, so that a training step on a
+GPU never asks the host how many objects there are.
+
+    N images, T target slots, S side of the squeeze field, D detection slots, M side of a mask,
+    H, W padded image size.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Targets(NamedTuple):
+    """Ground truth of N images, in the pixels of the (resized, flipped, padded) input.
+
+    Crowds are left out: they carry no loss.
+    """
+
+    boxes_xyxy: Tensor
+    """(N, T, 4) float32, absolute pixels, half-open; zeros where not valid."""
+    category_index: Tensor
+    """(N, T) int64 in 0..K-1; 0 where not valid."""
+    valid: Tensor
+    """(N, T) bool: which slots hold an object. T may be 0."""
+    squeeze_field: Tensor
+    """(N, T, S, S) int8, see bsm/field.py."""
+    field_frame_xyxy: Tensor
+    """(N, T, 4) float32: where the field lies in the input; x0 > x1 where it is mirrored."""
+    sample_seed: Tensor
+    """(N,) int64, from (seed, epoch, image id): what every random choice in the model comes from."""
+    masks: Tensor | None = None
+    """(N, T, H, W) uint8, only for the "roi" target source."""
+
+
+class Detections(NamedTuple):
+    """What a model found in N images, best first, in the pixels of the input."""
+
+    boxes_xyxy: Tensor
+    """(N, D, 4) float32."""
+    scores: Tensor
+    """(N, D) float32."""
+    category_index: Tensor
+    """(N, D) int64."""
+    valid: Tensor
+    """(N, D) bool."""
+    mask_probs: Tensor
+    """(N, D, M, M) float32 in 0..1, of the detection's own category, over its box."""

@@ -1,0 +1,1 @@
+"""The experiments: one recipe and one call each."""

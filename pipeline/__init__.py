@@ -1,0 +1,1 @@
+"""The system around the models: data, training, evaluation, tracking, registry and serving."""

@@ -1,0 +1,1 @@
+"""Shards: how data sets become rows, and rows become batches."""

@@ -1,0 +1,1 @@
+"""Evaluation: inference over a split, and the metrics of its detections."""

@@ -1,0 +1,273 @@
+"""One frozen, typed recipe describes one run.
+
+A job derives its recipe with `dataclasses.replace`; the command line overrides single fields
+(pipeline/cli.py). The resolved recipe is saved with the run, every checkpoint and the registered model.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bsm.config import MaskRCNNConfig
+from pipeline.errors import RecipeError
+
+
+def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
+    broken = [rule for holds, rule in rules if not holds]
+    if broken:
+        raise RecipeError(f"{part}: " + "; ".join(broken))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which shards, and how an image is prepared."""
+
+    root: str = "data/shards"
+    """Folder or URI with one folder of shards for each split, as jobs/ingest.py writes them."""
+    train_split: str = "train2017"
+    """Folder under root to train on."""
+    val_split: str = "val2017"
+    """Folder under root to evaluate on."""
+    short_edge_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Training draws the short edge from these (detectron2)."""
+    test_short_edge_px: int = 800
+    """The short edge in evaluation and inference."""
+    long_edge_px: int = 1333
+    """The long edge is at most this; then the short edge is shorter than drawn."""
+    flip_probability: float = 0.5
+    """Chance of a horizontal flip."""
+    decode_in: Literal["trainer", "tasks"] = "trainer"
+    """Decode in the trainer's collate threads, or in Ray Data tasks that CPU-only nodes can run."""
+    prefetch_batches: int = 2
+    """Batches prepared ahead on each worker."""
+
+    def __post_init__(self) -> None:
+        edges = (*self.short_edge_px, self.test_short_edge_px)
+        _raise_all(
+            "data",
+            [
+                (len(self.short_edge_px) > 0, "short_edge_px needs at least one value"),
+                (min(edges) >= 32, f"an image edge must be at least 32 px, got {min(edges)}"),
+                (
+                    self.long_edge_px >= max(edges),
+                    f"long_edge_px {self.long_edge_px} is below a short edge of {max(edges)}",
+                ),
+                (
+                    0 <= self.flip_probability <= 1,
+                    f"flip_probability must be in [0, 1], got {self.flip_probability}",
+                ),
+                (
+                    self.prefetch_batches >= 1,
+                    f"prefetch_batches must be at least 1, got {self.prefetch_batches}",
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """SGD with linear warm-up and a multi-step schedule, counted in optimizer steps."""
+
+    global_batch: int = 16
+    """Images in one optimizer step, over all workers and accumulated passes."""
+    lr_per_image: float = 0.02 / 16
+    """Learning rate of one image; the rate is this times global_batch (linear scaling rule)."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 1e-4
+    """Not applied to normalization layers."""
+    steps: int = 90_000
+    """Optimizer steps of the whole run."""
+    warmup_steps: int = 1000
+    """The rate rises linearly over these."""
+    warmup_factor: float = 1e-3
+    """Share of the rate at step 0."""
+    decay_at: tuple[int, ...] = (60_000, 80_000)
+    """Steps at which the rate is multiplied by decay_factor."""
+    decay_factor: float = 0.1
+    """See decay_at."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this norm; None leaves them."""
+    amp: bool = True
+    """Mixed precision (bfloat16) where the device is a GPU."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.lr_per_image * self.global_batch
+
+    def __post_init__(self) -> None:
+        _raise_all(
+            "optim",
+            [
+                (
+                    self.global_batch >= 1,
+                    f"global_batch must be at least 1, got {self.global_batch}",
+                ),
+                (self.lr_per_image > 0, f"lr_per_image must be positive, got {self.lr_per_image}"),
+                (0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}"),
+                (
+                    self.weight_decay >= 0,
+                    f"weight_decay may not be negative, got {self.weight_decay}",
+                ),
+                (self.steps >= 1, f"steps must be at least 1, got {self.steps}"),
+                (
+                    self.warmup_steps >= 0,
+                    f"warmup_steps may not be negative, got {self.warmup_steps}",
+                ),
+                (
+                    0 < self.warmup_factor <= 1,
+                    f"warmup_factor must be in (0, 1], got {self.warmup_factor}",
+                ),
+                (
+                    list(self.decay_at) == sorted(self.decay_at),
+                    f"decay_at must rise, got {self.decay_at}",
+                ),
+                (
+                    self.clip_norm is None or self.clip_norm > 0,
+                    f"clip_norm must be positive or None, got {self.clip_norm}",
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleConfig:
+    """How many machines do the work; nothing here changes which images a step trains."""
+
+    num_workers: int = 2
+    """Ray Train workers; 0 trains in this process, without Ray Train."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker reserves; leave at least one CPU of every node to Ray Data."""
+    images_per_pass: int = 2
+    """Images of one forward and backward pass; the rest of a worker's batch is accumulated."""
+    threads_per_worker: int = 0
+    """Torch threads of each worker; 0 leaves torch's own choice."""
+    max_failures: int = 3
+    """Restarts after a lost worker or node, each from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        _raise_all(
+            "scale",
+            [
+                (self.num_workers >= 0, f"num_workers may not be negative, got {self.num_workers}"),
+                (
+                    self.images_per_pass >= 1,
+                    f"images_per_pass must be at least 1, got {self.images_per_pass}",
+                ),
+                (
+                    self.cpus_per_worker > 0,
+                    f"cpus_per_worker must be positive, got {self.cpus_per_worker}",
+                ),
+                (
+                    self.max_failures >= 0,
+                    f"max_failures may not be negative, got {self.max_failures}",
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When everything that a resume needs is written."""
+
+    every_steps: int = 1000
+    """Optimizer steps between two checkpoints."""
+    keep: int = 2
+    """The newest so many stay."""
+
+    def __post_init__(self) -> None:
+        _raise_all(
+            "checkpoint",
+            [
+                (self.every_steps >= 1, f"every_steps must be at least 1, got {self.every_steps}"),
+                (self.keep >= 1, f"keep must be at least 1, got {self.keep}"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is measured after training."""
+
+    max_images: int | None = None
+    """Only the first so many images of the split; None takes all."""
+    images_per_pass: int = 1
+    """Images of one forward pass."""
+    paste_bytes: int = 64 * 2**20
+    """Masks are pasted in chunks of at most so many bytes."""
+
+    def __post_init__(self) -> None:
+        _raise_all(
+            "evaluation",
+            [
+                (
+                    self.max_images is None or self.max_images >= 1,
+                    f"max_images must be at least 1 or None, got {self.max_images}",
+                ),
+                (
+                    self.images_per_pass >= 1,
+                    f"images_per_pass must be at least 1, got {self.images_per_pass}",
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where MLflow writes, and under which name the model is registered."""
+
+    uri: str = ""
+    """Tracking server; "" is an SQLite file and local artifacts under the storage folder."""
+    experiment: str = "boundary-squeeze"
+    """MLflow experiment."""
+    model_name: str = ""
+    """Registered model; "" registers nothing."""
+    log_every: int = 20
+    """Optimizer steps between two progress lines and metric points."""
+
+    def __post_init__(self) -> None:
+        _raise_all(
+            "tracking",
+            [(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A complete run."""
+
+    name: str
+    """Names the run: the same name with the same recipe resumes."""
+    storage: str = "runs"
+    """Folder or URI under which the run keeps checkpoints, results and the embedded tracking store."""
+    seed: int = 0
+    """Every random choice comes from it."""
+    model: MaskRCNNConfig = field(default_factory=MaskRCNNConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        workers = max(self.scale.num_workers, 1)
+        batch = self.optim.global_batch
+        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+        _raise_all(
+            f"recipe {self.name}",
+            [
+                (
+                    bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name),
+                    f"name may hold letters, digits, '.', '_' and '-', got {self.name!r}",
+                ),
+                (0 <= self.seed < 2**31, f"seed must be in 0..2^31-1, got {self.seed}"),
+                (
+                    batch % workers == 0,
+                    f"scale.num_workers {workers} does not divide optim.global_batch {batch}; "
+                    f"take one of {', '.join(map(str, divisors))}",
+                ),
+            ],
+        )

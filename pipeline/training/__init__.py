@@ -1,0 +1,1 @@
+"""Training: the step, the loop, and its launch on Ray Train."""

@@ -1,1 +1,1 @@
-"""BoundarySqueeze in plain torch: the module, its targets and losses, and the detectors built on them."""
+"""BoundarySqueeze in plain torch: the module, its targets, its losses, and its detectors."""

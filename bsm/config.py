@@ -1,8 +1,8 @@
 """What a model is made of, as frozen values, and the one function that builds it.
 
-Defaults are detectron2's constants for Mask R-CNN with FPN and the paper's for the squeeze, so an empty
-config is the paper's model. Every field is checked when a config is made; all that is wrong with one
-config is said in one error.
+Defaults are detectron2's constants for Mask R-CNN with FPN and the paper's for the squeeze, so an
+empty config is the paper's model. Every field is checked when a config is made; all that is wrong
+with one config is said in one error.
 """
 
 from dataclasses import dataclass, field
@@ -25,11 +25,11 @@ class BackboneConfig:
     name: str = "resnet50"
     """Any timm model that gives features at strides 4, 8, 16 and 32."""
     weights: str = ""
-    """Where the trunk starts: "" is random, "timm" is timm's own pretrained weights, else a file."""
+    """Where the trunk starts: "" is random, "timm" is timm's pretrained weights, else a file."""
     norm: Literal["frozen", "batch", "sync", "group"] = "frozen"
-    """Frozen statistics belong to pretrained weights; from scratch take batch, sync (GPUs) or group."""
+    """Frozen statistics need pretrained weights; from scratch take batch, sync (GPUs) or group."""
     freeze_at: int = 2
-    """How much of the trunk is not trained: 0 nothing, 1 the stem, 2 the stem and the first stage."""
+    """How much of the trunk stays as it is: 0 nothing, 1 the stem, 2 the first stage too, ..."""
     fpn_channels: int = 256
     """Channels of each pyramid level."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -152,7 +152,7 @@ class TargetConfig:
     """How the mask, contraction, expansion and boundary targets of a RoI are made."""
 
     source: Literal["field", "roi"] = "field"
-    """"field": sampled from the precomputed squeeze field; "roi": morphology on each RoI's own mask."""
+    """Sampled from the precomputed squeeze field, or morphology on each RoI's own mask."""
     kernel_size: int = 5
     """Side of the square dilation and erosion kernel, in RoI cells; odd (sec. 4.2: 5)."""
     unite_boundary: bool = True
@@ -183,7 +183,7 @@ class SqueezeConfig:
     legacy_warp: bool = False
     """The released code's sampling grid, under which zero flow is not the identity."""
     initialization: Literal["released", "kaiming"] = "kaiming"
-    """The released N(0, 0.01) towers, or Kaiming towers with a zero-initialized flow."""
+    """The released N(0, 0.01) towers, or Kaiming towers and a zero flow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """One frozen, typed recipe describes one run.
 
 A job derives its recipe with `dataclasses.replace`; the command line overrides single fields
-(pipeline/cli.py). The resolved recipe is saved with the run, every checkpoint and the registered model.
+(pipeline/cli.py). The resolved recipe is saved with the run, every checkpoint and the registered
+model.
 """
 
 from dataclasses import dataclass, field
@@ -241,7 +242,7 @@ class Recipe:
     name: str
     """Names the run: the same name with the same recipe resumes."""
     storage: str = "runs"
-    """Folder or URI under which the run keeps checkpoints, results and the embedded tracking store."""
+    """Folder or URI for checkpoints, results and the embedded tracking store."""
     seed: int = 0
     """Every random choice comes from it."""
     model: MaskRCNNConfig = field(default_factory=MaskRCNNConfig)

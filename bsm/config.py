@@ -177,7 +177,7 @@ class SqueezeConfig:
     wiring: Literal["paper", "released"] = "released"
     """The paper's text or the authors' released code; bsm/squeeze.py lists each difference."""
     fusion: Literal["plus", "minus"] = "plus"
-    """Sign of the RoI feature in eq. 1: the paper and the released cascades add, the rest subtract."""
+    """Sign of the RoI feature in eq. 1: the paper adds, most of the released code subtracts."""
     warp: Literal["flow", "none"] = "flow"
     """What fills the generator's slot (Table 1e)."""
     legacy_warp: bool = False

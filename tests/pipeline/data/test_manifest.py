@@ -1,0 +1,65 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline.data.manifest import Category, Manifest, ShardInfo, read_manifest, write_manifest
+from pipeline.errors import DatasetError
+
+MANIFEST = Manifest(
+    categories=(
+        Category(category_id=3, category_index=0, name="car"),
+        Category(category_id=90, category_index=1, name="toothbrush"),
+    ),
+    shards=(ShardInfo(file="part-00000.parquet", rows=40, row_groups=(32, 8)),),
+    images=40,
+    annotations=7,
+    fingerprint="abc",
+    rejects={"image_missing": 2},
+)
+
+
+def test_comes_back_as_written(tmp_path):
+    write_manifest(str(tmp_path), MANIFEST)
+    assert read_manifest(str(tmp_path)) == MANIFEST
+
+
+def test_a_folder_without_one_is_incomplete_and_says_the_next_command(tmp_path):
+    with pytest.raises(DatasetError, match=r"ingest has not finished.*python jobs/ingest.py coco"):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"images": 41}, "do not add up to 41 images"),
+        ({"schema_version": 99}, "schema version 99"),
+        ({"task": "poetry"}, "unknown task 'poetry'"),
+        (
+            {"shards": (ShardInfo(file="part-00000.parquet", rows=40, row_groups=(32,)),)},
+            "row groups of a shard",
+        ),
+        (
+            {"shards": (ShardInfo(file="../part-00000.parquet", rows=40, row_groups=(40,)),)},
+            "outside the folder",
+        ),
+        ({"categories": MANIFEST.categories[1:]}, "category_index"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path, changes, told):
+    write_manifest(str(tmp_path), replace(MANIFEST, **changes))
+    with pytest.raises(DatasetError, match=told):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1}'])
+def test_a_damaged_file_is_an_error_of_the_data_not_a_traceback(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DatasetError, match="ingest again"):
+        read_manifest(str(tmp_path))
+
+
+def test_holds_nothing_that_changes_from_run_to_run(tmp_path):
+    write_manifest(str(tmp_path), MANIFEST)
+    assert str(tmp_path) not in (tmp_path / "dataset.json").read_text()
+    assert json.loads((tmp_path / "dataset.json").read_text())["fingerprint"] == "abc"

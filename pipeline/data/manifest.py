@@ -1,4 +1,4 @@
-"""dataset.json: what a folder of shards holds, written last, so its presence says that all is there.
+"""dataset.json: what a folder of shards holds, written last, so its presence says all is there.
 
 Training plans from it without opening a shard, and refuses a folder that has none. It holds nothing
 that depends on when or where it was written: the same source gives the same bytes.
@@ -85,14 +85,14 @@ def read_manifest(uri: str) -> Manifest:
     """Read what a folder of shards holds.
 
     Raises:
-        DatasetError: the folder is not complete, or its manifest is not one that this version reads.
+        DatasetError: the folder is not complete, or this version cannot read its manifest.
         StorageError: the place cannot be read.
     """
     place = manifest_uri(uri)
     if not storage.exists(place):
         raise DatasetError(
-            f"{uri} holds no {MANIFEST_FILE}: it is no folder of shards, or ingest has not finished; "
-            f"make it, or go on where it stopped, with: "
+            f"{uri} holds no {MANIFEST_FILE}: it is no folder of shards, or ingest has not "
+            f"finished; make it, or go on where it stopped, with: "
             f"python jobs/ingest.py coco --root DIR_OR_URI --split NAME --out {uri}"
         )
     try:
@@ -103,12 +103,14 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def _from_plain(found: object, place: str) -> Manifest:
-    version = found.get("schema_version") if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise DatasetError(f"{place} holds no manifest; ingest again to write it")
+    version = found.get("schema_version")
     if version != SCHEMA_VERSION:
         raise DatasetError(
-            f"{place} has schema version {version}, this version reads {SCHEMA_VERSION}; ingest again"
+            f"{place} has schema version {version}, this version reads {SCHEMA_VERSION}; "
+            "ingest again"
         )
-    assert isinstance(found, dict), "only a dict has a version"
     try:
         manifest = Manifest(
             **{

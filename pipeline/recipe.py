@@ -5,11 +5,15 @@ A job derives its recipe with `dataclasses.replace`; the command line overrides 
 model.
 """
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bsm.config import MaskRCNNConfig
 from pipeline.errors import RecipeError
+from pipeline.recipe_json import from_plain, leaves, to_plain
 
 
 def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
@@ -272,3 +276,52 @@ class Recipe:
                 ),
             ],
         )
+
+
+def to_json(recipe: Recipe) -> str:
+    """Write a recipe as JSON that `from_json` reads back to an equal recipe."""
+    return json.dumps(to_plain(recipe), indent=2)
+
+
+def from_json(text: str) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: it is no JSON, or fields are unknown, missing, wrongly typed or break a rule;
+            all of them in one message.
+    """
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"the recipe is not valid JSON: {error}") from error
+    return from_dict(plain)
+
+
+def from_dict(plain: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from nested dicts and lists, as JSON holds them.
+
+    Raises:
+        RecipeError: see `from_json`.
+    """
+    problems: list[str] = []
+    recipe = from_plain(Recipe, plain, problems=problems)
+    if problems or not isinstance(recipe, Recipe):
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        raise RecipeError(f"{count} in the recipe:" + "".join(f"\n  {p}" for p in problems))
+    return recipe
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Return 12 hex digits that every field takes part in."""
+    canonical = json.dumps(to_plain(recipe), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def differences(before: Recipe, after: Recipe) -> list[str]:
+    """List the fields that differ, such as "optim.steps: 100 -> 200"."""
+    old, new = leaves(to_plain(before)), leaves(to_plain(after))
+    return [
+        f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}"
+        for name in old
+        if old[name] != new[name]
+    ]

@@ -1,0 +1,203 @@
+"""The frame that every job runs in: command line in, progress, one RESULT line, an exit code.
+
+Training jobs call `main(RECIPE)`, the verbs call `run_verb(function)`. In both, bad input ends with
+a sentence for the user and exit code 2 before anything expensive starts; the last line of standard
+output is `RESULT {json}`, so a script can read what a person reads above it.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeAlias, get_type_hints
+
+import tyro
+
+from pipeline.errors import PipelineError
+from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
+from pipeline.recipe_json import to_plain
+
+Result: TypeAlias = dict[str, Any]
+"""What a job returns: metrics by name, seconds, paths. It must fit into JSON."""
+
+Verb: TypeAlias = Callable[..., Result]
+
+Kind: TypeAlias = Any
+"""A dataclass that exists only while the command line is parsed."""
+
+INTERRUPTED = 130
+"""What shells report for a program that ended by Ctrl-C."""
+
+
+def main(recipe: Recipe) -> None:
+    """Train the recipe, with the fields that the command line overrides.
+
+    Ends the process with 2 when the command line or the recipe is wrong, and with the error's own
+    code when the run fails in a way that is written for the user.
+
+    Args:
+        recipe: what the job file declares.
+    """
+    _run_in_frame(functools.partial(_train, recipe))
+
+
+def run_verb(verb: Verb | Mapping[str, Verb]) -> None:
+    """Call a function with typed arguments from the command line, and print what it returns.
+
+    Args:
+        verb: a function whose parameters become flags and whose docstring becomes the help, or
+            several of them by the name of their subcommand. It returns the dict of the RESULT line.
+    """
+    _run_in_frame(functools.partial(_call_verb, verb))
+
+
+def parse_recipe(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, bool]:
+    """Apply overrides such as `--optim.steps 10` to a recipe.
+
+    Returns:
+        The recipe, and whether --print-recipe was given.
+
+    Raises:
+        RecipeError: values break rules; all of them in one message.
+        SystemExit: with 2 for an unknown flag or a value of the wrong type, with 0 after --help.
+    """
+    loose = _without_rules(Recipe, extra=[("print_recipe", bool, _PRINT_RECIPE)])
+    parsed = tyro.cli(
+        loose,
+        default=_copy(recipe, loose),
+        args=arguments,
+        description=_job_docstring(),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    plain = to_plain(parsed)
+    wants_print = plain.pop("print_recipe")
+    return from_dict(plain), wants_print
+
+
+def _train(declared: Recipe) -> Result | None:
+    recipe, wants_print = parse_recipe(declared, sys.argv[1:])
+    if wants_print:
+        print(to_json(recipe))  # noqa: T201  the answer to --print-recipe
+        return None
+    log = logging.getLogger(__name__)
+    log.info("recipe %s, fingerprint %s", recipe.name, fingerprint(recipe))
+    log.info("overrides: %s", "; ".join(differences(declared, recipe)) or "none")
+    from pipeline.training import launch  # noqa: PLC0415  Ray comes in only for a recipe without faults
+
+    return launch.run(recipe)
+
+
+def _call_verb(verb: Verb | Mapping[str, Verb]) -> Result:
+    call: Callable[[], Result]
+    if isinstance(verb, Mapping):
+        call = tyro.extras.subcommand_cli_from_dict(
+            {name: _parsed(function) for name, function in verb.items()},
+            args=sys.argv[1:],
+            description=_job_docstring(),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    else:
+        call = tyro.cli(_parsed(verb), args=sys.argv[1:], config=(tyro.conf.FlagCreatePairsOff,))
+    return call()
+
+
+def _parsed(function: Verb) -> Callable[..., Callable[[], Result]]:
+    """Parse now and call later: an error of the call is not an error of a flag."""
+
+    @functools.wraps(function)
+    def bind(*args: object, **kwargs: object) -> Callable[[], Result]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
+def _run_in_frame(call: Callable[[], Result | None]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Progress shows at once, also in a pipe or a job's log.
+        sys.stdout.reconfigure(line_buffering=True)
+    _set_up_logging()
+    try:
+        result = call()
+    except PipelineError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _stop_ray()
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)
+    if result is not None:
+        _stop_ray()
+        print("RESULT " + json.dumps(result), flush=True)  # noqa: T201
+
+
+def _fail(error: PipelineError) -> NoReturn:
+    # A remote task raises a subclass whose text is the worker's traceback; its cause is our error.
+    told = getattr(error, "cause", None) or error
+    _stop_ray()
+    sys.stdout.flush()
+    print(f"{type(told).__name__}: {told}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(error.exit_code)
+
+
+def _stop_ray() -> None:
+    """Disconnect, so that no worker's output arrives after the last line."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+
+
+def _set_up_logging() -> None:
+    """Plain lines on standard output: ours from INFO on, everyone else's warnings."""
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    for ours in ("bsm", "pipeline", "jobs", "__main__"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+
+
+def _job_docstring() -> str | None:
+    """The first docstring of the file that runs, shown by --help."""
+    return getattr(sys.modules.get("__main__"), "__doc__", None)
+
+
+_PRINT_RECIPE = dataclasses.field(
+    default=False, metadata={"help": "Print the whole recipe as JSON and stop."}
+)
+
+
+def _without_rules(kind: Kind, *, extra: list[tuple[str, Any, Any]] | None = None) -> Kind:
+    """Derive a dataclass that takes any value of the right type.
+
+    The parser stops at the first error that a constructor raises. With the rules left out it gets
+    to the end, and `from_dict` then says everything that is wrong at once.
+    """
+    hints = get_type_hints(kind)
+    parts = [
+        (f.name, _without_rules(hints[f.name]))
+        for f in dataclasses.fields(kind)
+        if dataclasses.is_dataclass(hints[f.name])
+    ]
+    return dataclasses.make_dataclass(
+        kind.__name__,
+        # The default is never used: parsing starts from the job's own recipe.
+        [*((name, part, None) for name, part in parts), *(extra or [])],
+        bases=(kind,),
+        namespace={
+            "__post_init__": lambda _: None,
+            "__doc__": kind.__doc__,
+            "__module__": kind.__module__,
+        },
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def _copy(value: Kind, kind: Kind) -> Kind:
+    hints = get_type_hints(kind)
+    items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return kind(
+        **{
+            name: _copy(item, hints[name]) if dataclasses.is_dataclass(item) else item
+            for name, item in items.items()
+        }
+    )

@@ -1,0 +1,307 @@
+"""Which sample is trained in which step, as arithmetic on (seed, row groups, global batch).
+
+An epoch is one seeded order of all rows, and the epochs follow each other in one endless stream of rows.
+The stream is cut into lane loads of n rows, and G of these (G is the global batch) make a window: step k of
+a window trains row k of each of its G lanes, so a batch mixes G far-apart places of the data set. A window
+may begin with the last rows of one epoch and go on with the next; no row is dropped and none comes twice.
+
+Any step is found from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that divides G
+trains the same global batches. n is the length of a row group, or less where there are fewer rows than G
+whole row groups; each epoch is laid out so that lane loads are whole row groups wherever that can be.
+
+    G global batch, W workers, n rows of a lane load, S samples of the split
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.seeds import permutation
+from pipeline.errors import DatasetError, TrainingError
+
+Ints = NDArray[np.int64]
+
+ROWS_PER_ITEM = 128
+"""Rows of an item when encoded images travel: about 20 MB of COCO."""
+
+ROWS_PER_CHAPTER = 640_000
+"""Ray Data spends about 1.2 ms on each item before the first batch: at most 5,000 items of 128 rows."""
+
+# What a permutation is for; part of its seed.
+_GROUPS, _LOADS, _ROWS = 1, 2, 3
+
+_CACHED_EPOCHS = 4
+
+
+class RowGroup(NamedTuple):
+    """A row group of a shard: the smallest thing that is read."""
+
+    shard_index: int
+    row_group_index: int
+    rows: int
+
+
+class Chapter(NamedTuple):
+    """Steps first_step to stop_step - 1, run as one dataset."""
+
+    name: str
+    first_step: int
+    stop_step: int
+
+
+class _Epoch(NamedTuple):
+    """One epoch's rows in order: runs of rows of a (permuted) row group."""
+
+    group: Ints
+    start: Ints
+    length: Ints
+    stop: Ints
+    """Rows of the epoch up to and with this run."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """The rows of some steps of one rank, by step, then by lane: what one task reads."""
+
+    step: Ints
+    lane: Ints
+    epoch: Ints
+    shard_index: Ints
+    row_group_index: Ints
+    row: Ints
+    """Place within the row group."""
+
+    def to_bytes(self) -> bytes:
+        """Pack the item for the way to a task."""
+        columns = (
+            self.step,
+            self.lane,
+            self.epoch,
+            self.shard_index,
+            self.row_group_index,
+            self.row,
+        )
+        return np.stack(columns).astype("<i8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, packed: bytes) -> "Item":
+        """Undo to_bytes."""
+        return cls(*np.frombuffer(packed, dtype="<i8").astype(np.int64).reshape(6, -1))
+
+
+def chapters(*, steps: int, chapter_steps: int, global_batch: int = 1) -> tuple[Chapter, ...]:
+    """Cut a run into chapters at fixed steps, whatever step it starts at.
+
+    Args:
+        steps: steps of the whole run.
+        chapter_steps: length of a chapter; where that is too much for Ray Data it is cut evenly.
+        global_batch: samples of a step.
+    """
+    pieces = -(-chapter_steps * global_batch // ROWS_PER_CHAPTER)
+    length = max(1, -(-chapter_steps // pieces))
+    cuts = [
+        first + offset
+        for first in range(0, steps, chapter_steps)
+        for offset in range(0, chapter_steps, length)
+        if first + offset < steps
+    ]
+    return tuple(
+        Chapter(f"steps_{first:08d}", first, stop)
+        for first, stop in zip(cuts, [*cuts[1:], steps], strict=True)
+    )
+
+
+class Plan:
+    """The order of all samples over all epochs. Holds no state but a cache of epoch orders."""
+
+    def __init__(self, row_groups: Sequence[RowGroup], *, seed: int, global_batch: int) -> None:
+        self.row_groups = tuple(group for group in row_groups if group.rows > 0)
+        self.seed = seed
+        self.global_batch = global_batch
+        self._rows = np.array([group.rows for group in self.row_groups], dtype=np.int64)
+        self.samples = int(self._rows.sum())
+        if self.samples == 0:
+            raise DatasetError("the split has no rows; training needs at least one sample")
+        self.lane_rows = max(1, min(int(self._rows.max()), self.samples // global_batch))
+        self._epochs: dict[int, _Epoch] = {}
+
+    @classmethod
+    def of(cls, row_groups: Sequence[RowGroup], *, seed: int, global_batch: int) -> "Plan":
+        """Plan a split.
+
+        Raises:
+            DatasetError: the split has no rows.
+        """
+        return cls(row_groups, seed=seed, global_batch=global_batch)
+
+    def epoch_of(self, step: int) -> int:
+        """Return how many times all samples have been trained when the step starts."""
+        return step * self.global_batch // self.samples
+
+    def items(
+        self,
+        first_step: int,
+        stop_step: int,
+        *,
+        world_size: int = 1,
+        rows_per_item: int = ROWS_PER_ITEM,
+    ) -> Iterator[Item]:
+        """Yield the items of steps first_step to stop_step - 1, by step, then by rank.
+
+        Every rank gets an item of the same steps and as many rows before any rank gets another.
+
+        Args:
+            first_step: where to begin; may lie anywhere.
+            stop_step: the first step that is not wanted.
+            world_size: workers that share each global batch.
+            rows_per_item: about how many rows an item should have; more means fewer reads and tasks.
+
+        Raises:
+            TrainingError: world_size does not divide the global batch.
+        """
+        if self.global_batch % world_size:
+            raise TrainingError(
+                f"{world_size} workers cannot share a global batch of {self.global_batch}: "
+                "the number of workers must divide it"
+            )
+        grid = self._steps_per_item(rows_per_item * world_size // self.global_batch)
+        first = first_step
+        while first < stop_step:
+            stop = min(stop_step, self._next_cut(first, grid))
+            cells = self._cells(first, stop)
+            for rank in range(world_size):
+                yield self._item(
+                    cells[:, :, rank::world_size], first_step=first, rank=rank, stride=world_size
+                )
+            first = stop
+
+    def _steps_per_item(self, wanted: int) -> int:
+        """Round to whole windows, or to even parts of one, so that row groups are read few times."""
+        if wanted >= self.lane_rows:
+            return wanted // self.lane_rows * self.lane_rows
+        parts = -(-self.lane_rows // max(1, wanted))
+        return -(-self.lane_rows // parts)
+
+    def _next_cut(self, step: int, grid: int) -> int:
+        if grid >= self.lane_rows:
+            return (step // grid + 1) * grid
+        window = step // self.lane_rows * self.lane_rows
+        return min(window + self.lane_rows, window + ((step - window) // grid + 1) * grid)
+
+    def _cells(self, first_step: int, stop_step: int) -> Ints:
+        """Return (epoch, group, row) of every (step, lane): shape (3, steps, G)."""
+        n, G = self.lane_rows, self.global_batch
+        windows = []
+        for window in range(first_step // n, -(-stop_step // n)):
+            rows = self._stream(window * G * n, (window + 1) * G * n).reshape(3, G, n)
+            windows.append(rows.transpose(0, 2, 1))
+        offset = first_step // n * n
+        return np.concatenate(windows, axis=1)[:, first_step - offset : stop_step - offset]
+
+    def _item(self, cells: Ints, *, first_step: int, rank: int, stride: int) -> Item:
+        _, steps, lanes = cells.shape
+        epoch, group, row = cells.reshape(3, -1)
+        places = np.array([group[:2] for group in self.row_groups], dtype=np.int64)
+        return Item(
+            step=np.repeat(first_step + np.arange(steps, dtype=np.int64), lanes),
+            lane=np.tile(rank + stride * np.arange(lanes, dtype=np.int64), steps),
+            epoch=epoch,
+            shard_index=places[group, 0],
+            row_group_index=places[group, 1],
+            row=row,
+        )
+
+    def _stream(self, first: int, stop: int) -> Ints:
+        """Return (epoch, group, row) of rows first to stop - 1 of the endless stream."""
+        pieces: list[Ints] = []
+        while first < stop:
+            epoch, offset = divmod(first, self.samples)
+            runs = self._epoch(epoch)
+            end = min(stop - epoch * self.samples, self.samples)
+            for run in range(
+                int(np.searchsorted(runs.stop, offset, side="right")),
+                int(np.searchsorted(runs.stop, end, side="left")) + 1,
+            ):
+                run_first = int(runs.stop[run] - runs.length[run])
+                low, high = (
+                    max(offset, run_first) - run_first,
+                    min(end, int(runs.stop[run])) - run_first,
+                )
+                group, start = int(runs.group[run]), int(runs.start[run])
+                order = permutation(int(self._rows[group]), self.seed, epoch, _ROWS, group)
+                piece = np.empty((3, high - low), dtype=np.int64)
+                piece[0], piece[1], piece[2] = epoch, group, order[start + low : start + high]
+                pieces.append(piece)
+            first = epoch * self.samples + end
+        return np.concatenate(pieces, axis=1)
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            while len(self._epochs) >= _CACHED_EPOCHS:
+                self._epochs.pop(min(self._epochs))
+            self._epochs[epoch] = _epoch_order(
+                self._rows,
+                lane_rows=self.lane_rows,
+                lead=-epoch * self.samples % self.lane_rows,
+                seed=self.seed,
+                epoch=epoch,
+            )
+        return self._epochs[epoch]
+
+
+def _epoch_order(rows: Ints, *, lane_rows: int, lead: int, seed: int, epoch: int) -> _Epoch:
+    """Lay out an epoch: the lead rows that fill the last epoch's open load, whole loads, and the rest.
+
+    A row group gives as many whole loads as it holds; what is left of all of them is joined into loads
+    too, and gives the lead and the rest. So only these short ends are ever read in pieces.
+    """
+    n = lane_rows
+    order = permutation(len(rows), seed, epoch, _GROUPS)
+    counts = rows[order] // n
+    whole_group = np.repeat(order, counts)
+    whole_start = n * (np.arange(len(whole_group)) - np.repeat(np.cumsum(counts) - counts, counts))
+    ends = rows[order] % n > 0
+    group, start = order[ends], (counts * n)[ends]
+    length = (rows[order] % n)[ends]
+    if length.sum() < lead:
+        # Not enough short ends to fill the open load: break up one whole load.
+        group, start = np.append(group, whole_group[-1]), np.append(start, whole_start[-1])
+        length = np.append(length, n)
+        whole_group, whole_start = whole_group[:-1], whole_start[:-1]
+
+    group, start, length, load = _cut(group, start, length, first=lead, every=n)
+    joined = (int(length.sum()) - lead) // n
+    loads = len(whole_group) + joined
+    place = np.empty(loads + 2, dtype=np.int64)
+    place[permutation(loads, seed, epoch, _LOADS) + 1] = np.arange(loads)
+    # place[0]: the lead, before everything; place[-1]: the rest, after everything.
+    place[0], place[-1] = -1, loads
+    whole_place = place[1 + joined : 1 + joined + len(whole_group)]
+    joined_place = place[np.where(load == joined + 1, loads + 1, load)]
+    by_place = np.argsort(np.concatenate([whole_place, joined_place]), kind="stable")
+    group = np.concatenate([whole_group, group])[by_place]
+    start = np.concatenate([whole_start, start])[by_place]
+    length = np.concatenate([np.full(len(whole_group), n), length])[by_place]
+    return _Epoch(group, start, length, np.cumsum(length))
+
+
+def _cut(
+    group: Ints, start: Ints, length: Ints, *, first: int, every: int
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """Cut runs, taken as one sequence, at `first` and then at every so many rows.
+
+    Returns:
+        group, start and length of the cut runs, and the number of the load that each belongs to:
+        0 before `first`, then 1, 2, ...
+    """
+    stops = np.cumsum(length)
+    total = int(stops[-1]) if len(stops) else 0
+    cuts = np.unique(np.concatenate([[0], stops, np.arange(first, total, every)])).astype(np.int64)
+    low, cut_length = cuts[:-1], np.diff(cuts)
+    run = np.searchsorted(stops, low, side="right")
+    cut_start = start[run] + low - (stops - length)[run]
+    load = np.where(low < first, 0, 1 + (low - first) // every)
+    return group[run], cut_start, cut_length, load

@@ -1,19 +1,21 @@
 """Which sample is trained in which step, as arithmetic on (seed, row groups, global batch).
 
-An epoch is one seeded order of all rows, and the epochs follow each other in one endless stream of rows.
-The stream is cut into lane loads of n rows, and G of these (G is the global batch) make a window: step k of
-a window trains row k of each of its G lanes, so a batch mixes G far-apart places of the data set. A window
-may begin with the last rows of one epoch and go on with the next; no row is dropped and none comes twice.
+An epoch is one seeded order of all rows, and the epochs follow each other in one endless stream of
+rows. The stream is cut into lane loads of n rows, and G of these (G is the global batch) make a
+window: step k of a window trains row k of each of its G lanes, so a batch mixes G far-apart places of
+the data set. A window may begin with the last rows of one epoch and go on with the next; no row is
+dropped and none comes twice.
 
-Any step is found from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that divides G
-trains the same global batches. n is the length of a row group, or less where there are fewer rows than G
-whole row groups; each epoch is laid out so that lane loads are whole row groups wherever that can be.
+Any step is found from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that divides
+G trains the same global batches. n is the length of a row group, or less where there are fewer rows
+than G whole row groups; each epoch is laid out so that lane loads are whole row groups wherever that
+can be.
 
     G global batch, W workers, n rows of a lane load, S samples of the split
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +30,7 @@ ROWS_PER_ITEM = 128
 """Rows of an item when encoded images travel: about 20 MB of COCO."""
 
 ROWS_PER_CHAPTER = 640_000
-"""Ray Data spends about 1.2 ms on each item before the first batch: at most 5,000 items of 128 rows."""
+"""Ray Data spends about 1.2 ms an item before the first batch: at most 5,000 items of 128 rows."""
 
 # What a permutation is for; part of its seed.
 _GROUPS, _LOADS, _ROWS = 1, 2, 3
@@ -67,8 +69,11 @@ class Item:
     """The rows of some steps of one rank, by step, then by lane: what one task reads."""
 
     step: Ints
+    step_epoch: Ints
+    """How many times all samples have been trained when the step starts."""
     lane: Ints
     epoch: Ints
+    """The epoch that the row belongs to; one less than step_epoch for rows that were carried."""
     shard_index: Ints
     row_group_index: Ints
     row: Ints
@@ -76,20 +81,15 @@ class Item:
 
     def to_bytes(self) -> bytes:
         """Pack the item for the way to a task."""
-        columns = (
-            self.step,
-            self.lane,
-            self.epoch,
-            self.shard_index,
-            self.row_group_index,
-            self.row,
-        )
+        columns = [getattr(self, column.name) for column in fields(self)]
         return np.stack(columns).astype("<i8").tobytes()
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> "Item":
         """Undo to_bytes."""
-        return cls(*np.frombuffer(packed, dtype="<i8").astype(np.int64).reshape(6, -1))
+        return cls(
+            *np.frombuffer(packed, dtype="<i8").astype(np.int64).reshape(len(fields(cls)), -1)
+        )
 
 
 def chapters(*, steps: int, chapter_steps: int, global_batch: int = 1) -> tuple[Chapter, ...]:
@@ -157,7 +157,7 @@ class Plan:
             first_step: where to begin; may lie anywhere.
             stop_step: the first step that is not wanted.
             world_size: workers that share each global batch.
-            rows_per_item: about how many rows an item should have; more means fewer reads and tasks.
+            rows_per_item: about how many rows an item should have; more means fewer reads.
 
         Raises:
             TrainingError: world_size does not divide the global batch.
@@ -179,7 +179,7 @@ class Plan:
             first = stop
 
     def _steps_per_item(self, wanted: int) -> int:
-        """Round to whole windows, or to even parts of one, so that row groups are read few times."""
+        """Round to whole windows, or to even parts of one: row groups are then read few times."""
         if wanted >= self.lane_rows:
             return wanted // self.lane_rows * self.lane_rows
         parts = -(-self.lane_rows // max(1, wanted))
@@ -205,8 +205,10 @@ class Plan:
         _, steps, lanes = cells.shape
         epoch, group, row = cells.reshape(3, -1)
         places = np.array([group[:2] for group in self.row_groups], dtype=np.int64)
+        step = np.repeat(first_step + np.arange(steps, dtype=np.int64), lanes)
         return Item(
-            step=np.repeat(first_step + np.arange(steps, dtype=np.int64), lanes),
+            step=step,
+            step_epoch=step * self.global_batch // self.samples,
             lane=np.tile(rank + stride * np.arange(lanes, dtype=np.int64), steps),
             epoch=epoch,
             shard_index=places[group, 0],
@@ -253,10 +255,10 @@ class Plan:
 
 
 def _epoch_order(rows: Ints, *, lane_rows: int, lead: int, seed: int, epoch: int) -> _Epoch:
-    """Lay out an epoch: the lead rows that fill the last epoch's open load, whole loads, and the rest.
+    """Lay out an epoch: the lead rows that fill the open load of the epoch before, loads, the rest.
 
-    A row group gives as many whole loads as it holds; what is left of all of them is joined into loads
-    too, and gives the lead and the rest. So only these short ends are ever read in pieces.
+    A row group gives as many whole loads as it holds; what is left of all of them is joined into
+    loads too, and gives the lead and the rest. So only these short ends are ever read in pieces.
     """
     n = lane_rows
     order = permutation(len(rows), seed, epoch, _GROUPS)

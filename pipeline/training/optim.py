@@ -1,0 +1,84 @@
+"""SGD as detectron2 trains Mask R-CNN, and a learning rate that is a pure function of the step.
+
+No schedule object, so there is no schedule state to lose: a resumed run computes the same rate.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.recipe import OptimConfig
+
+_NORM_LAYERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm2d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+
+
+def learning_rate(optim: OptimConfig, *, step: int) -> float:
+    """Give the rate of one step: linear warm-up times multi-step decay (detectron2 WarmupMultiStepLR)."""
+    decays = sum(step >= border for border in optim.decay_at)
+    warmup = 1.0
+    if step < optim.warmup_steps:
+        done = step / optim.warmup_steps
+        warmup = optim.warmup_factor * (1 - done) + done
+    return optim.lr * warmup * optim.decay_factor**decays
+
+
+def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteSGD":
+    """Group a model's trained parameters and put SGD over them.
+
+    Norm layers do not decay; biases do, as in detectron2.
+    """
+    norms: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter, is_norm in _trained(model):
+        (norms if is_norm else others).append(parameter)
+    groups = [
+        {"params": others, "weight_decay": optim.weight_decay},
+        {"params": norms, "weight_decay": 0.0},
+    ]
+    return FiniteSGD(
+        [group for group in groups if group["params"]],
+        lr=learning_rate(optim, step=0),
+        momentum=optim.momentum,
+        # Only the fused kernel can skip an update on the device.
+        fused=True,
+    )
+
+
+def clip_gradients(model: nn.Module, *, max_norm: float | None) -> Tensor:
+    """Scale all gradients down to a norm, and give the norm they had, without asking the host."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+class FiniteSGD(torch.optim.SGD):
+    """SGD that changes neither weights nor momentum in a step whose `found_inf` is 1."""
+
+    found_inf: Tensor | None = None
+
+    def update(self, *, lr: float, gradient_norm: Tensor) -> None:
+        """Make one update at a rate; skip it, on the device, when the gradients are not finite."""
+        for group in self.param_groups:
+            group["lr"] = lr
+        self.found_inf = torch.isfinite(gradient_norm).logical_not().float()
+        self.step()
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter, isinstance(module, _NORM_LAYERS)

@@ -1,0 +1,161 @@
+"""What a user would miss: points lost, doubled or out of order, steps that wait for a server."""
+
+import time
+
+import pytest
+
+from pipeline.tracking import metric_log
+from pipeline.tracking.metric_log import MetricLog, send_spooled
+from pipeline.tracking.spool import Point, Spool
+
+HTTP = "http://tracking.invalid"
+
+
+class FakeStore:
+    """Stands in for an MLflow client whose server can be away, or dies in the middle of a call."""
+
+    def __init__(self):
+        self.metrics = []
+        self.away = False
+        self.apply_then_fail = 0
+        self.seconds_per_call = 0.0
+
+    def get_metric_history(self, run_id, name):
+        self._answer()
+        return [m for m in self.metrics if m.key == name]
+
+    def log_batch(self, run_id, *, metrics):
+        self._answer()
+        assert len(metrics) <= 1000, "MLflow refuses larger batches"
+        # As MLflow's store: the same key, time, step and value is stored once.
+        seen = {(m.key, m.timestamp, m.step) for m in self.metrics}
+        self.metrics += [m for m in metrics if (m.key, m.timestamp, m.step) not in seen]
+        if self.apply_then_fail:
+            self.apply_then_fail -= 1
+            raise ConnectionError("the answer was lost")
+
+    def steps(self, name="loss"):
+        return [m.step for m in self.metrics if m.key == name]
+
+    def _answer(self):
+        time.sleep(self.seconds_per_call)
+        if self.away:
+            raise ConnectionError("connection refused")
+
+
+@pytest.fixture
+def store(monkeypatch):
+    fake = FakeStore()
+    monkeypatch.setattr(metric_log, "client", lambda uri: fake)
+    return fake
+
+
+def wait_until(holds, timeout_s=10.0):
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def open_log(tmp_path):
+    return MetricLog(HTTP, "run1", str(tmp_path), pause_s=0.02)
+
+
+def test_all_points_arrive_and_no_file_is_left(store, tmp_path):
+    log = open_log(tmp_path)
+    for step in range(2500):
+        log.log(step, {"loss": 1.0 / (step + 1), "lr": 0.1})
+    assert log.close() == 0
+    assert store.steps() == list(range(2500))
+    assert store.steps("lr") == list(range(2500))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_wait_on_disk_and_arrive_in_order_when_the_store_is_back(store, tmp_path):
+    log = open_log(tmp_path)
+    log.log(0, {"loss": 1.0})
+    wait_until(lambda: store.steps() == [0])
+    store.away = True
+    for step in range(1, 50):
+        log.log(step, {"loss": 1.0})
+    spool = Spool(next(tmp_path.glob("*.jsonl")))
+    wait_until(lambda: spool.count_pending() == 49)
+    store.away = False
+    log.log(50, {"loss": 1.0})
+    assert log.close() == 0
+    assert store.steps() == list(range(51))
+
+
+def test_what_is_left_at_close_is_sent_by_the_driver(store, tmp_path):
+    store.away = True
+    log = open_log(tmp_path)
+    for step in range(30):
+        log.log(step, {"loss": 1.0})
+    assert log.close(timeout_s=5) == 30
+    assert send_spooled(HTTP, "run1", str(tmp_path)) == 30
+    store.away = False
+    assert send_spooled(HTTP, "another_run", str(tmp_path)) == 0
+    assert store.steps() == []
+    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
+    assert store.steps() == list(range(30))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_answer_and_repeated_steps_double_nothing(store, tmp_path):
+    store.apply_then_fail = 1
+    first = open_log(tmp_path)
+    for step in range(20):
+        first.log(step, {"loss": 1.0})
+    assert first.close() in {0, 20}
+    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
+    # The run crashed after step 19, and starts again from its checkpoint at step 12.
+    second = open_log(tmp_path)
+    for step in range(12, 25):
+        second.log(step, {"loss": 2.0})
+    assert second.close() == 0
+    assert store.steps() == list(range(25))
+
+
+def test_a_step_never_waits_for_a_slow_store(store, tmp_path):
+    store.seconds_per_call = 5.0
+    log = open_log(tmp_path)
+    started = time.monotonic()
+    for step in range(100):
+        log.log(step, {"loss": 1.0})
+    log_s = time.monotonic() - started
+    left = log.close(timeout_s=0.2)
+    close_s = time.monotonic() - started
+    assert log_s < 0.5
+    assert close_s < 2.0
+    assert left == 100
+
+
+def test_nothing_raises_when_disk_and_store_are_gone(store, tmp_path, monkeypatch, caplog):
+    def full(self, points):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Spool, "append", full)
+    store.away = True
+    log = open_log(tmp_path)
+    log.log(0, {"loss": 1.0})
+    log.log(1, {"loss": "not a number"})
+    assert log.close(timeout_s=5) == 1
+    assert "No space left" in caplog.text
+    assert "metric_is_no_number step=1" in caplog.text
+
+
+def test_a_file_cut_off_by_a_crash_gives_all_its_whole_lines(store, tmp_path):
+    spool = Spool(tmp_path / "run1-0-host-1.jsonl")
+    spool.append([Point(1, step, {"loss": 1.0}) for step in range(3)])
+    with spool.path.open("a") as stream:
+        stream.write('[1, 3, {"lo')
+    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
+    assert store.steps() == [0, 1, 2]
+
+
+def test_an_sqlite_file_of_another_machine_is_not_created(tmp_path):
+    database = tmp_path / "elsewhere" / "mlflow.db"
+    log = MetricLog(f"sqlite:///{database}", "run1", str(tmp_path / "spool"), pause_s=0.02)
+    log.log(0, {"loss": 1.0})
+    assert log.close() == 1
+    assert not database.parent.exists()

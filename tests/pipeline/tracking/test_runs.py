@@ -1,0 +1,153 @@
+"""The embedded store, resume, and what is said when a store is away."""
+
+import json
+import shutil
+import socket
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.errors import StorageError
+from pipeline.recipe import Recipe, TrackingConfig, from_json
+from pipeline.tracking.runs import (
+    MetricLog,
+    finish,
+    log_artifacts,
+    log_metrics,
+    open_run,
+    tracking_uri,
+)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """One embedded store for the module: making its tables takes seconds."""
+    return Recipe(name="first", storage=str(tmp_path_factory.mktemp("runs")))
+
+
+def away():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://user:sesame@127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+
+
+def test_a_run_holds_what_made_it(recipe, tmp_path):
+    handle = open_run(recipe, data_fingerprint="d4t4")
+    log_metrics(handle, {"mask_ap": 0.31}, step=10)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"png")
+    assert log_artifacts(handle, picture, folder="pictures")
+    assert finish(handle)
+
+    store = MlflowClient(handle.tracking_uri)
+    run = store.get_run(handle.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optim.steps"] == "90000"
+    assert run.data.params["model.mask_head.squeeze.wiring"] == "released"
+    assert run.data.metrics == {"mask_ap": 0.31}
+    assert run.data.tags["data_fingerprint"] == "d4t4"
+    assert run.data.tags["version.torch"]
+    text = store.download_artifacts(handle.run_id, "recipe.json", str(tmp_path))
+    with open(text) as stream:  # noqa: PTH123
+        assert from_json(stream.read()) == recipe
+    files = {f.path for f in store.list_artifacts(handle.run_id)}
+    assert files == {"recipe.json", "requirements.txt", "pictures"}
+    assert handle.run_id in run.info.artifact_uri
+    assert run.info.artifact_uri.startswith(f"file://{recipe.storage}/mlartifacts/")
+
+
+def test_the_same_name_goes_on_with_the_same_run(recipe):
+    recipe = replace(recipe, name="twice")
+    first = open_run(recipe)
+    log = MetricLog(first.tracking_uri, first.run_id, first.spool_uri)
+    log.log(1, {"loss": 2.0})
+    assert log.close() == 0
+    assert finish(first, "FAILED")
+
+    again = replace(recipe, scale=replace(recipe.scale, num_workers=4))
+    second = open_run(again)
+    assert second == first
+    store = MlflowClient(first.tracking_uri)
+    run = store.get_run(first.run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.tags["resumed_with"] == "scale.num_workers: 2 -> 4"
+    assert run.data.metrics == {"loss": 2.0}
+
+
+def test_a_deleted_folder_starts_a_fresh_run(recipe):
+    recipe = replace(recipe, name="again")
+    first = open_run(recipe)
+    shutil.rmtree(f"{recipe.storage}/again")
+    second = open_run(recipe)
+    assert second.run_id != first.run_id
+    assert second.experiment_id == first.experiment_id
+
+
+def test_a_store_away_at_the_first_start_is_an_error_with_the_way_out(tmp_path, impatient):
+    recipe = Recipe(name="new", storage=str(tmp_path), tracking=TrackingConfig(uri=away()))
+    with pytest.raises(StorageError) as raised:
+        open_run(recipe)
+    text = str(raised.value)
+    assert "does not answer" in text
+    assert "--tracking.uri" in text
+    assert "sesame" not in text
+    assert raised.value.__cause__ is None
+
+
+def test_a_store_away_at_a_later_start_does_not_stop_the_run(tmp_path, impatient, caplog):
+    uri = away()
+    recipe = Recipe(name="old", storage=str(tmp_path), tracking=TrackingConfig(uri=uri))
+    masked_uri = uri.replace("user:sesame", "***")
+    ids = {"experiment_id": "1", "run_id": "abc"}
+    (tmp_path / "old").mkdir()
+    record = {"key": "k", "runs": {masked_uri: ids}}
+    (tmp_path / "old" / "tracking.json").write_text(json.dumps(record))
+
+    handle = open_run(recipe)
+    assert handle.run_id == "abc"
+    assert handle.url == f"{masked_uri}/#/experiments/1/runs/abc"
+    log_metrics(handle, {"mask_ap": 0.3}, step=5)
+    assert not log_artifacts(handle, __file__)
+    assert not finish(handle)
+    spooled = list((tmp_path / "old" / "spool").glob("abc-*.jsonl"))
+    assert [json.loads(f.read_text())[1:] for f in spooled] == [[5, {"mask_ap": 0.3}]]
+    assert "sesame" not in caplog.text + repr(handle) + spooled[0].name
+    assert "sesame" not in (tmp_path / "old" / "tracking.json").read_text()
+
+
+def test_a_password_does_not_reach_params_or_artifacts(recipe, monkeypatch):
+    # The store itself is the embedded one; only the recipe claims a server with a password.
+    monkeypatch.setattr(
+        "pipeline.tracking.runs.tracking_uri",
+        lambda uri, *, storage_uri: tracking_uri("", storage_uri=storage_uri),
+    )
+    claimed = TrackingConfig(uri="postgresql://me:sesame@db.example/mlflow?sslpassword=sesame")
+    handle = open_run(replace(recipe, name="secret", tracking=claimed))
+    store = MlflowClient(handle.tracking_uri)
+    run = store.get_run(handle.run_id)
+    assert run.data.params["tracking.uri"].startswith("postgresql://***@db.example/mlflow")
+    folder = run.info.artifact_uri.removeprefix("file://")
+    for name in ("recipe.json", "requirements.txt"):
+        with open(f"{folder}/{name}") as stream:  # noqa: PTH123
+            assert "sesame" not in stream.read()
+    assert "sesame" not in str(run.to_dictionary())
+
+
+def test_uris_become_absolute_and_unknown_ones_are_refused(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri("", storage_uri="runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri("sqlite:///my.db", storage_uri="runs") == f"sqlite:///{tmp_path}/my.db"
+    assert tracking_uri("http://host:5000", storage_uri="runs") == "http://host:5000"
+    assert (
+        tracking_uri("", storage_uri="s3://bucket/runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    )
+    assert "set --tracking.uri" in caplog.text
+    with pytest.raises(StorageError, match="must start with one of http"):
+        tracking_uri("host:5000", storage_uri="runs")

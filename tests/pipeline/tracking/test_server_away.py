@@ -1,0 +1,102 @@
+"""A real MLflow server is killed in the middle of a run, and comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.recipe import Recipe, TrackingConfig
+from pipeline.tracking.runs import MetricLog, finish, log_metrics, open_run, send_spooled
+
+pytestmark = pytest.mark.slow
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(folder, port):
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
+    command += ["--artifacts-destination", f"{folder}/artifacts"]
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until_healthy(port, server, folder)
+        yield
+    finally:
+        # The whole process group, as a machine that loses power would.
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(timeout=30)
+
+
+def wait_until_healthy(port, server, folder, timeout_s=180):
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"no server after {timeout_s} s: {(folder / 'server.log').read_text()[-2000:]}")
+
+
+def steps(store, run_id, name):
+    return [metric.step for metric in store.get_metric_history(run_id, name)]
+
+
+@pytest.mark.timeout(600)
+def test_metrics_survive_a_killed_server(tmp_path):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    recipe = Recipe(name="r", storage=str(tmp_path / "runs"), tracking=TrackingConfig(uri=uri))
+    with mlflow_server(tmp_path, port):
+        handle = open_run(recipe)
+        store = MlflowClient(uri)
+        log = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri, pause_s=0.1)
+        for step in range(20):
+            log.log(step, {"loss": float(step), "nan": float("nan")})
+        while len(steps(store, handle.run_id, "nan")) < 20:
+            time.sleep(0.2)
+
+    # Gone. Steps go on at their own pace, and so do the end of the worker and the driver's reports.
+    started = time.monotonic()
+    for step in range(20, 40):
+        log.log(step, {"loss": float(step)})
+    assert time.monotonic() - started < 0.5
+    assert log.close(timeout_s=10) == 20
+    log_metrics(handle, {"mask_ap": 0.3}, step=40)
+    assert not finish(handle)
+    assert time.monotonic() - started < 60
+
+    # A restarted attempt of the same run, with the server still away, repeats some steps.
+    assert open_run(recipe) == handle
+    second = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri, pause_s=0.1)
+    for step in range(30, 50):
+        second.log(step, {"loss": float(step)})
+    time.sleep(1)
+
+    with mlflow_server(tmp_path, port):
+        assert second.close(timeout_s=60) == 0
+        assert send_spooled(handle.tracking_uri, handle.run_id, handle.spool_uri) == 0
+        assert finish(handle)
+        history = store.get_metric_history(handle.run_id, "loss")
+        assert sorted(metric.step for metric in history) == list(range(50))
+        assert all(metric.value == metric.step for metric in history)
+        run = store.get_run(handle.run_id)
+        assert run.data.metrics["mask_ap"] == 0.3
+        assert run.info.status == "FINISHED"
+        assert len(store.search_runs([handle.experiment_id])) == 1

@@ -1,9 +1,9 @@
 """Everything that a resume needs, in one folder: `<run>/checkpoints/step-00001000/`.
 
-`checkpoint.pt` holds tensors and plain values only and is read with weights_only=True, so loading it
-runs nothing. `checkpoint.json` is written after it and says what it is and how large: a checkpoint
-without it, or of another size, was cut off by a crash and does not count. The layout is the same for every worker count,
-so a run that started with two workers goes on with none.
+`checkpoint.pt` holds tensors and plain values only and is read with weights_only=True, so loading
+it runs nothing. `checkpoint.json` is written after it and says what it is and how large: a
+checkpoint without it, or of another size, was cut off by a crash and does not count. The layout is
+the same for every worker count, so a run that started with two workers goes on with none.
 """
 
 import io
@@ -166,15 +166,15 @@ def require_same(place: Place, *, identity: Identity) -> None:
         name = identity.recipe.name
         listed = "\n".join(f"  {line}" for line in changed)
         raise RecipeError(
-            f"run {name} in {identity.recipe.storage} is at step {place.step} with another recipe:\n"
-            f"{listed}\n"
-            f"A run goes on only as it began. Give the values on the left to resume it, or start a "
+            f"run {name} in {identity.recipe.storage} is at step {place.step} with another recipe:"
+            f"\n{listed}\n"
+            "A run goes on only as it began. Give the values on the left to resume it, or start a "
             f"new run with: --name {name}-2"
         )
 
 
 def prune(run_uri: str, *, keep: int) -> None:
-    """Delete all but the newest complete checkpoints, and what a crash left half written before them."""
+    """Delete all but the newest checkpoints, and what a crash left half written before them."""
     kept = {place.uri for place in find_all(run_uri)[-keep:]}
     files = storage.list_files(checkpoints_uri(run_uri), recursive=True)
     folders = {file.rsplit("/", 1)[0] for file in files}

@@ -1,10 +1,10 @@
 """What one worker does, from the last checkpoint to the last step. Knows nothing of Ray.
 
-The same function trains in this process (`num_workers=0`), on each Ray Train worker, and in tests with
-a small model: batches, metrics, progress lines and checkpoint reports are passed in.
+The same function trains in this process (`num_workers=0`), on each Ray Train worker, and in tests
+with a small model: batches, metrics, progress lines and checkpoint reports are passed in.
 
-A step's random draws outside the model's own sampling come from (seed, step, rank), so the step number
-is all the random state that a resume needs on any number of workers.
+A step's random draws outside the model's own sampling come from (seed, step, rank), so the step
+number is all the random state that a resume needs on any number of workers.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class Hooks:
 
     say: Callable[[str], None] = lambda _: None
     """A line for the user; called on rank 0."""
-    log: Callable[[dict[str, float], int], None] = lambda _metrics, _step: None
+    log: Callable[[int, dict[str, float]], None] = lambda _step, _metrics: None
     """Metrics of a step; called on rank 0, must not block."""
     saved: Callable[[Place | None, dict[str, float]], None] = lambda _place, _metrics: None
     """After a checkpoint, on every worker; rank 0 passes its place."""
@@ -224,11 +224,11 @@ class _Worker:
         self.outcome.last_metrics = metrics
         if self.world.rank == 0:
             done = item.step + 1
-            self.hooks.log(metrics, done)
+            self.hooks.log(done, metrics)
             self.hooks.say(progress.line(metrics, done=done, steps=self.recipe.optim.steps))
 
     def _save(self, item: Step) -> None:
-        """Write the samples first and the checkpoint second: a checkpoint's samples are all there."""
+        """Write the samples, then the checkpoint: what a checkpoint trained is always listed."""
         self.samples.write(self.job.run_uri)
         place = None
         if self.world.rank == 0:

@@ -22,7 +22,10 @@ _NORM_LAYERS = (
 
 
 def learning_rate(optim: OptimConfig, *, step: int) -> float:
-    """Give the rate of one step: linear warm-up times multi-step decay (detectron2 WarmupMultiStepLR)."""
+    """Give the rate of one step: linear warm-up times multi-step decay.
+
+    As detectron2's WarmupMultiStepLR.
+    """
     decays = sum(step >= border for border in optim.decay_at)
     warmup = 1.0
     if step < optim.warmup_steps:

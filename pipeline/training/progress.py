@@ -47,7 +47,8 @@ def metrics_of(
 def line(metrics: Mapping[str, float], *, done: int, steps: int) -> str:
     """Write the progress line.
 
-    step 120/300  eta 1m12s  loss 1.234 (mask .31 bnd .42)  lr 2.0e-02  11.8 img/s  data 3%  mem 1.2 GB
+    Such as: step 120/300  eta 1m12s  loss 1.234 (mask .31 bnd .42)  lr 2.0e-02  11.8 img/s
+    data 3%  mem 1.2 GB
     """
     parts = [f"{short} {_small(metrics[name])}" for name, short in _losses_in(metrics)]
     return "  ".join(
@@ -91,9 +92,9 @@ def bad_step_text(bad: BadStep, *, run_uri: str, resume: str, checkpoint_step: i
         f"step {bad.step} (epoch {bad.epoch}, lr {bad.lr:.2e}): {', '.join(wrong)} not finite. "
         f"Images of the batch: {shown}. They are saved in {run_uri}/bad_batch.json; the last "
         f"checkpoint (step {checkpoint_step}) is from before it.\n"
-        "Look at these images and their annotations first. When they are fine the rate is too high for "
-        "this batch: lower it, lengthen the warm-up or clip, in a new run:\n"
-        "  --name NEW_NAME --optim.lr-per-image HALF | --optim.warmup-steps TWICE | --optim.clip-norm 10\n"
+        "Look at these images and their annotations first. When they are fine, the rate is too "
+        "high for this batch; start a new run (--name NEW_NAME) with a lower "
+        "--optim.lr-per-image, more --optim.warmup-steps or --optim.clip-norm 10.\n"
         f"To try the same step again: {resume}"
     )
 

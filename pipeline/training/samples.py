@@ -1,9 +1,9 @@
 """The list of what was really trained: one line for each sample of each step.
 
-Every worker notes the images that its steps trained. At a checkpoint the notes meet on rank 0, which
-writes them as one file for the steps since the checkpoint before, and only then writes the checkpoint.
-After a crash the files that start at or after the resumed step are rewritten, so each step is in the
-list once, and the list of a run with a crash equals that of a run without.
+Every worker notes the images that its steps trained. At a checkpoint the notes meet on rank 0,
+which writes them as one file for the steps since the checkpoint before, and only then writes the
+checkpoint. After a crash the files that start at or after the resumed step are rewritten, so each
+step is in the list once, and the list of a run with a crash equals that of a run without.
 """
 
 import csv
@@ -49,9 +49,9 @@ def merge(run_uri: str, *, steps: int, global_batch: int) -> tuple[str, str]:
     expected = [(step, lane) for step in range(steps) for lane in range(global_batch)]
     if [(row[0], row[2]) for row in rows] != expected:
         raise TrainingError(
-            f"{samples_uri(run_uri)}: the list of trained samples has {len(rows)} rows and should have "
-            f"each of {steps} steps with {global_batch} lanes once; a file is missing or was changed. "
-            "Train again under another --name to have a complete list."
+            f"{samples_uri(run_uri)}: the list of trained samples has {len(rows)} rows and should "
+            f"have each of {steps} steps with {global_batch} lanes once; a file is missing or was "
+            "changed. Train again under another --name to have a complete list."
         )
     data = _as_csv(rows)
     uri = storage.join(run_uri, "samples.csv")

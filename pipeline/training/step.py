@@ -1,10 +1,10 @@
 """One optimizer step: several passes, one update, and nothing that waits for the device.
 
-A worker's share of the global batch is cut into passes (`scale.images_per_pass`). Each pass's loss is
-weighted by its share of the worker's images, so the gradients add up to the mean over them; DDP takes
-the mean over workers once, in the last pass. Losses stay on the device as one vector for each step. A
-`Window` keeps them, with the ids of the images that made them, until someone looks; that look is where
-a loss that is not finite is found, and it still names the exact step and images.
+A worker's share of the global batch is cut into passes (`scale.images_per_pass`). Each pass's loss
+is weighted by its share of the worker's images, so the gradients add up to the mean over them; DDP
+takes the mean over workers once, in the last pass. Losses stay on the device as one vector for each
+step. A `Window` keeps them, with the ids of the images that made them, until someone looks; that
+look is where a loss that is not finite is found, and it still names the exact step and images.
 """
 
 import math
@@ -82,7 +82,7 @@ def train_step(
                     on_device.images, on_device.image_sizes_hw, on_device.targets
                 )
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            (total * share).backward()
+            (total * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             part = loss.detach().float() * share
             sums[name] = sums[name] + part if name in sums else part

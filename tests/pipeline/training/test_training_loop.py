@@ -1,0 +1,229 @@
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import TinyModel, fake_steps, job_of
+
+from pipeline import storage
+from pipeline.errors import RecipeError, TrainingError
+from pipeline.recipe import CheckpointConfig, OptimConfig, ScaleConfig
+from pipeline.training import checkpoint, loop
+from pipeline.training.loop import Hooks, train
+from pipeline.training.samples import merge
+from pipeline.training.step import World, train_step
+
+
+def run(job, *, steps=10, hooks=None, **stream):
+    """Train from the latest checkpoint; `steps` below the recipe's is a crash after so many."""
+    return train(
+        job,
+        world=World(),
+        batches=partial(fake_steps, steps=steps, **stream),
+        hooks=hooks or Hooks(build=lambda _: TinyModel()),
+        place=checkpoint.find_latest(job.run_uri),
+    )
+
+
+def weights(job):
+    place = checkpoint.find_latest(job.run_uri)
+    assert place.step == 10
+    return checkpoint.load(place)
+
+
+def files(job, folder):
+    return {
+        path.name: path.read_bytes() for path in sorted(Path(job.run_uri, folder).glob("*.csv"))
+    }
+
+
+@pytest.mark.parametrize("crash_after", [4, 5, 7, 9])
+def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_ends(recipe, crash_after):
+    straight, broken = job_of(recipe, name="straight"), job_of(recipe, name="broken")
+    run(straight)
+    with pytest.raises(TrainingError, match=f"ended before step {crash_after}"):
+        run(broken, steps=crash_after)
+    assert run(broken).step == 10
+    one, two = weights(straight), weights(broken)
+    for name, weight in one["model"].items():
+        assert torch.equal(weight, two["model"][name]), name
+    for index, state in one["optimizer"]["state"].items():
+        momentum = two["optimizer"]["state"][index]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], momentum)
+    assert files(straight, "samples") == files(broken, "samples")
+    assert (
+        merge(straight.run_uri, steps=10, global_batch=4)[1]
+        == merge(broken.run_uri, steps=10, global_batch=4)[1]
+    )
+
+
+def test_the_sample_list_is_what_the_batches_held(job):
+    run(job)
+    uri, _ = merge(job.run_uri, steps=10, global_batch=4)
+    rows = [line.split(",") for line in storage.read_bytes(uri).decode().splitlines()]
+    assert rows[0] == ["step", "epoch", "lane", "image_id"]
+    assert [int(row[3]) for row in rows[1:]] == [i % 10 for i in range(40)]
+
+
+def test_a_missing_step_in_the_sample_list_is_an_error(job):
+    run(job)
+    next(Path(job.run_uri, "samples").glob("steps-00000004-*.csv")).unlink()
+    with pytest.raises(TrainingError, match="has 24 rows"):
+        merge(job.run_uri, steps=10, global_batch=4)
+
+
+def test_accumulated_passes_give_the_gradient_of_the_whole_batch(recipe):
+    gradients = []
+    for images_per_pass in (1, 2, 4):
+        torch.manual_seed(0)
+        model = TinyModel().eval()
+        optimizer = loop.build_optimizer(model, optim=recipe.optim)
+        item = next(fake_steps(0, steps=1, images_per_pass=images_per_pass))
+        train_step(
+            model,
+            optimizer,
+            passes=item.passes,
+            step=0,
+            optim=recipe.optim,
+            device=torch.device("cpu"),
+        )
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[2])
+
+
+def test_a_bad_batch_is_named_saved_and_never_stepped_on(job):
+    outcome = run(job, steps=10, poisoned=frozenset({8}))
+    assert outcome.step == 3
+    assert "step 2 (epoch 0" in outcome.bad
+    assert "loss_mask" in outcome.bad
+    assert "8, 9, 0, 1" in outcome.bad
+    assert job.resume_command in outcome.bad
+    record = json.loads(Path(job.run_uri, "bad_batch.json").read_text())
+    assert record["step"] == 2
+    assert record["image_ids"] == [8, 9, 0, 1]
+    assert record["workers"][0]["losses"]["loss_mask"] == "nan"
+    assert math.isfinite(record["workers"][0]["losses"]["loss_box"])
+    assert record["lr"] == pytest.approx(0.2 * (0.001 + 0.999 * 2 / 3))
+
+
+def test_a_bad_batch_is_found_at_the_next_look_where_looking_costs(job, monkeypatch):
+    """As on a GPU: nobody looks before step 6, and step 5 is still the one that is named."""
+    monkeypatch.setattr(loop.Window, "looks_bad", lambda _: False)
+    seen = []
+    monkeypatch.setattr(loop.checkpoint, "save", lambda *_a, **k: seen.append(k["step"]))
+    outcome = run(job, poisoned=frozenset({21}), samples=22)
+    assert "step 5 (epoch 0" in outcome.bad
+    assert "20, 21, 0, 1" in outcome.bad
+    assert seen == [4]
+
+
+def test_progress_line_and_metrics(job):
+    lines, points = [], []
+    hooks = Hooks(
+        build=lambda _: TinyModel(), say=lines.append, log=lambda step, m: points.append((step, m))
+    )
+    run(job, hooks=hooks)
+    assert [step for step, _ in points] == [1, 3, 4, 6, 8, 9, 10]
+    assert lines[3].startswith("step 6/10  eta 0s  loss ")
+    assert "(mask " in lines[3]
+    assert " box " in lines[3]
+    assert "lr 2.0e-01" in lines[3]
+    assert "lr 2.0e-02" in lines[-1]
+    assert "img/s  data " in lines[3]
+    assert points[-1][1]["loss"] == pytest.approx(
+        points[-1][1]["loss_mask"] + points[-1][1]["loss_box"]
+    )
+
+
+def test_only_the_newest_checkpoints_stay_and_half_written_ones_do_not_count(job):
+    run(job)
+    assert [place.step for place in checkpoint.find_all(job.run_uri)] == [8, 10]
+    last = Path(checkpoint.find_latest(job.run_uri).uri)
+    (last / "checkpoint.json").rename(last / "elsewhere.json")
+    assert checkpoint.find_latest(job.run_uri).step == 8
+    eighth = Path(checkpoint.find_latest(job.run_uri).uri, "checkpoint.pt")
+    eighth.write_bytes(eighth.read_bytes()[:-1])
+    assert checkpoint.find_latest(job.run_uri) is None
+
+
+def test_a_damaged_checkpoint_says_what_to_delete(job):
+    run(job)
+    place = checkpoint.find_latest(job.run_uri)
+    weights_file = Path(place.uri, "checkpoint.pt")
+    weights_file.write_bytes(b"x" * weights_file.stat().st_size)
+    with pytest.raises(TrainingError, match="Delete this folder"):
+        run(job)
+
+
+def test_a_checkpoint_loads_without_running_code(job):
+    run(job)
+    content = checkpoint.load(checkpoint.find_latest(job.run_uri))
+    assert content["step"] == 10
+    assert content["categories"] == [[7, 0, "cat"], [9, 1, "dog"]]
+    assert set(content["rng"]) == {"torch", "cuda"}
+
+
+def test_another_recipe_under_the_same_name_is_refused_with_the_difference(job):
+    run(job)
+    place = checkpoint.find_latest(job.run_uri)
+    optim = replace(job.identity.recipe.optim, lr_per_image=0.1)
+    other = replace(
+        job.identity,
+        recipe=replace(job.identity.recipe, optim=optim, seed=3),
+        data_fingerprint="xyz",
+        categories=((7, 0, "cat"), (9, 1, "wolf")),
+    )
+    with pytest.raises(RecipeError) as error:
+        checkpoint.require_same(place, identity=other)
+    for part in (
+        "optim.lr_per_image: 0.05 -> 0.1",
+        "seed: 0 -> 3",
+        "data: abc -> xyz",
+        "['cat', 'dog'] -> ['cat', 'wolf']",
+        "--name tiny-2",
+    ):
+        assert part in str(error.value)
+
+
+def test_scale_and_bookkeeping_may_change_in_a_resume(job):
+    run(job)
+    free = replace(
+        job.identity.recipe,
+        scale=ScaleConfig(num_workers=4),
+        checkpoint=CheckpointConfig(every_steps=1, keep=5),
+        storage="elsewhere",
+        data=replace(job.identity.recipe.data, root="moved"),
+    )
+    checkpoint.require_same(
+        checkpoint.find_latest(job.run_uri), identity=replace(job.identity, recipe=free)
+    )
+
+
+def test_a_stream_that_skips_a_step_is_an_error(job):
+    with pytest.raises(TrainingError, match="gave step 1 where step 0 was due"):
+        train(
+            job,
+            world=World(),
+            batches=lambda _: fake_steps(1, steps=10),
+            hooks=Hooks(build=lambda _: TinyModel()),
+            place=None,
+        )
+
+
+def test_clipping_holds_the_update_down(recipe):
+    moved = []
+    for clip in (None, 1e-3):
+        optim = OptimConfig(
+            global_batch=4, lr_per_image=0.05, steps=10, warmup_steps=0, clip_norm=clip
+        )
+        job = job_of(recipe, name=f"clip-{clip}", optim=optim)
+        torch.manual_seed(recipe.seed)
+        before = TinyModel().state_dict()
+        run(job)
+        after = weights(job)["model"]
+        moved.append(max((after[k] - before[k]).abs().max().item() for k in before))
+    assert moved[1] < 0.2 * 10 * 2e-3 < moved[0]

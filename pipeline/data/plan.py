@@ -1,15 +1,15 @@
 """Which sample is trained in which step, as arithmetic on (seed, row groups, global batch).
 
-An epoch is one seeded order of all rows, and the epochs follow each other in one endless stream of
-rows. The stream is cut into lane loads of n rows, and G of these (G is the global batch) make a
-window: step k of a window trains row k of each of its G lanes, so a batch mixes G far-apart places of
-the data set. A window may begin with the last rows of one epoch and go on with the next; no row is
-dropped and none comes twice.
+An epoch is one seeded order of all rows, and the epochs follow each other in one endless stream
+of rows. The stream is cut into lane loads of n rows, and G of these (G is the global batch) make
+a window: step k of a window trains row k of each of its G lanes, so a batch mixes G far-apart
+places of the data set. A window may begin with the last rows of one epoch and go on with the
+next; no row is dropped and none comes twice.
 
-Any step is found from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that divides
-G trains the same global batches. n is the length of a row group, or less where there are fewer rows
-than G whole row groups; each epoch is laid out so that lane loads are whole row groups wherever that
-can be.
+Any step is found from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that
+divides G trains the same global batches. n is the length of a row group, or less where there are
+fewer rows than G whole row groups; each epoch is laid out so that lane loads are whole row groups
+wherever that can be.
 
     G global batch, W workers, n rows of a lane load, S samples of the split
 """
@@ -73,7 +73,7 @@ class Item:
     """How many times all samples have been trained when the step starts."""
     lane: Ints
     epoch: Ints
-    """The epoch that the row belongs to; one less than step_epoch for rows that were carried."""
+    """The epoch that the row belongs to; another than step_epoch where a window spans two."""
     shard_index: Ints
     row_group_index: Ints
     row: Ints

@@ -1,9 +1,9 @@
 """Random numbers as a pure function of what they are for, the same on every machine and worker.
 
-A generator carries state, and state depends on who drew before. Here a draw is a hash of its purpose
-and its place (seed, epoch, image id), so that neither workers nor a resume can change it. The mixing
-step is splitmix64's finalizer, written out because the streams of library generators may change
-between versions.
+A generator carries state, and state depends on who drew before. Here a draw is a hash of its
+purpose and its place (seed, epoch, image id), so that neither workers nor a resume can change it.
+The mixing step is splitmix64's finalizer, written out because the streams of library generators
+may change between versions.
 """
 
 import numpy as np

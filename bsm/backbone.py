@@ -1,0 +1,192 @@
+"""Any timm trunk with a feature pyramid on top: an image becomes five levels, P2 to P6.
+
+N images, H, W image size, D channels of the pyramid
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers.norm_act import (
+    BatchNormAct2d,
+    GroupNormAct,
+    convert_sync_batchnorm,
+    freeze_batch_norm_2d,
+)
+from torch import Tensor, nn
+
+from bsm.config import BackboneConfig
+from bsm.weights import copy_state, read_weights
+
+STRIDES = (4, 8, 16, 32)
+"""Of the trunk's features, which become P2 to P5."""
+PAD_MULTIPLE = 32
+"""Image sides are padded to this, so that each level is exactly twice the next."""
+_GROUPS = 32
+"""GroupNorm's usual number of groups; fewer where it does not divide the channels."""
+
+
+class Backbone(nn.Module):
+    """A timm trunk and an FPN (detectron2's: 3x3 outputs, no norm, P6 pooled from P5)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.trunk, stages = build_trunk(config)
+        freeze(self.trunk, stages=stages, freeze_at=config.freeze_at)
+        channels = [stage["num_chs"] for stage in stages]
+        width = config.fpn_channels
+        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.outputs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        for layer in (*self.laterals, *self.outputs):
+            nn.init.kaiming_uniform_(layer.weight, a=1)  # detectron2: c2_xavier_fill
+            nn.init.zeros_(layer.bias)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
+
+    def forward(self, images: Tensor, image_sizes_hw: Tensor) -> list[Tensor]:
+        """Turn RGB images (N, 3, H, W) of 0 to 255, padded, into P2 to P6 (N, D, H / s, W / s)."""
+        features: Sequence[Tensor] = self.trunk(self.normalize(images, image_sizes_hw))
+        merged = self.laterals[-1](features[-1])
+        levels = [self.outputs[-1](merged)]
+        for feature, lateral, output in zip(
+            reversed(features[:-1]), self.laterals[-2::-1], self.outputs[-2::-1], strict=True
+        ):
+            merged = lateral(feature) + F.interpolate(merged, scale_factor=2.0, mode="nearest")
+            levels.insert(0, output(merged))
+        levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
+        return levels
+
+    def normalize(self, images: Tensor, image_sizes_hw: Tensor) -> Tensor:
+        """Take mean and deviation off the pixels; padding is 0 after that, not before."""
+        mean, std = self.pixel_mean.view(3, 1, 1), self.pixel_std.view(3, 1, 1)
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device)[:, None]
+        columns = torch.arange(width, device=images.device)
+        heights, widths = image_sizes_hw[:, :, None, None].unbind(1)
+        inside = ((rows < heights) & (columns < widths)).unsqueeze(1)
+        pixels = ((images - mean) / std) * inside
+        pad = [-side % PAD_MULTIPLE for side in (width, height)]
+        return F.pad(pixels, (0, pad[0], 0, pad[1])) if any(pad) else pixels
+
+
+def build_trunk(config: BackboneConfig) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Build the timm model of a config, with its weights and norms.
+
+    Returns:
+        A module that gives features at strides 4 to 32, and timm's description of each feature.
+
+    Raises:
+        ValueError: timm does not know the name, the strides are others, or the weights do not fit.
+    """
+    stages = _four_stages(config.name)
+    trunk: nn.Module = timm.create_model(
+        config.name,
+        features_only=True,
+        out_indices=[stage["index"] for stage in stages],
+        pretrained=config.weights == "timm",
+    )
+    if config.weights not in {"", "timm"}:
+        with torch.device("meta"):
+            whole: nn.Module = timm.create_model(config.name)
+        # The classifier and whatever else timm cuts off when it makes a trunk of the whole model.
+        copy_state(
+            trunk,
+            read_weights(config.weights),
+            source=config.weights,
+            allowed_left_over=set(whole.state_dict()),
+        )
+    return convert_norm(trunk, norm=config.norm), stages
+
+
+def _four_stages(name: str) -> list[dict[str, Any]]:
+    try:
+        with torch.device("meta"):
+            probe: Any = timm.create_model(name, features_only=True)
+    except (RuntimeError, AttributeError, ValueError) as error:
+        family = re.split(r"[._\d]", name)[0]
+        similar = ", ".join(timm.list_models(f"*{family}*")[:5]) or "none"
+        raise ValueError(
+            f"backbone.name {name!r}: timm gives no features of it ({error}). Similar names: "
+            f"{similar}. For all of them: python -c 'import timm; print(timm.list_models())'"
+        ) from error
+    stages = probe.feature_info.get_dicts()
+    strides = [stage["reduction"] for stage in stages]
+    wanted = [
+        {**stage, "index": i} for i, stage in enumerate(stages) if stage["reduction"] in STRIDES
+    ]
+    channels_last = str(getattr(probe, "output_fmt", "")).endswith("NHWC")
+    if [stage["reduction"] for stage in wanted] != list(STRIDES) or channels_last:
+        raise ValueError(
+            f"backbone.name {name!r}: gives features at strides {strides}"
+            f"{' with channels last' if channels_last else ''}; the pyramid needs {list(STRIDES)} "
+            "with channels first. Take a convolutional trunk such as resnet50 or convnext_tiny."
+        )
+    return wanted
+
+
+def convert_norm(trunk: nn.Module, *, norm: str) -> nn.Module:
+    """Give a trunk another kind of normalization; names and values of its parameters stay."""
+    match norm:
+        case "frozen":
+            converted: nn.Module = freeze_batch_norm_2d(trunk)  # type: ignore[no-untyped-call]
+        case "sync":
+            converted = convert_sync_batchnorm(trunk)  # type: ignore[no-untyped-call]
+        case "group":
+            converted = _with_group_norm(trunk)
+        case _:
+            converted = trunk
+    return converted
+
+
+def _with_group_norm(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            channels = child.num_features
+            groups = math.gcd(channels, _GROUPS)
+            group_norm: nn.Module
+            if isinstance(child, BatchNormAct2d):
+                group_norm = GroupNormAct(channels, num_groups=groups)
+                group_norm.drop, group_norm.act = child.drop, child.act
+            else:
+                group_norm = nn.GroupNorm(groups, channels)
+            if child.affine:
+                # Zero-initialized last norms of residual branches must stay so.
+                group_norm.load_state_dict({"weight": child.weight.data, "bias": child.bias.data})
+            setattr(module, name, group_norm)
+        else:
+            _with_group_norm(child)
+    return module
+
+
+def freeze(trunk: nn.Module, *, stages: Sequence[dict[str, Any]], freeze_at: int) -> None:
+    """Stop training the first parts of a trunk: 1 the stem, 2 the stem and the first stage, ...
+
+    Batch norms in them freeze their statistics too. A part is everything up to the module that timm
+    takes the feature from, in the order in which the trunk registers its modules.
+    """
+    if freeze_at == 0:
+        return
+    ends = [str(stage["module"]).replace(".", "_") for stage in stages]
+    names = [name.replace(".", "_") for name, _ in trunk.named_parameters()]
+    if freeze_at == 1:
+        count = next(i for i, name in enumerate(names) if name.startswith(ends[0]))
+    else:
+        count = 1 + max(i for i, name in enumerate(names) if name.startswith(ends[freeze_at - 2]))
+    for _, parameter in list(trunk.named_parameters())[:count]:
+        parameter.requires_grad = False
+    _freeze_norms(trunk)
+
+
+def _freeze_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
+            if child.affine and not child.weight.requires_grad:
+                setattr(module, name, freeze_batch_norm_2d(child))  # type: ignore[no-untyped-call]
+        else:
+            _freeze_norms(child)

@@ -1,0 +1,76 @@
+"""Boxes as numbers: overlap, the regression code between two boxes, clipping.
+
+Boxes are (..., 4) float tensors of absolute, half-open pixels x0, y0, x1, y1.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# detectron2 Box2BoxTransform: no box grows more than 1000 / 16 times in one regression.
+SCALE_CLAMP = math.log(1000.0 / 16.0)
+
+
+def box_area(boxes_xyxy: Tensor) -> Tensor:
+    """Areas (...) in square pixels."""
+    return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
+
+
+def has_area(boxes_xyxy: Tensor) -> Tensor:
+    """Which boxes (...) are wider and higher than nothing."""
+    return (boxes_xyxy[..., 2] > boxes_xyxy[..., 0]) & (boxes_xyxy[..., 3] > boxes_xyxy[..., 1])
+
+
+@torch.no_grad()
+def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """Intersection over union of (..., n, 4) with (..., m, 4), as (..., n, m).
+
+    Two boxes without area have no overlap: 0 / 0 is said to be 0. Worked in place, because with all
+    anchors of an image on one side this is the largest tensor of the model.
+    """
+    a, b = boxes_xyxy.unsqueeze(-2), others_xyxy.unsqueeze(-3)
+    inter = torch.minimum(a[..., 2], b[..., 2])
+    inter = inter.sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
+    height = torch.minimum(a[..., 3], b[..., 3])
+    inter = inter.mul_(height.sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0))
+    union = torch.add(box_area(a), box_area(b), out=height).sub_(inter)
+    return inter.div_(union).nan_to_num_(nan=0.0)
+
+
+def encode_boxes(
+    boxes_xyxy: Tensor, targets_xyxy: Tensor, *, weights: tuple[float, float]
+) -> Tensor:
+    """The regression (..., 4) that turns boxes into targets.
+
+    Boxes or targets without area give 0 instead of an infinity, so that an empty slot, whose loss
+    is multiplied by 0, stays finite.
+
+    Args:
+        boxes_xyxy: (..., 4).
+        targets_xyxy: (..., 4).
+        weights: Of the shift of the center and of the growth of the sides.
+    """
+    size, target_size = (t[..., 2:] - t[..., :2] for t in (boxes_xyxy, targets_xyxy))
+    center = boxes_xyxy[..., :2] + 0.5 * size
+    target_center = targets_xyxy[..., :2] + 0.5 * target_size
+    shift = (target_center - center) / size * weights[0]
+    growth = torch.log(target_size / size) * weights[1]
+    real = (has_area(boxes_xyxy) & has_area(targets_xyxy)).unsqueeze(-1)
+    return torch.cat((shift, growth), dim=-1).masked_fill(~real, 0.0)
+
+
+def decode_boxes(deltas: Tensor, boxes_xyxy: Tensor, *, weights: tuple[float, float]) -> Tensor:
+    """Apply regressions (..., 4) to boxes that broadcast against them."""
+    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    center = boxes_xyxy[..., :2] + 0.5 * size
+    new_center = deltas[..., :2] / weights[0] * size + center
+    half = 0.5 * torch.exp((deltas[..., 2:] / weights[1]).clamp(max=SCALE_CLAMP)) * size
+    return torch.cat((new_center - half, new_center + half), dim=-1)
+
+
+def clip_boxes(boxes_xyxy: Tensor, image_sizes_hw: Tensor) -> Tensor:
+    """Clip boxes (N, ..., 4) to the sizes (N, 2) of their images."""
+    limit = image_sizes_hw.flip(-1).repeat(1, 2).to(boxes_xyxy.dtype)
+    limit = limit.view(-1, *(1,) * (boxes_xyxy.dim() - 2), 4)
+    return torch.minimum(boxes_xyxy.clamp(min=0), limit)

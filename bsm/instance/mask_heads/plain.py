@@ -1,0 +1,77 @@
+"""Mask R-CNN's own mask head, and the parts that every mask head is made of.
+
+R RoIs, C channels, K categories, m side of the pooled RoI, M = 2 m side of a mask
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from bsm.config import MaskHeadConfig
+
+
+class MaskPredictor(nn.Module):
+    """A deconvolution that doubles the side, and one map of logits for each category.
+
+    Only the map of the category that was asked for is computed: it is the only one that carries
+    loss or leaves the model, and with 80 categories the others are most of the memory of the mask
+    loss.
+    """
+
+    def __init__(self, channels: int, *, num_classes: int) -> None:
+        super().__init__()
+        self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        init_relu(self.deconv)
+        nn.init.normal_(self.logits.weight, std=0.001)  # detectron2 MaskRCNNConvUpsampleHead
+        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, features: Float[Tensor, "R C m m"], category_index: Int64[Tensor, " R"]
+    ) -> Float[Tensor, "R M M"]:
+        """Logits of each RoI's mask for its category."""
+        hidden = F.relu(self.deconv(features))
+        # embedding, not indexing: its gradient is summed in a fixed order on every device.
+        weight = F.embedding(category_index, self.logits.weight.flatten(1))
+        bias = F.embedding(category_index, self.logits.bias[:, None])  # type: ignore[index]
+        logits = torch.baddbmm(bias[:, None], weight[:, None].to(hidden.dtype), hidden.flatten(2))
+        return logits.view(-1, *hidden.shape[-2:])
+
+
+class PlainMaskHead(nn.Module):
+    """A few 3x3 convolutions and a predictor (detectron2's MaskRCNNConvUpsampleHead)."""
+
+    def __init__(self, in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> None:
+        super().__init__()
+        self.convs = conv_tower(in_channels, config=config)
+        self.mask = MaskPredictor(tower_width(in_channels, config=config), num_classes=num_classes)
+
+    def forward(
+        self, features: Float[Tensor, "R C m m"], category_index: Int64[Tensor, " R"]
+    ) -> Float[Tensor, "R M M"]:
+        """Mask logits of each pooled RoI for its category."""
+        logits: Tensor = self.mask(self.convs(features), category_index)
+        return logits
+
+
+def conv_tower(in_channels: int, *, config: MaskHeadConfig) -> nn.Sequential:
+    """The 3x3 convolutions, each with a ReLU, that mask heads begin with."""
+    layers: list[nn.Module] = []
+    for i in range(config.num_convs):
+        conv = nn.Conv2d(in_channels if i == 0 else config.channels, config.channels, 3, padding=1)
+        init_relu(conv)
+        layers += [conv, nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def tower_width(in_channels: int, *, config: MaskHeadConfig) -> int:
+    """Channels that leave `conv_tower`."""
+    return config.channels if config.num_convs else in_channels
+
+
+def init_relu(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Initialize a layer that a ReLU follows (detectron2: c2_msra_fill)."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

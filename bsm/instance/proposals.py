@@ -1,0 +1,211 @@
+"""The region proposal network: where in an image something may be.
+
+Anchors whose cell lies in the padding of a batch carry no loss and propose nothing, so what an
+image trains does not depend on the sizes of the images beside it (in detectron2 it does, a little).
+
+    N images, A anchors of all levels, T target slots, S sampled anchors, L levels, P proposals
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bsm.config import ProposalConfig
+from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
+from bsm.instance.nms import keep_after_nms
+from bsm.instance.sampling import ANCHORS, pick, random_keys
+from bsm.instance.tensors import Targets
+
+STRIDES = (4, 8, 16, 32, 64)
+"""Of P2 to P6."""
+_CODE_WEIGHTS = (1.0, 1.0)
+"""detectron2's RPN.BBOX_REG_WEIGHTS, center and size."""
+
+
+class Anchors(NamedTuple):
+    """All anchors of a batch, level after level, row after row."""
+
+    boxes_xyxy: Tensor
+    """(A, 4), not rounded."""
+    identity: Tensor
+    """(A,) int64: names an anchor by level and cell, whatever the batch was padded to."""
+    inside: Tensor
+    """(N, A) bool: the anchor's cell is in the image, not in the padding."""
+    level_sizes: tuple[int, ...]
+    """Anchors of each level."""
+
+
+class Proposals(NamedTuple):
+    """Boxes worth a second look, best first, clipped to their images."""
+
+    boxes_xyxy: Tensor
+    """(N, P, 4)."""
+    valid: Tensor
+    """(N, P) bool."""
+
+
+def make_anchors(
+    features: Sequence[Tensor], image_sizes_hw: Tensor, *, config: ProposalConfig
+) -> Anchors:
+    """Anchors for every cell of every level, on the device of the features."""
+    boxes, indices, insides = [], [], []
+    for level, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
+        rows, columns = (torch.arange(s, device=feature.device) for s in feature.shape[-2:])
+        shapes = [
+            (
+                config.anchor_sizes_px[level] / math.sqrt(ratio),
+                config.anchor_sizes_px[level] * math.sqrt(ratio),
+            )
+            for ratio in config.aspect_ratios
+        ]
+        y, x = torch.meshgrid(rows * stride, columns * stride, indexing="ij")
+        center = torch.stack((x, y), dim=-1).float()
+        boxes.append(
+            torch.stack(
+                [
+                    torch.stack(
+                        (
+                            center[..., 0] - w / 2,
+                            center[..., 1] - h / 2,
+                            center[..., 0] + w / 2,
+                            center[..., 1] + h / 2,
+                        ),
+                        dim=-1,
+                    )
+                    for w, h in shapes
+                ],
+                dim=2,
+            ).view(-1, 4)
+        )
+        # 3 bits of level, 12 of row and of column (16 k pixels), 4 of aspect ratio: below 2^31.
+        cell = (level << 28) + (rows[:, None] << 16) + (columns[None, :] << 4)
+        ratios = torch.arange(len(shapes), device=feature.device)
+        indices.append((cell[..., None] + ratios).view(-1))
+        in_rows = (rows * stride)[None, :] < image_sizes_hw[:, :1]
+        in_columns = (columns * stride)[None, :] < image_sizes_hw[:, 1:]
+        inside = in_rows[:, :, None] & in_columns[:, None, :]
+        insides.append(inside.flatten(1).repeat_interleave(len(shapes), dim=1))
+    return Anchors(
+        torch.cat(boxes),
+        torch.cat(indices),
+        torch.cat(insides, dim=1),
+        tuple(len(index) for index in indices),
+    )
+
+
+@torch.no_grad()
+def match_anchors(
+    anchors: Anchors, targets: Targets, *, config: ProposalConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Match every anchor with its best target.
+
+    An anchor is positive from `iou_high` on, and also if no anchor overlaps one of the targets more
+    (detectron2's low quality matches).
+
+    Returns:
+        The best target (N, A) int64, which anchors are positive (N, A), which are negative (N, A).
+    """
+    iou = pairwise_iou(targets.boxes_xyxy, anchors.boxes_xyxy)
+    iou.masked_fill_(~(targets.valid[:, :, None] & anchors.inside[:, None, :]), -1.0)
+    best, matched = iou.max(dim=1)
+    best_of_target = iou.amax(dim=2, keepdim=True)
+    low_quality = ((iou == best_of_target) & (best_of_target > 0)).any(dim=1)
+    positive = (best >= config.iou_high) | low_quality
+    negative = (best < config.iou_low) & ~positive & anchors.inside
+    return matched, positive, negative
+
+
+class ProposalNetwork(nn.Module):
+    """One small head on all levels: an objectness and a box regression for each anchor."""
+
+    def __init__(self, channels: int, *, config: ProposalConfig) -> None:
+        super().__init__()
+        self.config = config
+        num_anchors = len(config.aspect_ratios)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)  # detectron2 StandardRPNHead
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Score and regress every anchor.
+
+        Returns:
+            Objectness logits (N, A) and box regressions (N, A, 4), float32, in the order of the
+            anchors.
+        """
+        logits, deltas = [], []
+        for feature in features:
+            hidden = F.relu(self.conv(feature))
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+        return torch.cat(logits, dim=1).float(), torch.cat(deltas, dim=1).float()
+
+    def losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Anchors, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Objectness cross-entropy and L1 of the regression on the sampled anchors.
+
+        Both are sums over samples_per_image * N, full or not, as in detectron2.
+        """
+        config = self.config
+        num_slots = min(config.samples_per_image, logits.shape[1])
+        max_positive = min(
+            max(1, int(config.samples_per_image * config.positive_fraction)), num_slots
+        )
+        matched, positive, negative = match_anchors(anchors, targets, config=config)
+        keys = random_keys(targets.sample_seed, anchors.identity, purpose=ANCHORS)
+        slots = pick(positive, negative, keys, num_slots=num_slots, max_positive=max_positive)
+        normalizer = config.samples_per_image * len(logits)
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.gather(1, slots.candidate),
+            slots.positive.to(logits.dtype),
+            weight=slots.valid.to(logits.dtype),
+            reduction="sum",
+        )
+        index, real = slots.candidate[:, :max_positive], slots.positive[:, :max_positive]
+        slot = matched.gather(1, index)[..., None].expand(-1, -1, 4)
+        code = encode_boxes(
+            anchors.boxes_xyxy[index], targets.boxes_xyxy.gather(1, slot), weights=_CODE_WEIGHTS
+        )
+        error = (deltas.gather(1, index[..., None].expand(-1, -1, 4)) - code).abs().sum(-1)
+        return {
+            "loss_objectness": objectness / normalizer,
+            "loss_proposal_box": (error * real).sum() / normalizer,
+        }
+
+    @torch.no_grad()
+    def propose(
+        self, logits: Tensor, deltas: Tensor, anchors: Anchors, image_sizes_hw: Tensor
+    ) -> Proposals:
+        """The best boxes of every level after NMS on that level, then the best of all levels."""
+        config, n = self.config, len(logits)
+        top_k = config.top_k_before_nms_train if self.training else config.top_k_before_nms_test
+        width = min(top_k, max(anchors.level_sizes))
+        boxes, scores = [], []
+        start = 0
+        for size in anchors.level_sizes:
+            level = slice(start, start + size)
+            start += size
+            level_logits = logits[:, level].masked_fill(~anchors.inside[:, level], -torch.inf)
+            best, index = level_logits.topk(min(top_k, size), dim=1)
+            chosen = deltas[:, level].gather(1, index[..., None].expand(-1, -1, 4))
+            decoded = decode_boxes(chosen, anchors.boxes_xyxy[level][index], weights=_CODE_WEIGHTS)
+            lacking = width - index.shape[1]
+            boxes.append(F.pad(clip_boxes(decoded, image_sizes_hw), (0, 0, 0, lacking)))
+            scores.append(F.pad(best, (0, lacking), value=-torch.inf))
+        boxes_LK, scores_LK = torch.stack(boxes, dim=1), torch.stack(scores, dim=1)
+        valid = (scores_LK > -torch.inf) & has_area(boxes_LK)
+        keep = keep_after_nms(
+            boxes_LK.flatten(0, 1), valid.flatten(0, 1), iou_threshold=config.nms_iou
+        ).view(n, -1)
+        final = scores_LK.view(n, -1).masked_fill(~keep, -torch.inf)
+        best, index = final.topk(min(config.top_k_after_nms, final.shape[1]), dim=1)
+        chosen = boxes_LK.view(n, -1, 4).gather(1, index[..., None].expand(-1, -1, 4))
+        return Proposals(chosen, best > -torch.inf)

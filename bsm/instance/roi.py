@@ -1,0 +1,157 @@
+"""Regions of interest: which are trained, and their features.
+
+N images, S RoI slots in each, R RoIs of all images, T target slots, P proposals, D channels
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from bsm.config import BoxHeadConfig
+from bsm.instance.geometry import box_area, has_area, pairwise_iou
+from bsm.instance.proposals import Proposals
+from bsm.instance.sampling import ROIS, pick, random_keys
+from bsm.instance.tensors import Targets
+
+STRIDES = (4, 8, 16, 32)
+"""Of P2 to P5."""
+_CANONICAL_SIDE_PX = 224.0
+_CANONICAL_LEVEL = 2
+"""FPN eq. 1: a box of 224 pixels belongs to P4, the level with index 2."""
+_TARGET_INDEX = 1 << 24
+"""Targets are counted from here in the picks, so that their index does not depend on P."""
+
+
+class SampledRois(NamedTuple):
+    """The RoIs that carry loss, foreground first."""
+
+    boxes_xyxy: Tensor
+    """(N, S, 4)."""
+    category_index: Tensor
+    """(N, S) int64 in 0..K; K, the last, is the background."""
+    target_slot: Tensor
+    """(N, S) int64: the target of a foreground RoI."""
+    foreground: Tensor
+    """(N, S) bool."""
+    valid: Tensor
+    """(N, S) bool: which slots hold a RoI."""
+
+
+@torch.no_grad()
+def sample_rois(
+    proposals: Proposals, targets: Targets, *, config: BoxHeadConfig, num_classes: int
+) -> SampledRois:
+    """Pick the RoIs of a training step from the proposals and the target boxes themselves."""
+    boxes = torch.cat((proposals.boxes_xyxy, targets.boxes_xyxy), dim=1)
+    valid = torch.cat((proposals.valid, targets.valid), dim=1) & has_area(boxes)
+    iou = pairwise_iou(targets.boxes_xyxy, boxes)
+    best, matched = iou.masked_fill_(~targets.valid[:, :, None], -1.0).max(dim=1)
+    positive = valid & (best >= config.foreground_iou)
+    num_proposals, num_targets = proposals.valid.shape[1], targets.valid.shape[1]
+    index = torch.arange(num_proposals + num_targets, device=boxes.device)
+    index = index + (index >= num_proposals) * (_TARGET_INDEX - num_proposals)
+    keys = random_keys(targets.sample_seed, index, purpose=ROIS)
+    num_slots = min(config.samples_per_image, boxes.shape[1])
+    max_positive = max(1, int(config.samples_per_image * config.positive_fraction))
+    slots = pick(
+        positive,
+        valid & ~positive,
+        keys,
+        num_slots=num_slots,
+        max_positive=min(max_positive, num_slots),
+    )
+    target_slot = matched.gather(1, slots.candidate)
+    category = targets.category_index.gather(1, target_slot)
+    return SampledRois(
+        boxes.gather(1, slots.candidate[..., None].expand(-1, -1, 4)),
+        category.masked_fill(~slots.positive, num_classes),
+        target_slot,
+        slots.positive,
+        slots.valid,
+    )
+
+
+def used_slots(valid: Tensor) -> Tensor:
+    """Flat indices of the slots (N, S) to compute: all, or on the CPU only those that are valid.
+
+    Asking how many there are stalls a GPU but costs a CPU nothing. One slot always stays, so that
+    every layer runs and every parameter has a gradient.
+    """
+    flat = valid.flatten()
+    if flat.device.type != "cpu":
+        return torch.arange(flat.numel(), device=flat.device)
+    used = flat.nonzero().squeeze(1)
+    return used if len(used) else used.new_zeros(1)
+
+
+def rois_of_slots(boxes_xyxy: Tensor, used: Tensor) -> Tensor:
+    """RoIs (R, 5), image index and box, of the used slots of boxes (N, S, 4)."""
+    image_index = (used // boxes_xyxy.shape[1]).to(boxes_xyxy.dtype)
+    return torch.cat((image_index[:, None], boxes_xyxy.flatten(0, 1)[used]), dim=1)
+
+
+def roi_levels(boxes_xyxy: Tensor) -> Tensor:
+    """Index (R,) of the pyramid level that each box is pooled from."""
+    side = box_area(boxes_xyxy).clamp(min=0).sqrt()
+    # 1e-8 is detectron2's: exactly 224 px must not fall to the level below by rounding.
+    level = torch.floor(_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE_PX + 1e-8))
+    return level.clamp(0, len(STRIDES) - 1).long()
+
+
+def pool_rois(features: Sequence[Tensor], rois: Tensor, *, side: int) -> Tensor:
+    """RoIAlign (R, D, side, side) of each RoI from its own level of P2 to P5.
+
+    detectron2's ROIAlignV2: aligned, as many samples per cell as it has feature cells.
+    """
+    level = roi_levels(rois[:, 1:])
+    if rois.device.type == "cpu":
+        return _pool_level_by_level(features, rois, level, side)
+    return pool_without_host(features, rois, level, side=side)
+
+
+def pool_finest(feature: Tensor, rois: Tensor, *, side: int) -> Tensor:
+    """RoIAlign (R, D, side, side) of every RoI from P2, whatever its size."""
+    return _roi_align(feature, rois, side, STRIDES[0])
+
+
+def pool_without_host(
+    features: Sequence[Tensor], rois: Tensor, level: Tensor, *, side: int
+) -> Tensor:
+    """Pool all RoIs on all levels, those of other levels shrunk to nothing, and add.
+
+    A RoI without size has no sampling points: it costs next to nothing and gives zeros. So no index
+    of the RoIs of a level is needed, whose length the host would have to know.
+    """
+    pooled = []
+    for index, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
+        mine = (level == index).to(rois.dtype)[:, None]
+        shrunk = torch.cat((rois[:, :1], rois[:, 1:3].repeat(1, 2)), dim=1)
+        pooled.append(_roi_align(feature, torch.lerp(shrunk, rois, mine), side, stride))
+    return torch.stack(pooled).sum(0)
+
+
+def _pool_level_by_level(
+    features: Sequence[Tensor], rois: Tensor, level: Tensor, side: int
+) -> Tensor:
+    order = level.argsort(stable=True)
+    counts = torch.bincount(level, minlength=len(STRIDES)).tolist()
+    parts = rois[order].split(counts)  # type: ignore[no-untyped-call]
+    pooled = [
+        _roi_align(feature, part, side, stride)
+        for feature, part, stride in zip(features, parts, STRIDES, strict=True)
+        if len(part)
+    ]
+    if len(pooled) == 1:
+        return pooled[0]
+    back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
+    return torch.cat(pooled)[back]
+
+
+def _roi_align(feature: Tensor, rois: Tensor, side: int, stride: int) -> Tensor:
+    pooled: Tensor = roi_align(
+        feature, rois.to(feature.dtype), side, 1.0 / stride, sampling_ratio=0, aligned=True
+    )
+    return pooled

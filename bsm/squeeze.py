@@ -114,6 +114,9 @@ class BoundarySqueeze(nn.Module):
         warp: what fills the generators' slot (Table 1e); "none" is the ablation without fusion.
         legacy_warp: the released code's sampling grid.
         initialization: of the towers and flows.
+
+    Raises:
+        ValueError: an option has none of its values; all such options are named.
     """
 
     def __init__(
@@ -128,6 +131,12 @@ class BoundarySqueeze(nn.Module):
         initialization: Literal["released", "kaiming"] = "kaiming",
     ) -> None:
         super().__init__()
+        _check_choices(
+            wiring=(wiring, ("paper", "released")),
+            fusion=(fusion, ("plus", "minus")),
+            warp=(warp, ("flow", "none")),
+            initialization=(initialization, ("released", "kaiming")),
+        )
         released = wiring == "released"
         self.fusion_sign = 1 if fusion == "plus" else -1
         side, padding = (3, 1) if released else (1, 0)
@@ -197,6 +206,16 @@ def _kaiming(layer: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def _check_choices(**choices: tuple[str, tuple[str, str]]) -> None:
+    wrong = [
+        f"{name} {value!r} is none of {allowed}"
+        for name, (value, allowed) in choices.items()
+        if value not in allowed
+    ]
+    if wrong:
+        raise ValueError(f"BoundarySqueeze: {'; '.join(wrong)}.")
 
 
 def _check(roi_features: Tensor, fine_features: Tensor) -> None:

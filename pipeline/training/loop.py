@@ -10,9 +10,9 @@ number is all the random state that a resume needs on any number of workers.
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,37 +21,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bsm.config import MaskRCNNConfig, build_model
 from pipeline import storage
+from pipeline.data.stream import StepBatch
 from pipeline.errors import TrainingError
+from pipeline.recipe import Recipe
 from pipeline.training import checkpoint, progress
 from pipeline.training.checkpoint import Identity, Place
 from pipeline.training.optim import FiniteSGD, build_optimizer, learning_rate
 from pipeline.training.samples import SampleLog, forget_from
-from pipeline.training.step import BadStep, Pass, Summary, Window, World, train_step
-
-
-class Step(Protocol):
-    """What the stream gives for one step: see pipeline/data/stream.py."""
-
-    @property
-    def step(self) -> int:
-        """Which optimizer step."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """Which pass over the split."""
-        ...
-
-    @property
-    def passes(self) -> tuple[Pass, ...]:
-        """This worker's share of the global batch."""
-        ...
+from pipeline.training.step import BadStep, Summary, Window, World, train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainJob:
     """All that a worker must know; plain values, so it can be sent to any machine."""
 
+    recipe: Recipe
+    """With paths that hold in every working directory."""
     identity: Identity
     run_uri: str
     resume_command: str
@@ -106,7 +91,7 @@ def train(
     job: TrainJob,
     *,
     world: World,
-    batches: Callable[[int], Iterable[Step]],
+    batches: Callable[[int], Iterable[StepBatch]],
     hooks: Hooks,
     place: Place | None,
 ) -> Outcome:
@@ -122,9 +107,9 @@ def train(
     Raises:
         TrainingError: the stream ended early or skipped a step.
     """
-    recipe = job.identity.recipe
+    recipe = job.recipe
     torch.manual_seed(recipe.seed)
-    model = hooks.build(recipe.model).to(world.device)
+    model = hooks.build(start_of(recipe.model, place=place)).to(world.device)
     model.train()
     optimizer = build_optimizer(model, optim=recipe.optim)
     first_step = 0
@@ -134,7 +119,23 @@ def train(
     if world.rank == 0:
         forget_from(job.run_uri, step=first_step)
     worker = _Worker(job, world, hooks, model, optimizer)
-    return worker.run(iter(batches(first_step)), first_step=first_step)
+    stream = iter(batches(first_step))
+    try:
+        return worker.run(stream, first_step=first_step)
+    except Exception as error:
+        # The images are on the line that a user reads first.
+        error.add_note(worker.last_seen())
+        raise
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
+
+
+def start_of(config: MaskRCNNConfig, *, place: Place | None) -> MaskRCNNConfig:
+    """Leave out pretrained weights that a checkpoint will overwrite: they may be far away."""
+    if place is None:
+        return config
+    return replace(config, backbone=replace(config.backbone, weights=""))
 
 
 def share_model(model: nn.Module, *, world: World, norm: str) -> nn.Module:
@@ -157,14 +158,15 @@ class _Worker:
         self, job: TrainJob, world: World, hooks: Hooks, model: nn.Module, optimizer: FiniteSGD
     ) -> None:
         self.job, self.world, self.hooks = job, world, hooks
-        self.recipe = job.identity.recipe
+        self.recipe = job.recipe
         self.model, self.optimizer = model, optimizer
         self.shared = share_model(model, world=world, norm=self.recipe.model.backbone.norm)
         self.samples = SampleLog(world)
         self.clock = _Clock()
+        self.item: StepBatch | None = None
         self.outcome = Outcome(step=0, parameters=sum(p.numel() for p in model.parameters()))
 
-    def run(self, batches: Iterator[Step], *, first_step: int) -> Outcome:
+    def run(self, batches: Iterator[StepBatch], *, first_step: int) -> Outcome:
         optim = self.recipe.optim
         self.outcome.step = first_step
         window = Window(self.world)
@@ -185,7 +187,15 @@ class _Worker:
             raise TrainingError(f"the stream went on after the last step {optim.steps}")
         return self._finish()
 
-    def _train_one(self, item: Step, window: Window) -> None:
+    def last_seen(self) -> str:
+        """Say which images this worker worked on last."""
+        if self.item is None:
+            return f"rank {self.world.rank} had no batch yet"
+        ids = [image for batch in self.item.passes for image in batch.image_id.tolist()]
+        return f"rank {self.world.rank}, step {self.item.step}, images {ids}"
+
+    def _train_one(self, item: StepBatch, window: Window) -> None:
+        self.item = item
         torch.manual_seed(_draws_seed(self.recipe.seed, item.step, self.world.rank))
         measured = train_step(
             self.shared,
@@ -212,7 +222,7 @@ class _Worker:
     def _saves(self, done: int) -> bool:
         return done % self.recipe.checkpoint.every_steps == 0 or done == self.recipe.optim.steps
 
-    def _look(self, summary: Summary, item: Step, *, is_first: bool) -> None:
+    def _look(self, summary: Summary, item: StepBatch, *, is_first: bool) -> None:
         self.clock.count(summary, is_first=is_first)
         metrics = progress.metrics_of(
             summary,
@@ -227,7 +237,7 @@ class _Worker:
             self.hooks.log(done, metrics)
             self.hooks.say(progress.line(metrics, done=done, steps=self.recipe.optim.steps))
 
-    def _save(self, item: Step) -> None:
+    def _save(self, item: StepBatch) -> None:
         """Write the samples, then the checkpoint: what a checkpoint trained is always listed."""
         self.samples.write(self.job.run_uri)
         place = None
@@ -268,7 +278,7 @@ class _Worker:
         return outcome
 
 
-def _expect(item: Step | None, *, step: int, steps: int) -> Step:
+def _expect(item: StepBatch | None, *, step: int, steps: int) -> StepBatch:
     if item is None:
         raise TrainingError(
             f"the stream ended before step {step} of {steps}: the shards hold fewer rows than "

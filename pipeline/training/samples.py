@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.data.collate import Batch
 from pipeline.errors import TrainingError
-from pipeline.training.step import Pass, World, gather_rows
+from pipeline.training.step import World, gather_rows
 
 _HEADER = ["step", "epoch", "lane", "image_id"]
 
@@ -66,7 +67,7 @@ class SampleLog:
         self._world = world
         self._rows: list[Tensor] = []
 
-    def add(self, passes: Sequence[Pass], *, step: int, epoch: int) -> None:
+    def add(self, passes: Sequence[Batch], *, step: int, epoch: int) -> None:
         """Note the images of a trained step."""
         lanes = torch.cat([one.lanes for one in passes])
         images = torch.cat([one.image_id for one in passes])

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.data.collate import Batch
 from pipeline.recipe import OptimConfig
 from pipeline.training.optim import FiniteSGD, clip_gradients, learning_rate
 
@@ -35,20 +36,6 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-class Pass(Protocol):
-    """What the step needs of a batch: see pipeline/data/collate.py."""
-
-    images: Tensor
-    image_sizes_hw: Tensor
-    targets: Any
-    image_id: Tensor
-    lanes: Tensor
-
-    def to(self, device: torch.device) -> "Pass":
-        """Move to the device of the model."""
-        ...
-
-
 class Measured(NamedTuple):
     """A step's numbers, still on the device."""
 
@@ -61,7 +48,7 @@ def train_step(
     model: nn.Module,
     optimizer: FiniteSGD,
     *,
-    passes: Sequence[Pass],
+    passes: Sequence[Batch],
     step: int,
     optim: OptimConfig,
     device: torch.device,
@@ -150,7 +137,7 @@ class Window:
         self._opened_s = time.perf_counter()
 
     def add(
-        self, measured: Measured, *, step: int, epoch: int, lr: float, passes: Sequence[Pass]
+        self, measured: Measured, *, step: int, epoch: int, lr: float, passes: Sequence[Batch]
     ) -> None:
         """Keep a step's numbers on the device, and the ids of its images."""
         ids = torch.cat([one.image_id for one in passes])

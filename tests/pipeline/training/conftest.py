@@ -1,8 +1,8 @@
 import pytest
-from tiny_training import job_of
 
 from pipeline.recipe import CheckpointConfig, OptimConfig, Recipe, ScaleConfig, TrackingConfig
 from pipeline.training.loop import TrainJob
+from tests.pipeline.training.tiny_training import job_of
 
 
 @pytest.fixture

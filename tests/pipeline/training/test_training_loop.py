@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import TinyModel, fake_steps, job_of
 
 from pipeline import storage
 from pipeline.errors import RecipeError, TrainingError
@@ -15,6 +14,7 @@ from pipeline.training import checkpoint, loop
 from pipeline.training.loop import Hooks, train
 from pipeline.training.samples import merge
 from pipeline.training.step import World, train_step
+from tests.pipeline.training.tiny_training import TinyModel, fake_steps, job_of
 
 
 def run(job, *, steps=10, hooks=None, **stream):

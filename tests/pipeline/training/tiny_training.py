@@ -95,6 +95,7 @@ def _seeded(seed: int) -> torch.Generator:
 def job_of(recipe: Recipe, **changes: object) -> TrainJob:
     recipe = replace(recipe, **changes)
     return TrainJob(
+        recipe=recipe,
         identity=Identity(
             recipe=recipe, categories=((7, 0, "cat"), (9, 1, "dog")), data_fingerprint="abc"
         ),

@@ -1,0 +1,145 @@
+"""What can be wrong with a data set: every kind by name, the table users see, and the rejects file.
+
+Nothing is repaired or dropped without a row here. A kind is one of three: `stop` ends ingest
+whatever the user chose, `bad` is dropped or fixed on request, `notice` is counted and kept.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+EXAMPLES = 3
+"""Examples shown of each kind; rejects.parquet has them all."""
+
+Severity = Literal["stop", "bad", "notice"]
+
+KINDS: dict[str, tuple[Severity, str]] = {
+    "path_outside_root": ("stop", "file_name leaves the image folder"),
+    "category_entry": ("stop", "a category without integer id, without name, or with a used id"),
+    "image_entry": ("bad", "an image entry has a missing key or a value of the wrong type"),
+    "annotation_entry": ("bad", "an annotation has a missing key or a value of the wrong type"),
+    "duplicate_image_id": ("bad", "an image id is used twice; the first is kept"),
+    "duplicate_annotation_id": ("bad", "an annotation id is used twice; the first is kept"),
+    "unknown_image": ("bad", "an annotation names an image that is not listed"),
+    "unknown_category": ("bad", "an annotation names a category that is not listed"),
+    "image_missing": ("bad", "the image file is not there"),
+    "image_unreadable": ("bad", "the image file cannot be decoded to its end"),
+    "image_format": ("bad", "the image file is neither JPEG nor PNG"),
+    "image_too_large": ("bad", "the image has more pixels or bytes than the limit"),
+    "image_size": ("bad", "the image's size differs from the annotation file's"),
+    "not_finite": ("bad", "NaN or infinity"),
+    "polygon_short": ("bad", "a polygon needs at least 6 numbers, and an even count"),
+    "mask_format": (
+        "bad",
+        "the segmentation is neither polygons nor run lengths of the image's size",
+    ),
+    "mask_empty": ("bad", "the mask has no pixel"),
+    "box_empty": ("bad", "the box has no area"),
+    "box_outside": ("bad", "the box reaches more than 1 px outside the image"),
+    "box_disagrees": (
+        "bad",
+        "the box is far from the mask: off by more than 3 px, and IoU below 0.5",
+    ),
+    "box_off": ("notice", "the box is more than 3 px off the mask, and IoU is 0.5 or more"),
+    "box_rounding": ("notice", "the box reaches up to 1 px outside the image"),
+    "polygon_outside": ("notice", "a polygon reaches more than 1 px outside the image; cut there"),
+    "image_turned": ("notice", "EXIF asks to turn the image; pixels are used as stored"),
+}
+"""Every kind of problem: how grave it is, and the rule in words."""
+
+FIXABLE = frozenset({"box_outside"})
+"""Kinds that --on-bad fix repairs; all others it drops."""
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        # Why this one, with the value.
+        pa.field("reason", pa.string(), nullable=False),
+        # "dropped", "fixed", or "found" where ingest stopped and dropped nothing.
+        pa.field("action", pa.string(), nullable=False),
+        pa.field("image_id", pa.int64()),
+        pa.field("annotation_id", pa.int64()),
+        pa.field("file_name", pa.string()),
+        # The JSON entry as it came; an image's holds its annotations too.
+        pa.field("raw", pa.string(), nullable=False),
+    ]
+)
+"""A row of rejects.parquet: one for each problem that is no notice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that breaks a rule, and what it concerns."""
+
+    kind: str
+    reason: str
+    image_id: int | None = None
+    annotation_id: int | None = None
+    file_name: str | None = None
+    raw: str = ""
+    action: str = "found"
+
+    @property
+    def severity(self) -> Severity:
+        """How grave it is."""
+        return KINDS[self.kind][0]
+
+    @property
+    def subject(self) -> str:
+        """What it concerns, in words."""
+        parts = [] if self.annotation_id is None else [f"annotation {self.annotation_id}"]
+        parts += [] if self.image_id is None else [f"image {self.image_id}"]
+        parts += [] if self.file_name is None else [self.file_name]
+        return ", ".join(parts) or "annotation file"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts and first examples by kind, of any number of problems, in little memory."""
+
+    counts: Counter[str]
+    examples: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> "Tally":
+        """Count problems."""
+        tally = cls(Counter(), {})
+        for problem in problems:
+            tally.add(problem.kind, [f"{problem.subject}: {problem.reason}"], count=1)
+        return tally
+
+    def add(self, kind: str, examples: Sequence[str], *, count: int) -> None:
+        """Count more of one kind."""
+        self.counts[kind] += count
+        kept = self.examples.setdefault(kind, [])
+        kept.extend(examples[: EXAMPLES - len(kept)])
+
+    def table(self) -> str:
+        """Lay out kind, count, rule and first examples, gravest first."""
+        order = [kind for kind in KINDS if self.counts[kind]]
+        width = max((len(kind) for kind in order), default=4)
+        lines = [f"{'kind':<{width}}  {'count':>7}  what"]
+        for kind in order:
+            severity, rule = KINDS[kind]
+            mark = {"stop": "  (always stops)", "bad": "", "notice": "  (notice, kept)"}[severity]
+            lines.append(f"{kind:<{width}}  {self.counts[kind]:>7}  {rule}{mark}")
+            lines.extend(f"{'':<{width}}  {'':>7}    {text}" for text in self.examples[kind])
+        return "\n".join(lines)
+
+    def total(self, *severities: Severity) -> int:
+        """Count all problems of the given severities."""
+        return sum(n for kind, n in self.counts.items() if KINDS[kind][0] in severities)
+
+
+def rejects_file(problems: Iterable[Problem]) -> bytes:
+    """Write problems as the Parquet file beside the shards; equal problems give equal bytes."""
+    rows = [asdict(problem) for problem in problems if problem.severity != "notice"]
+    table = pa.Table.from_pylist(rows, schema=REJECTS_SCHEMA)
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()

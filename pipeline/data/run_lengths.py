@@ -1,0 +1,173 @@
+"""COCO's three ways to write a mask, read into one: run lengths down the columns.
+
+Everything is checked before a decoder sees it, so a malformed mask is an error with a reason and
+never memory out of bounds. A mask is not painted here: its area and extent come from the runs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+Runs = NDArray[np.int64]
+
+Segmentation = list[list[float]] | dict[str, Any]
+"""Polygons, or an object with size and counts, as an annotation holds it."""
+
+
+class MaskError(ValueError):
+    """A segmentation that breaks a rule; `kind` is one of pipeline.data.problems.KINDS."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLengths:
+    """A binary mask of an image: lengths of alternating runs, first outside, then inside, ..."""
+
+    size_hw: tuple[int, int]
+    encoded: bytes
+    """The same as COCO's compressed counts."""
+    runs: Runs
+    """(number of runs,) they add up to height * width."""
+
+    @property
+    def area_px(self) -> int:
+        """Pixels inside."""
+        return int(self.runs[1::2].sum())
+
+    @property
+    def extent_xyxy(self) -> tuple[int, int, int, int]:
+        """The smallest box around the pixels inside; there must be one."""
+        height = self.size_hw[0]
+        stops = self.runs.cumsum()[1::2]
+        starts = stops - self.runs[1::2]
+        filled = stops > starts
+        starts, lasts = starts[filled], stops[filled] - 1
+        left, right = int(starts[0] // height), int(lasts[-1] // height) + 1
+        if (starts // height != lasts // height).any():
+            return left, 0, right, height
+        return left, int((starts % height).min()), right, int((lasts % height).max()) + 1
+
+
+def read_segmentation(segmentation: Segmentation, size_hw: tuple[int, int]) -> RunLengths:
+    """Read polygons, uncompressed run lengths or compressed ones.
+
+    Args:
+        segmentation: the value of an annotation's "segmentation".
+        size_hw: the image's size.
+
+    Raises:
+        MaskError: it breaks a rule; the first broken one is told.
+    """
+    if isinstance(segmentation, list):
+        _check_polygons(segmentation, size_hw)
+        polygons = coco_mask.frPyObjects(segmentation, *size_hw)
+        encoded = bytes(coco_mask.merge(polygons)["counts"])
+        runs = _decode(encoded)
+    else:
+        encoded, runs = _from_runs(segmentation, size_hw)
+    lengths = RunLengths(size_hw=size_hw, encoded=encoded, runs=runs)
+    if lengths.area_px == 0:
+        raise MaskError("mask_empty", "it covers no pixel")
+    return lengths
+
+
+def polygons_reach_px(segmentation: Segmentation, size_hw: tuple[int, int]) -> float:
+    """Measure how far polygons reach outside the image; 0 where they do not, or there are none."""
+    if not isinstance(segmentation, list):
+        return 0.0
+    height, width = size_hw
+    farthest = 0.0
+    for polygon in segmentation:
+        x, y = polygon[0::2], polygon[1::2]
+        farthest = max(farthest, -min(x), -min(y), max(x) - width, max(y) - height)
+    return farthest
+
+
+def decode_counts(encoded: bytes, size_hw: tuple[int, int]) -> Runs:
+    """Read COCO's compressed counts of a whole image.
+
+    Raises:
+        MaskError: they are no counts, or do not fill the image.
+    """
+    runs = _decode(encoded)
+    _check_runs(runs, size_hw)
+    return runs
+
+
+def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> None:
+    if not polygons:
+        raise MaskError("mask_empty", "segmentation is an empty list")
+    for number, polygon in enumerate(polygons, start=1):
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise MaskError("polygon_short", f"polygon {number} has {len(polygon)} numbers")
+        points = np.asarray(polygon, dtype=np.float64)
+        if not np.isfinite(points).all():
+            raise MaskError("not_finite", f"polygon {number} holds NaN or infinity")
+        # The painter's memory grows with the outline's length, so far points are no detail.
+        far = max(size_hw)
+        if points.min() < -far or points.max() > 2 * far:
+            worst = points[np.abs(points).argmax()]
+            raise MaskError("mask_format", f"polygon {number} has a point at {worst:g}")
+
+
+def _from_runs(segmentation: dict[str, Any], size_hw: tuple[int, int]) -> tuple[bytes, Runs]:
+    height, width = size_hw
+    if segmentation.get("size") != [height, width]:
+        raise MaskError(
+            "mask_format",
+            f"size is {segmentation.get('size')!s:.40}, the image is [{height}, {width}]",
+        )
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        if not counts.isascii():
+            raise MaskError("mask_format", "counts hold characters that run lengths cannot have")
+        encoded = counts.encode("ascii")
+        return encoded, decode_counts(encoded, size_hw)
+    if not all(isinstance(run, int) and 0 <= run <= height * width for run in counts):
+        raise MaskError("mask_format", "a run length is no whole number between 0 and the area")
+    runs = np.asarray(counts, dtype=np.int64)
+    _check_runs(runs, size_hw)
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return bytes(packed["counts"]), runs
+
+
+def _check_runs(runs: Runs, size_hw: tuple[int, int]) -> None:
+    pixels = size_hw[0] * size_hw[1]
+    if len(runs) and (runs.min() < 0 or runs.max() > pixels):
+        raise MaskError("mask_format", "a run length is negative or longer than the image")
+    if runs.sum() != pixels:
+        raise MaskError(
+            "mask_format", f"run lengths add up to {runs.sum()}, the image has {pixels} pixels"
+        )
+
+
+def _decode(encoded: bytes) -> Runs:
+    """Unpack compressed counts.
+
+    A number is written in groups of 5 bits, lowest first, as characters from 48 on; bit 5 says
+    that more follow, bit 4 of the last is the sign. From the fourth on, numbers are differences
+    to the one two places before.
+    """
+    groups = np.frombuffer(encoded, dtype=np.uint8).astype(np.int64) - 48
+    if len(groups) == 0:
+        return groups
+    if groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
+        raise MaskError("mask_format", "counts are no compressed run lengths")
+    last = np.flatnonzero((groups & 32) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    widths = last - first + 1
+    if widths.max() > 8:
+        raise MaskError("mask_format", "counts hold a number of more than 40 bits")
+    place = np.arange(len(groups)) - np.repeat(first, widths)
+    numbers = np.add.reduceat((groups & 31) << (5 * place), first)
+    negative = (groups[last] & 16) != 0
+    numbers -= np.where(negative, np.left_shift(1, 5 * widths), 0)
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers

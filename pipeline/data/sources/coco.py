@@ -1,0 +1,252 @@
+"""COCO's annotation file: one JSON with images, annotations and categories.
+
+Here is checked what only the whole file can tell: keys and types of every entry, ids used twice,
+ids that point nowhere, names that leave the image folder. What one image can tell by itself is
+checked where its row is made (pipeline/data/examine.py), by many processes.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.data.manifest import Category
+from pipeline.data.problems import Problem
+from pipeline.errors import DatasetError
+
+Entry = dict[str, Any]
+"""A JSON object of the annotation file."""
+
+INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoAnnotations:
+    """What an annotation file says, in order of image id, and what is wrong with it."""
+
+    categories: tuple[Category, ...]
+    images: list[Entry]
+    """Image entries as they came, each with its annotations, ordered by id, under "annotations"."""
+    problems: list[Problem]
+    digest: str
+    """SHA-256 of the file."""
+
+
+def read_annotations(uri: str) -> CocoAnnotations:
+    """Read and check an annotation file.
+
+    Raises:
+        DatasetError: it is no COCO annotation file at all.
+        StorageError: it cannot be read.
+    """
+    data = storage.read_bytes(uri)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        top = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{uri} is not readable as JSON ({_short(str(error))}); is it cut off? Copy it again"
+        ) from error
+    del data
+    _check_top(top, uri)
+    problems: list[Problem] = []
+    categories = _categories(top["categories"], problems)
+    images = _images(top["images"], problems)
+    _attach(top["annotations"], images, {each.category_id for each in categories}, problems)
+    ordered = [images[image_id] for image_id in sorted(images)]
+    return CocoAnnotations(categories=categories, images=ordered, problems=problems, digest=digest)
+
+
+def problem_of(kind: str, reason: str, entry: object, *, image: Entry | None = None) -> Problem:
+    """Make the problem of an image entry, or of an annotation and its image, where known."""
+    mine = entry if isinstance(entry, dict) else {}
+    is_image = image is None and "file_name" in mine
+    owner = mine if is_image else image or {}
+    image_id = owner.get("id", None if is_image else mine.get("image_id"))
+    return Problem(
+        kind=kind,
+        reason=_short(reason),
+        image_id=image_id if _is_id(image_id) else None,
+        annotation_id=None if is_image or not _is_id(mine.get("id")) else mine["id"],
+        file_name=owner["file_name"] if isinstance(owner.get("file_name"), str) else None,
+        raw=json.dumps(entry),
+    )
+
+
+def _check_top(top: object, uri: str) -> None:
+    if not isinstance(top, dict):
+        raise DatasetError(
+            f"{uri} is no COCO annotation file: it holds a {_type_name(top)}, not an object with "
+            "images, annotations and categories (a list is a results file)"
+        )
+    wrong = [
+        f"{key} is {'missing' if key not in top else 'a ' + _type_name(top[key])}"
+        for key in ("images", "annotations", "categories")
+        if not isinstance(top.get(key), list)
+    ]
+    if wrong:
+        raise DatasetError(
+            f"{uri} is no COCO annotation file: {', '.join(wrong)}; each must be a list"
+        )
+    empty = [key for key in ("images", "categories") if not top[key]]
+    if empty:
+        raise DatasetError(f"{uri} has no {' and no '.join(empty)}; there is nothing to ingest")
+
+
+def _categories(entries: list[object], problems: list[Problem]) -> tuple[Category, ...]:
+    """Number the categories by ascending id."""
+    names: dict[int, str] = {}
+    for entry in entries:
+        wrong = _wrong(entry, {"id": _is_id, "name": _is_name})
+        if not wrong and isinstance(entry, dict) and entry["id"] in names:
+            wrong = f"id {entry['id']} is used by {names[entry['id']]!r} already"
+        if wrong or not isinstance(entry, dict):
+            shown = entry.get("name") if isinstance(entry, dict) else entry
+            problems.append(
+                Problem(
+                    kind="category_entry",
+                    reason=f"category {_short(repr(shown))}: {wrong}",
+                    raw=json.dumps(entry),
+                )
+            )
+        else:
+            names[entry["id"]] = entry["name"]
+    return tuple(
+        Category(category_id=category_id, category_index=index, name=names[category_id])
+        for index, category_id in enumerate(sorted(names))
+    )
+
+
+def _images(entries: list[object], problems: list[Problem]) -> dict[int, Entry]:
+    images: dict[int, Entry] = {}
+    for entry in entries:
+        wrong = _wrong(entry, _IMAGE_KEYS)
+        if wrong or not isinstance(entry, dict):
+            problems.append(problem_of("image_entry", wrong, entry))
+        elif entry["id"] in images:
+            first = images[entry["id"]]["file_name"]
+            reason = f"id {entry['id']} is used by {first} already"
+            problems.append(problem_of("duplicate_image_id", reason, entry))
+        elif _leaves_folder(entry["file_name"]):
+            reason = "it must stay under the folder of the images"
+            problems.append(problem_of("path_outside_root", reason, entry))
+        else:
+            # The key is ours: whatever an exporter put there is no annotation list.
+            images[entry["id"]] = {**entry, "annotations": []}
+    return images
+
+
+def _attach(
+    entries: list[object], images: dict[int, Entry], category_ids: set[int], problems: list[Problem]
+) -> None:
+    """Give each image its annotations, in the order of their ids."""
+    seen: set[int] = set()
+    for entry, kind, reason in _judged(entries, images, category_ids, seen):
+        known = isinstance(entry, dict) and _is_id(entry.get("image_id"))
+        image = images.get(entry["image_id"]) if known and isinstance(entry, dict) else None
+        if kind:
+            problems.append(problem_of(kind, reason, entry, image=image or {}))
+        elif image is not None:
+            image["annotations"].append(entry)
+    for image in images.values():
+        image["annotations"].sort(key=lambda each: int(each["id"]))
+
+
+def _judged(
+    entries: list[object], images: dict[int, Entry], category_ids: set[int], seen: set[int]
+) -> Iterator[tuple[object, str, str]]:
+    """Give each annotation with kind and reason of every problem, or "" where it is sound."""
+    for entry in entries:
+        wrong = _wrong(entry, _ANNOTATION_KEYS)
+        if wrong or not isinstance(entry, dict):
+            yield entry, "annotation_entry", wrong
+            continue
+        found = []
+        if entry["id"] in seen:
+            found.append(("duplicate_annotation_id", f"id {entry['id']} is used already"))
+        if entry["image_id"] not in images:
+            found.append(("unknown_image", f"image_id is {entry['image_id']}"))
+        if entry["category_id"] not in category_ids:
+            found.append(("unknown_category", f"category_id is {entry['category_id']}"))
+        seen.add(entry["id"])
+        for kind, reason in found or [("", "")]:
+            yield entry, kind, reason
+
+
+def _wrong(entry: object, keys: Mapping[str, Callable[..., bool]]) -> str:
+    """Say what is wrong with the keys of an entry; "" where nothing is."""
+    if not isinstance(entry, dict):
+        return f"it is a {_type_name(entry)}, not an object"
+    missing = [key for key in keys if key not in entry]
+    told = [f"{', '.join(missing)} missing"] if missing else []
+    told += [
+        f"{key} is {_short(repr(entry[key]), 40)}"
+        for key, is_right in keys.items()
+        if key in entry and not is_right(entry[key])
+    ]
+    return "; ".join(told)
+
+
+def _leaves_folder(name: str) -> bool:
+    """Tell whether a file name points, or could on some system point, out of its folder."""
+    return (
+        name.startswith("/")
+        or "\\" in name
+        or "\0" in name
+        or re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", name) is not None
+        or ".." in name.split("/")
+    )
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in INT64
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_flag(value: object) -> bool:
+    return value in (0, 1) and isinstance(value, int)
+
+
+def _is_segmentation(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(part, list) and all(map(_is_number, part)) for part in value)
+    return isinstance(value, dict) and isinstance(value.get("counts"), list | str)
+
+
+_IMAGE_KEYS = {"id": _is_id, "file_name": _is_name, "height": _is_side, "width": _is_side}
+_ANNOTATION_KEYS = {
+    "id": _is_id,
+    "image_id": _is_id,
+    "category_id": _is_id,
+    "bbox": _is_box,
+    "segmentation": _is_segmentation,
+    "area": _is_number,
+    "iscrowd": _is_flag,
+}
+
+
+def _type_name(value: object) -> str:
+    names = {dict: "object", list: "list", str: "string", type(None): "null", bool: "boolean"}
+    return names.get(type(value), "number")
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,336 @@
+"""The numbers are the published ones, and files that cannot give a number say why."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_api
+
+from pipeline.errors import DatasetError, StorageError
+from pipeline.evaluation.metrics import band_px, evaluate_detections, evaluate_metrics
+from pipeline.evaluation.table import format_metrics
+
+SIDE = 64
+
+
+def square(x: int, y: int, side: int, *, size_hw: tuple[int, int] = (SIDE, SIDE)) -> dict:
+    mask = np.zeros(size_hw, np.uint8, order="F")
+    mask[y : y + side, x : x + side] = 1
+    rle = mask_api.encode(mask)
+    return {"size": list(size_hw), "counts": rle["counts"].decode()}
+
+
+def truth_of(boxes_xyside: list[tuple[int, int, int]], **more: object) -> dict:
+    return {
+        "images": [{"id": 7, "height": SIDE, "width": SIDE}],
+        "categories": [{"id": 3, "name": "car"}, {"id": 90, "name": "brush"}],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": 7,
+                "category_id": 3,
+                "bbox": [x, y, side, side],
+                "area": side * side,
+                "iscrowd": 0,
+                "segmentation": square(x, y, side),
+            }
+            | more
+            for number, (x, y, side) in enumerate(boxes_xyside)
+        ],
+    }
+
+
+def detection(x: int, y: int, side: int, score: float = 0.9, **more: object) -> dict:
+    return {
+        "image_id": 7,
+        "category_id": 3,
+        "score": score,
+        "bbox": [x, y, side, side],
+        "segmentation": square(x, y, side),
+    } | more
+
+
+def test_the_twelve_published_mask_numbers(real_data: Path) -> None:
+    folder = real_data / "evaluators" / "coco_fakesegm100"
+    text = (folder / "val2014_fake_eval_res.txt").read_text()
+    segm = text.split("type=segm")[1].split("type=bbox")[0]
+    published = [float(value) for value in re.findall(r"\] = (\S+)", segm)]
+
+    measured = evaluate_detections(
+        str(folder / "instances_val2014_100.json"),
+        str(folder / "instances_val2014_fakesegm100_results.json"),
+        metric="segm",
+    )
+
+    assert len(published) == 12
+    assert [round(value, 3) for value in measured.by_coco_name().values()] == published
+    assert measured.engine.startswith("pycocotools 2.")
+
+
+def test_the_published_boundary_numbers(real_data: Path) -> None:
+    folder = real_data / "evaluators" / "boundary_small"
+    measured = evaluate_detections(
+        str(folder / "gt_dataset.json"), str(folder / "dt_dataset.json"), metric="boundary"
+    )
+    assert measured.ap == pytest.approx(0.6947194719471946, abs=1e-15)
+    assert measured.ap50 == pytest.approx(0.6947194719471946, abs=1e-15)
+    assert measured.ap75 == pytest.approx(0.6947194719471946, abs=1e-15)
+    assert math.isnan(measured.ap_small)
+    assert measured.engine == "vernier 0.5.4"
+
+
+def test_perfect_detections_reach_1_and_categories_without_objects_have_no_number() -> None:
+    truth = truth_of([(2, 2, 20), (30, 30, 25)])
+    found = [detection(2, 2, 20), detection(30, 30, 25)]
+    for measured in evaluate_metrics(truth, found, metrics=("segm", "bbox", "boundary")).values():
+        assert measured.ap == pytest.approx(1)
+        assert measured.per_category["car"] == pytest.approx(1)
+        assert math.isnan(measured.per_category["brush"])
+        assert math.isnan(measured.ap_large)
+        assert measured.objects == {"car": 2, "brush": 0}
+
+
+def test_boundary_ap_punishes_an_outline_that_mask_ap_forgives() -> None:
+    size_hw = (400, 400)
+    truth = truth_of([(0, 0, 1)])
+    truth["images"][0] |= {"height": 400, "width": 400}
+    truth["annotations"][0] |= {
+        "segmentation": square(50, 50, 300, size_hw=size_hw),
+        "area": 90_000,
+    }
+    shifted = detection(0, 0, 1, segmentation=square(55, 55, 300, size_hw=size_hw))
+    both = evaluate_metrics(truth, [shifted], metrics=("segm", "boundary"))
+    assert band_px(height=400, width=400) == 11
+    assert both["segm"].ap == pytest.approx(0.9)
+    # Bands of 11 px, 5 px apart on every side, overlap by less than a half.
+    assert both["boundary"].ap < 0.2
+
+
+def test_all_forms_of_a_segmentation_give_the_same_numbers() -> None:
+    polygon = [[2.0, 2.0, 22.0, 2.0, 22.0, 22.0, 2.0, 22.0]]
+    plain = {"size": [SIDE, SIDE], "counts": _uncompressed(2, 2, 20)}
+    truth = truth_of([(2, 2, 20)])
+    forms = [square(2, 2, 20), plain, polygon]
+    for form in forms:
+        truth["annotations"][0]["segmentation"] = form
+        for other in forms:
+            found = [detection(2, 2, 20, segmentation=other)]
+            assert evaluate_detections(truth, found, metric="segm").ap == pytest.approx(1)
+            assert evaluate_detections(truth, found, metric="boundary").ap == pytest.approx(1)
+
+
+def _uncompressed(x: int, y: int, side: int) -> list[int]:
+    runs = [x * SIDE + y]
+    for _ in range(side - 1):
+        runs += [side, SIDE - side]
+    runs += [side]
+    return [*runs, SIDE * SIDE - sum(runs)]
+
+
+def test_an_annotation_with_id_0_can_be_matched() -> None:
+    truth = truth_of([(2, 2, 20)])
+    assert truth["annotations"][0]["id"] == 0
+    assert evaluate_detections(truth, [detection(2, 2, 20)], metric="segm").ap == pytest.approx(1)
+
+
+def test_a_mask_counts_by_its_own_area_also_where_a_bbox_stands_beside_it() -> None:
+    # A bbox of 40 x 40 is medium, the mask of 20 x 20 small: by the bbox it would not be looked at.
+    truth = truth_of([(2, 2, 20)])
+    found = [detection(2, 2, 20, bbox=[2, 2, 40, 40]), detection(40, 40, 20, score=0.95)]
+    with_bbox = evaluate_detections(truth, found, metric="segm")
+    for each in found:
+        del each["bbox"]
+    assert evaluate_detections(truth, found, metric="segm").flat() == pytest.approx(
+        with_bbox.flat(), nan_ok=True
+    )
+
+
+def test_what_a_truth_leaves_out_is_filled_in_and_said() -> None:
+    truth = truth_of([(2, 2, 20)])
+    del truth["annotations"][0]["area"], truth["annotations"][0]["iscrowd"]
+    measured = evaluate_detections(truth, [detection(2, 2, 20)], metric="segm")
+    assert measured.ap_small == pytest.approx(1)
+    assert [n.split(";")[0] for n in measured.notices] == [
+        "1 annotations have no iscrowd",
+        "1 annotations have no area",
+    ]
+
+
+def test_no_detections_are_ap_0_with_a_notice() -> None:
+    for metric in ("segm", "bbox", "boundary"):
+        measured = evaluate_detections(truth_of([(2, 2, 20)]), [], metric=metric)
+        assert measured.ap == 0
+        assert "no detections at all" in measured.notices[0]
+
+
+def test_an_empty_mask_is_a_detection_like_any_other() -> None:
+    nothing = {"size": [SIDE, SIDE], "counts": [SIDE * SIDE]}
+    found = [detection(2, 2, 20), detection(0, 0, 1, score=0.99, segmentation=nothing)]
+    # The empty mask comes first and is wrong: precision is 1/2 at every recall.
+    for metric in ("segm", "boundary"):
+        measured = evaluate_detections(truth_of([(2, 2, 20)]), found, metric=metric)
+        assert measured.ap == pytest.approx(0.5)
+
+
+def test_a_crowd_is_no_object() -> None:
+    truth = truth_of([(2, 2, 20), (30, 30, 25)])
+    truth["annotations"][1]["iscrowd"] = 1
+    # The second detection lies in the crowd: neither right nor wrong.
+    found = [detection(2, 2, 20), detection(32, 32, 8, score=0.99)]
+    for measured in evaluate_metrics(truth, found, metrics=("segm", "bbox", "boundary")).values():
+        assert measured.ap == pytest.approx(1)
+        assert measured.objects["car"] == 1
+
+
+def test_small_objects_warn_that_boundary_ap_is_mask_ap() -> None:
+    truth = {
+        "images": [{"id": 7, "height": 480, "width": 640}],
+        "categories": [{"id": 3, "name": "car"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 3,
+                "segmentation": square(5, 5, 32, size_hw=(480, 640)),
+                "area": 1024,
+                "iscrowd": 0,
+            }
+        ],
+    }
+    found = [detection(0, 0, 1, segmentation=square(8, 5, 32, size_hw=(480, 640)))]
+    both = evaluate_metrics(truth, found, metrics=("segm", "boundary"))
+    assert both["boundary"].ap == both["segm"].ap
+    assert "1 of 1 objects are no wider than twice the boundary band" in both["boundary"].notices[0]
+    assert both["segm"].notices == ()
+
+    # One pixel more, and there is an inside that the band does not reach.
+    truth["annotations"][0]["segmentation"] = square(5, 5, 33, size_hw=(480, 640))
+    assert evaluate_detections(truth, found, metric="boundary").notices == ()
+
+
+def test_many_images_without_detections_are_said() -> None:
+    truth = truth_of([(2, 2, 20)])
+    truth["images"] += [{"id": 100 + n, "height": SIDE, "width": SIDE} for n in range(4)]
+    (notice,) = evaluate_detections(truth, [detection(2, 2, 20)], metric="segm").notices
+    assert notice.startswith("4 of the truth's 5 images have no detection")
+
+
+def test_everything_wrong_is_told_at_once_with_place_and_rule() -> None:
+    cut = square(2, 2, 20)["counts"][:-3] + "o"
+    found = [
+        detection(2, 2, 20, image_id=8),
+        detection(2, 2, 20, category_id=0),
+        detection(2, 2, 20, score=math.nan),
+        {"image_id": 7, "category_id": 3, "score": 0.5},
+        detection(2, 2, 20, segmentation=square(2, 2, 20, size_hw=(SIDE, 2 * SIDE))),
+        detection(2, 2, 20, segmentation={"size": [SIDE, SIDE], "counts": cut}),
+        detection(2, 2, 20, segmentation=[[1, 2, 3, 4]]),
+        detection(2, 2, 20, segmentation=None),
+        detection(2, 2, 20, image_id="7"),
+        "car",
+        *[detection(2, 2, 20, image_id=1000 + n, score="high") for n in range(5)],
+    ]
+    with pytest.raises(DatasetError) as caught:
+        evaluate_detections(truth_of([(2, 2, 20)]), found, metric="segm")
+    text = str(caught.value)
+    for expected in (
+        "detections: unknown image_id, 6 in all\n    entry 0: image_id 8\n    entry 10: ",
+        "unknown category_id, 1 in all\n    entry 1: category_id 0",
+        "score that is not a finite number, 6 in all\n    entry 2: score nan",
+        "missing key, 1 in all\n    entry 3: no segmentation",
+        "entry 4, image 7: size [64, 128], the image has [64, 64]",
+        "broken run lengths, 1 in all\n    entry 5, image 7",
+        "broken polygon, 1 in all\n    entry 6, image 7",
+        "segmentation of no known form, 1 in all\n    entry 7, image 7: None",
+        "id that is not a number, 1 in all\n    entry 8: image_id '7'",
+        "not an object, 1 in all\n    entry 9: 'car'",
+    ):
+        assert expected in text, expected
+    assert text.count("rule: ") == 10
+    assert text.startswith("10 kinds of fault; nothing was evaluated")
+
+
+def test_a_broken_truth_is_told_beside_the_detections() -> None:
+    truth = truth_of([(2, 2, 20), (30, 30, 25), (5, 40, 10)])
+    del truth["images"][0]["height"]
+    truth["images"].append({"id": 7, "height": 4, "width": True})
+    truth["annotations"][0]["iscrowd"] = 2
+    truth["annotations"][1] |= {"area": -1, "bbox": [0, 0, -3, 5]}
+    truth["annotations"][2]["id"] = 1
+    with pytest.raises(DatasetError) as caught:
+        evaluate_metrics(truth, [detection(2, 2, 20, bbox=[1, 2])], metrics=("segm", "bbox"))
+    text = str(caught.value)
+    for expected in (
+        "truth: same id twice, 2 in all\n    images: id 7\n    annotations: id 1",
+        "truth: image without size, 1 in all\n    image 7",
+        "truth: broken iscrowd, 1 in all\n    annotations[0] (id 0): iscrowd 2",
+        "truth: broken area, 1 in all\n    annotations[1] (id 1): area -1",
+        "truth: broken bbox, 1 in all\n    annotations[1] (id 1): bbox [0, 0, -3, 5]",
+        "detections: broken bbox, 1 in all\n    entry 0: bbox [1, 2]",
+    ):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("truth", "detections", "expected"),
+    [
+        ([], [], "truth: not a truth, 1 in all\n    it holds a list"),
+        ({"images": []}, [], "it holds keys ['images']"),
+        (truth_of([(2, 2, 20)]), {"annotations": []}, "detections: not a list, 1 in all"),
+        (truth_of([]), [], "nothing to evaluate against"),
+        (truth_of([(2, 2, 20)]), None, "it is a NoneType"),
+    ],
+)
+def test_files_of_the_wrong_kind(truth: object, detections: object, expected: str) -> None:
+    with pytest.raises(DatasetError, match=re.escape(expected)):
+        evaluate_detections(truth, detections, metric="segm")
+
+
+def test_a_file_cut_short_and_a_missing_one(tmp_path: Path) -> None:
+    whole = json.dumps(truth_of([(2, 2, 20)]))
+    (tmp_path / "truth.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(
+        DatasetError, match=r"truth\.json \(\d+ bytes\) is not valid JSON.*cut short"
+    ):
+        evaluate_detections(str(tmp_path / "truth.json"), [], metric="segm")
+    with pytest.raises(StorageError, match=r"none\.json"):
+        evaluate_detections(str(tmp_path / "none.json"), [], metric="segm")
+
+
+def test_a_polygon_far_away_is_refused_and_not_painted() -> None:
+    # The painter would ask for memory by the length of the outline.
+    far = [[0.0, 0.0, 1e12, 0.0, 1e12, 1e12]]
+    with pytest.raises(DatasetError, match="broken polygon"):
+        evaluate_detections(
+            truth_of([(2, 2, 20)]), [detection(0, 0, 1, segmentation=far)], metric="segm"
+        )
+
+
+def test_nothing_is_printed_and_the_inputs_are_left_alone(capfd: pytest.CaptureFixture) -> None:
+    truth, found = truth_of([(2, 2, 20)]), [detection(2, 2, 20)]
+    before = json.dumps([truth, found])
+    evaluate_metrics(truth, found, metrics=("segm", "bbox", "boundary"))
+    assert capfd.readouterr() == ("", "")
+    assert json.dumps([truth, found]) == before
+
+
+def test_the_table_shows_sizes_extremes_and_dashes() -> None:
+    truth = truth_of([])
+    truth["categories"] = [{"id": n, "name": f"kind{n:02}"} for n in range(1, 21)]
+    truth["annotations"] = [
+        truth_of([(2, 2, 20)], id=n, category_id=n)["annotations"][0] for n in range(1, 20)
+    ]
+    found = [detection(2, 2, 20, category_id=n) for n in range(1, 10)]
+    measured = evaluate_detections(truth, found, metric="boundary")
+    text = format_metrics(measured)
+    assert "boundary AP by vernier 0.5.4, band 2% of the diagonal" in text
+    assert re.search(r"AP +0\.4737 +0\.4737 +0\.4737 +0\.4737 +- +-", text)
+    assert "... 9 more between ..." in text
+    assert "1 categories without objects" in text
+    assert re.search(r"kind01 +1 +1\.0000", text)
+    assert "kind15" not in format_metrics(measured, categories="none")
+    every = format_metrics(measured, categories="all")
+    assert all(f"kind{n:02}" in every for n in range(1, 20))

@@ -1,10 +1,14 @@
 """BoundarySqueeze in plain torch: the module, its targets and losses, and models built on them."""
 
-from bsm.config import MaskRCNNConfig, build_model
-from bsm.field import MaskTargets, mask_to_field, targets_from_field
-from bsm.losses import SqueezeLogits, squeeze_losses
-from bsm.morphology import targets_from_masks
-from bsm.squeeze import BoundarySqueeze, Squeezed
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bsm.config import MaskRCNNConfig, build_model
+    from bsm.field import MaskTargets, mask_to_field, targets_from_field
+    from bsm.losses import SqueezeLogits, squeeze_losses
+    from bsm.morphology import targets_from_masks
+    from bsm.squeeze import BoundarySqueeze, Squeezed
 
 __all__ = [
     "BoundarySqueeze",
@@ -18,3 +22,22 @@ __all__ = [
     "targets_from_field",
     "targets_from_masks",
 ]
+
+_PUBLIC = {
+    "bsm.config": ("MaskRCNNConfig", "build_model"),
+    "bsm.field": ("MaskTargets", "mask_to_field", "targets_from_field"),
+    "bsm.losses": ("SqueezeLogits", "squeeze_losses"),
+    "bsm.morphology": ("targets_from_masks",),
+    "bsm.squeeze": ("BoundarySqueeze", "Squeezed"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use.
+
+    Reading a config, and with it the --help of every job, does not wait seconds for torch.
+    """
+    for module, names in _PUBLIC.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

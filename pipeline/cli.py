@@ -10,13 +10,14 @@ import functools
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeAlias, get_type_hints
 
 import tyro
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RecipeError
 from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
 from pipeline.recipe_json import to_plain
 
@@ -82,12 +83,29 @@ def _train(declared: Recipe) -> Result | None:
     if wants_print:
         print(to_json(recipe))  # noqa: T201  the answer to --print-recipe
         return None
+    _check_paths(recipe)
     log = logging.getLogger(__name__)
     log.info("recipe %s, fingerprint %s", recipe.name, fingerprint(recipe))
     log.info("overrides: %s", "; ".join(differences(declared, recipe)) or "none")
     from pipeline.training import launch  # noqa: PLC0415  Ray comes in only for a recipe without faults
 
     return launch.run(recipe)
+
+
+def _check_paths(recipe: Recipe) -> None:
+    """A job that `ray job submit` started runs in a temporary copy of the working directory."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    paths = {"--storage": recipe.storage, "--data.root": recipe.data.root}
+    relative = [
+        f"{flag} {path}" for flag, path in paths.items() if "://" not in path and path[:1] != "/"
+    ]
+    if relative:
+        raise RecipeError(
+            f"relative in a submitted job: {', '.join(relative)}. The job runs in a temporary copy "
+            "of the working directory, so what lies there is lost. Give an absolute path, or a URI "
+            "that every node reaches, such as s3://bucket/folder"
+        )
 
 
 def _call_verb(verb: Verb | Mapping[str, Verb]) -> Result:

@@ -1,0 +1,220 @@
+"""What a person who types a command gets back: values, help, errors, last line, exit code."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe, from_json
+
+RECIPE = Recipe(name="job")
+
+VERB = '''
+    """Do a thing.   python jobs/thing.py"""
+    import logging
+    from typing import Literal
+    from pipeline.cli import run_verb
+    from pipeline.errors import DatasetError, TrainingError
+
+    def one(*, root: str, count: int = 3, mood: Literal["good", "bad"] = "good") -> dict:
+        """Do the one thing.
+
+        Args:
+            root: where it lies.
+            count: how many.
+            mood: which way.
+        """
+        logging.getLogger("pipeline.thing").info("working")
+        if root == "broken":
+            raise DatasetError("2 problems: a; b. Fix them, or type: thing --on-bad drop")
+        if root == "late":
+            raise TrainingError("loss is NaN at step 4")
+        if root == "bug":
+            raise ValueError("not for users")
+        if root == "stop":
+            raise KeyboardInterrupt
+        return {"root": root, "count": count}
+
+    def two() -> dict:
+        """Do the other thing."""
+        return {}
+
+    run_verb(VERBS)
+'''
+
+
+def run(path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(path), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def verb(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("verb") / "thing.py"
+    path.write_text(textwrap.dedent(VERB).replace("VERBS", "one"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def verbs(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("verbs") / "thing.py"
+    path.write_text(textwrap.dedent(VERB).replace("VERBS", '{"one": one, "two": two}'))
+    return path
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("job") / "job.py"
+    path.write_text(
+        textwrap.dedent(
+            '''
+            """Train a thing.   python jobs/job.py"""
+            import sys
+            from pipeline import main
+            from pipeline.recipe import Recipe
+            try:
+                main(Recipe(name="job"))
+            finally:
+                heavy = [name for name in ("ray", "torch", "mlflow") if name in sys.modules]
+                print("heavy modules:", heavy, file=sys.stderr)
+            '''
+        )
+    )
+    return path
+
+
+def test_overrides_are_typed_and_the_rest_stays():
+    recipe, wants_print = cli.parse_recipe(
+        RECIPE,
+        [
+            *("--optim.steps", "10", "--optim.decay-at", "5", "8", "--data.short-edge-px", "64"),
+            *("--data.root", "s3://b/x", "--scale.num-workers", "0", "--optim.clip-norm", "2"),
+            *("--evaluation.max-images", "None", "--model.backbone.norm", "group"),
+        ],
+    )
+    assert not wants_print
+    assert (recipe.optim.steps, recipe.optim.decay_at) == (10, (5, 8))
+    assert recipe.data.short_edge_px == (64,)
+    assert (recipe.data.root, recipe.scale.num_workers) == ("s3://b/x", 0)
+    assert (recipe.optim.clip_norm, recipe.evaluation.max_images) == (2.0, None)
+    assert recipe.model.backbone.norm == "group"
+    assert recipe.optim.global_batch == RECIPE.optim.global_batch
+    assert type(recipe) is Recipe
+
+
+def test_no_override_gives_the_declared_recipe():
+    assert cli.parse_recipe(RECIPE, []) == (RECIPE, False)
+
+
+def test_every_broken_rule_is_told_before_anything_starts():
+    with pytest.raises(RecipeError) as caught:
+        cli.parse_recipe(
+            RECIPE,
+            ["--optim.steps", "-1", "--data.short-edge-px", "7", "--checkpoint.keep", "0"],
+        )
+    for part in ("steps must be at least 1, got -1", "at least 32 px, got 7", "keep must be"):
+        assert part in str(caught.value)
+
+
+def test_a_typo_ends_with_2_and_a_suggestion(job):
+    done = run(job, "--optim.stepss", "10")
+    assert done.returncode == 2
+    assert "Perhaps you meant" in done.stderr
+    assert "--optim.steps INT" in done.stderr
+    assert "heavy modules: []" in done.stderr
+
+
+def test_a_wrong_type_ends_with_2_and_names_the_flag(job):
+    done = run(job, "--optim.steps", "many")
+    assert done.returncode == 2
+    assert "--optim.steps" in done.stderr
+
+
+def test_a_broken_rule_ends_with_2_without_a_traceback_before_ray_is_imported(job):
+    done = run(job, "--scale.num-workers", "3")
+    assert done.returncode == 2
+    assert "take one of 1, 2, 4, 8, 16" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "heavy modules: []" in done.stderr
+
+
+def test_help_shows_the_docstrings_of_job_and_fields(job):
+    done = run(job, "--help")
+    assert done.returncode == 0
+    assert "Train a thing." in done.stdout
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "--optim.steps INT Optimizer steps of the whole run. (default: 90000)" in text
+    assert "--print-recipe" in text
+
+
+def test_print_recipe_prints_the_overridden_recipe_and_nothing_else(job):
+    done = run(job, "--print-recipe", "--optim.steps", "12")
+    assert done.returncode == 0
+    assert from_json(done.stdout).optim.steps == 12
+
+
+def test_a_relative_path_in_a_submitted_job_is_refused(job, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    done = run(job, "--data.root", "/somewhere")
+    assert done.returncode == 2
+    assert "--storage runs" in done.stderr
+    assert "--data.root" not in done.stderr
+
+
+def test_the_last_line_of_a_verb_is_its_result(verb):
+    done = run(verb, "--root", "here", "--count", "4")
+    assert done.returncode == 0
+    *progress, last = done.stdout.splitlines()
+    assert progress == ["working"]
+    assert json.loads(last.removeprefix("RESULT ")) == {"root": "here", "count": 4}
+
+
+def test_subcommands_choose_the_function(verbs):
+    done = run(verbs, "one", "--root", "here")
+    assert json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["root"] == "here"
+    assert run(verbs, "two").stdout == "RESULT {}\n"
+    assert run(verbs, "three").returncode == 2
+
+
+def test_bad_input_ends_with_2_and_the_sentence_alone(verb):
+    done = run(verb, "--root", "broken")
+    assert done.returncode == 2
+    assert done.stderr == "DatasetError: 2 problems: a; b. Fix them, or type: thing --on-bad drop\n"
+    assert "RESULT" not in done.stdout
+
+
+def test_a_failed_run_ends_with_1_and_a_bug_with_its_traceback(verb):
+    late = run(verb, "--root", "late")
+    assert (late.returncode, "Traceback" in late.stderr) == (1, False)
+    bug = run(verb, "--root", "bug")
+    assert (bug.returncode, "Traceback" in bug.stderr) == (1, True)
+
+
+def test_an_interrupt_ends_with_130(verb):
+    done = run(verb, "--root", "stop")
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False)
+
+
+def test_a_missing_argument_and_a_wrong_choice_end_with_2(verb):
+    assert run(verb).returncode == 2
+    done = run(verb, "--root", "x", "--mood", "glad")
+    assert done.returncode == 2
+    assert "good" in done.stderr
+
+
+def test_the_package_is_cheap_to_import():
+    code = "import pipeline, sys; print([m for m in ('ray','torch','tyro') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"

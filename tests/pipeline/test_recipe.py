@@ -1,0 +1,128 @@
+"""A recipe survives JSON, has one fingerprint, and says all that is wrong with it at once."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bsm.config import BackboneConfig, MaskRCNNConfig
+from pipeline.errors import RecipeError
+from pipeline.recipe import (
+    DataConfig,
+    EvaluationConfig,
+    OptimConfig,
+    Recipe,
+    ScaleConfig,
+    differences,
+    fingerprint,
+    from_json,
+    to_json,
+)
+
+RECIPE = Recipe(
+    name="a",
+    seed=7,
+    model=MaskRCNNConfig(num_classes=5, backbone=BackboneConfig(name="resnet18")),
+    data=DataConfig(short_edge_px=(128,), test_short_edge_px=128, long_edge_px=128),
+    optim=OptimConfig(decay_at=(), clip_norm=1.5),
+    evaluation=EvaluationConfig(max_images=3),
+)
+
+
+def test_json_brings_back_an_equal_recipe():
+    assert from_json(to_json(RECIPE)) == RECIPE
+    assert from_json(to_json(Recipe(name="b"))) == Recipe(name="b")
+
+
+def test_what_json_leaves_out_is_the_default():
+    assert from_json('{"name": "b", "optim": {"steps": 5}}') == Recipe(
+        name="b", optim=OptimConfig(steps=5)
+    )
+
+
+def test_every_fault_is_named_in_one_error():
+    plain = json.loads(to_json(RECIPE))
+    plain["optim"]["stepz"] = 3
+    plain["optim"]["lr_per_image"] = "fast"
+    plain["model"]["backbone"]["norm"] = "layer"
+    plain["model"]["backbone"]["pixel_mean"] = [1.0]
+    plain["model"]["mask_head"]["targets"]["kernel_size"] = 4
+    plain["data"]["flip_probability"] = 2.0
+    plain["scale"] = 3
+    plain["checkpoint"]["keep"] = True
+    plain["tracking"]["log_every"] = 2.5
+    del plain["name"]
+    with pytest.raises(RecipeError) as caught:
+        from_json(json.dumps(plain))
+    text = str(caught.value)
+    for fault in (
+        "optim.stepz: unknown field; perhaps you meant steps",
+        "optim.lr_per_image: needs a number, got 'fast'",
+        "model.backbone.norm: must be one of 'frozen', 'batch', 'sync', 'group', got 'layer'",
+        "model.backbone.pixel_mean: needs 3 values, got 1",
+        "model.mask_head.targets: kernel_size must be odd",
+        "data: flip_probability must be in [0, 1], got 2.0",
+        "scale: needs an object with fields, got 3",
+        "checkpoint.keep: needs a whole number, got True",
+        "tracking.log_every: needs a whole number, got 2.5",
+        "name: is missing",
+    ):
+        assert fault in text
+    assert text.startswith("10 problems in the recipe:")
+
+
+def test_a_rule_between_two_parts_is_told_too():
+    with pytest.raises(RecipeError, match=r"num_workers 3 does not divide .* take one of 1, 2, 4"):
+        from_json('{"name": "b", "scale": {"num_workers": 3}}')
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"name": "b", "optim": {"lr_per_image": NaN}}'])
+def test_what_is_no_recipe_is_refused(text):
+    with pytest.raises(RecipeError):
+        from_json(text)
+
+
+def test_every_field_takes_part_in_the_fingerprint():
+    plain = json.loads(to_json(RECIPE))
+    seen = {fingerprint(RECIPE)}
+    changed = (
+        replace(RECIPE, name="b"),
+        replace(RECIPE, seed=8),
+        replace(RECIPE, storage="elsewhere"),
+        replace(RECIPE, scale=ScaleConfig(num_workers=1)),
+        replace(RECIPE, optim=replace(RECIPE.optim, clip_norm=None)),
+        replace(RECIPE, data=replace(RECIPE.data, short_edge_px=(96, 128))),
+    )
+    seen |= {fingerprint(recipe) for recipe in changed}
+    assert len(seen) == 1 + len(changed)
+    assert all(len(digits) == 12 for digits in seen)
+    assert fingerprint(from_json(json.dumps(plain))) == fingerprint(RECIPE)
+
+
+def test_a_whole_number_in_a_float_field_is_the_same_recipe():
+    one = replace(RECIPE, optim=replace(RECIPE.optim, clip_norm=1, momentum=0))
+    other = replace(RECIPE, optim=replace(RECIPE.optim, clip_norm=1.0, momentum=0.0))
+    assert fingerprint(one) == fingerprint(other)
+    assert differences(one, other) == []
+
+
+def test_the_fingerprint_stays_the_same_from_one_version_to_the_next():
+    # A run's folder, its checkpoints and its registered model carry it.
+    text = '{"name": "b", "optim": {"steps": 5}}'
+    assert fingerprint(from_json(text)) == fingerprint(
+        from_json('{"optim": {"steps": 5}, "name": "b"}')
+    )
+
+
+def test_differences_name_the_field_and_both_values():
+    other = replace(
+        RECIPE,
+        optim=replace(RECIPE.optim, steps=200, decay_at=(100,)),
+        model=replace(RECIPE.model, backbone=replace(RECIPE.model.backbone, norm="batch")),
+    )
+    assert differences(RECIPE, other) == [
+        'model.backbone.norm: "frozen" -> "batch"',
+        "optim.steps: 90000 -> 200",
+        "optim.decay_at: [] -> [100]",
+    ]
+    assert differences(RECIPE, RECIPE) == []

@@ -220,7 +220,7 @@ def _watched(config: CocoIngest, coco: CocoAnnotations, started: float) -> Itera
         parts.append((f"part-{len(parts):05d}.parquet", pack(part)))
     _log.info("ingest: %d images in %d shards of %d rows", total, len(parts), rows)
     images = found = 0
-    told = started
+    told = time.perf_counter()
     for report in _make(parts, settings, config.workers):
         yield report
         images += report.images
@@ -341,7 +341,8 @@ def _result(
         "shards_kept": sum(report.was_done for report in reports),
         "seconds": round(elapsed_s, 2),
         "images_per_second": round(looked_at / elapsed_s, 1),
-        "peak_rss_mb": max([peak_rss_mb(), *(report.peak_rss_mb for report in reports)]),
+        "peak_rss_mb": peak_rss_mb(),
+        "task_peak_rss_mb": max(report.peak_rss_mb for report in reports),
         "fingerprint": manifest.fingerprint,
         "out": config.out,
     }

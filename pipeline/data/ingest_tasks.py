@@ -15,6 +15,8 @@ from pipeline.data.problems import Problem
 from pipeline.data.shards import ShardReport, ShardSettings, make_shard
 from pipeline.errors import StorageError
 
+_log = logging.getLogger(__name__)
+
 
 def make_on_ray(
     parts: list[tuple[str, bytes]], settings: ShardSettings, *, workers: int
@@ -28,10 +30,12 @@ def make_on_ray(
     """
     if not ray.is_initialized():
         # Finds the cluster of RAY_ADDRESS, or the one of this machine, or starts one.
-        ray.init(logging_level=logging.WARNING)
+        _log.info("ingest: connecting to Ray, or starting it")
+        ray.init(logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Ray Data warns that there are no bars; our own lines are read in a job's log too.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"file": file, "packed": packed} for file, packed in parts]
     parts.clear()
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(

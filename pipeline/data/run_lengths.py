@@ -106,6 +106,8 @@ def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> No
     for number, polygon in enumerate(polygons, start=1):
         if len(polygon) < 6 or len(polygon) % 2:
             raise MaskError("polygon_short", f"polygon {number} has {len(polygon)} numbers")
+        if not {*map(type, polygon)} <= {int, float}:
+            raise MaskError("mask_format", f"polygon {number} holds what is no number")
         points = np.asarray(polygon, dtype=np.float64)
         if not np.isfinite(points).all():
             raise MaskError("not_finite", f"polygon {number} holds NaN or infinity")
@@ -129,7 +131,7 @@ def _from_runs(segmentation: dict[str, Any], size_hw: tuple[int, int]) -> tuple[
             raise MaskError("mask_format", "counts hold characters that run lengths cannot have")
         encoded = counts.encode("ascii")
         return encoded, decode_counts(encoded, size_hw)
-    if not all(isinstance(run, int) and 0 <= run <= height * width for run in counts):
+    if not {*map(type, counts)} <= {int} or not all(0 <= run <= height * width for run in counts):
         raise MaskError("mask_format", "a run length is no whole number between 0 and the area")
     runs = np.asarray(counts, dtype=np.int64)
     _check_runs(runs, size_hw)

@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Check that a folder of shards is whole; --deep reads every row.
+
+python jobs/audit.py --data data/shards/val2017
+"""
+
+from pipeline.cli import run_verb
+from pipeline.data.audit import audit
+
+if __name__ == "__main__":
+    run_verb(audit)

@@ -1,0 +1,158 @@
+"""Everything that can be wrong with a run and can be known before it starts.
+
+Cheap things first, and what is wrong with the data and the recipe together in one error, so that a
+user does not find them one launch at a time.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bsm.config import build_model
+from pipeline import storage
+from pipeline.data.audit import audit_shards, told
+from pipeline.data.manifest import Category, Manifest, read_manifest
+from pipeline.errors import DatasetError, PipelineError, RecipeError
+from pipeline.recipe import Recipe, to_json
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Identity, Place
+from pipeline.training.loop import start_of
+
+_MOST_NAMES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """A run that may start."""
+
+    recipe: Recipe
+    """With paths that hold in every working directory."""
+    identity: Identity
+    run_uri: str
+    train_uri: str
+    val_uri: str
+    categories: tuple[Category, ...]
+    train_images: int
+    verdict: str
+    """What the audit found."""
+    place: Place | None
+    """The checkpoint to go on from."""
+    model: nn.Module
+    """On the CPU, as training starts."""
+
+
+def check(recipe: Recipe) -> Checked:
+    """Look at data, recipe, earlier checkpoints and storage before anything expensive starts.
+
+    Raises:
+        PipelineError: what is wrong, all of it, and what to type next.
+    """
+    resolved = absolute_paths(recipe)
+    train_uri = storage.join(resolved.data.root, resolved.data.train_split)
+    val_uri = storage.join(resolved.data.root, resolved.data.val_split)
+    manifests, verdict = _check_data(resolved, [train_uri, val_uri])
+    train = manifests[0]
+    identity = Identity(
+        recipe=recipe,
+        categories=tuple((c.category_id, c.category_index, c.name) for c in train.categories),
+        data_fingerprint=train.fingerprint,
+    )
+    run_uri = storage.join(resolved.storage, resolved.name)
+    place = checkpoint.find_latest(run_uri)
+    if place is not None:
+        checkpoint.require_same(place, identity=identity)
+    try:
+        model = build_model(start_of(resolved.model, place=place))
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from error
+    # Also the first write to the storage: better now than at the first checkpoint.
+    storage.write_bytes_atomic(storage.join(run_uri, "recipe.json"), to_json(recipe).encode())
+    return Checked(
+        recipe=resolved,
+        identity=identity,
+        run_uri=run_uri,
+        train_uri=train_uri,
+        val_uri=val_uri,
+        categories=train.categories,
+        train_images=train.images,
+        verdict=verdict,
+        place=place,
+        model=model,
+    )
+
+
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """Make paths hold on workers, which have working directories of their own."""
+    weights = recipe.model.backbone.weights
+    if weights not in ("", "timm"):
+        weights = str(Path(weights).expanduser().absolute())
+    backbone = replace(recipe.model.backbone, weights=weights)
+    return replace(
+        recipe,
+        storage=storage.absolute(recipe.storage),
+        data=replace(recipe.data, root=storage.absolute(recipe.data.root)),
+        model=replace(recipe.model, backbone=backbone),
+    )
+
+
+def _check_data(recipe: Recipe, split_uris: list[str]) -> tuple[list[Manifest], str]:
+    problems: list[str] = _device_problems(recipe)
+    manifests: list[Manifest] = []
+    for uri in split_uris:
+        try:
+            manifests.append(read_manifest(uri))
+        except PipelineError as error:
+            problems.append(str(error))
+    if len(manifests) == len(split_uris):
+        problems += _category_problems(recipe, manifests, split_uris)
+    if problems:
+        raise RecipeError("\n".join(problems))
+    broken = [(uri, found) for uri in split_uris if (found := audit_shards(uri))]
+    if broken:
+        raise DatasetError("\n".join(told(uri, found) for uri, found in broken))
+    return manifests, _verdict(manifests[0])
+
+
+def _verdict(train: Manifest) -> str:
+    rejects = ", ".join(f"{count} {kind}" for kind, count in train.rejects.items())
+    fixed = ", ".join(f"{count} {kind}" for kind, count in train.fixed.items())
+    left_out = f"left out at ingest: {rejects or 'nothing'}"
+    return f"sound; {left_out}" + (f"; fixed: {fixed}" if fixed else "")
+
+
+def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str]) -> list[str]:
+    problems = []
+    train, val = manifests
+    count = len(train.categories)
+    if train.task != "instance":
+        problems.append(f"{uris[0]} holds {train.task} shards; this recipe trains instances")
+    if count != recipe.model.num_classes:
+        problems.append(
+            f"model.num_classes is {recipe.model.num_classes}, {uris[0]} has {count} categories "
+            f"({_shown(train)}). Type: --model.num-classes {count}"
+        )
+    if train.categories != val.categories:
+        problems.append(
+            f"{uris[1]} has other categories ({_shown(val)}) than {uris[0]} ({_shown(train)}). "
+            "Ingest both from annotation files with the same categories"
+        )
+    return problems
+
+
+def _device_problems(recipe: Recipe) -> list[str]:
+    scale, problems = recipe.scale, []
+    if scale.use_gpu and scale.num_workers == 0 and not torch.cuda.is_available():
+        problems.append("scale.use_gpu is true, and torch sees no GPU here. Leave --scale.use-gpu")
+    if recipe.model.backbone.norm == "sync" and scale.num_workers > 1 and not scale.use_gpu:
+        problems.append(
+            "model.backbone.norm is sync, which needs GPUs. Type: --model.backbone.norm group"
+        )
+    return problems
+
+
+def _shown(manifest: Manifest) -> str:
+    names = [category.name for category in manifest.categories]
+    more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

@@ -139,10 +139,14 @@ def ingest_coco(config: CocoIngest) -> dict[str, Any]:
         raise DatasetError(_refusal(config, tally))
     manifest = _manifest(config, coco.categories, reports, problems, source)
     if not manifest.images:
-        raise DatasetError(_refusal(config, tally) + "\nNo image is left; nothing was written.")
+        raise DatasetError(f"no image is left, nothing was written\n\n{tally.table()}")
     _finish(config, manifest, problems)
     if tally.counts:
         _log.info("%s", tally.table())
+    _log.info(
+        "ingest: kept %d of %d images and %d of %d annotations",
+        *(manifest.images, coco.listed_images, manifest.annotations, coco.listed_annotations),
+    )
     return _result(config, manifest, reports, time.perf_counter() - started)
 
 
@@ -219,7 +223,7 @@ def _watched(config: CocoIngest, coco: CocoAnnotations, started: float) -> Itera
         part = [coco.images.pop() for _ in range(min(rows, len(coco.images)))]
         parts.append((f"part-{len(parts):05d}.parquet", pack(part)))
     _log.info("ingest: %d images in %d shards of %d rows", total, len(parts), rows)
-    images = found = 0
+    images, found = 0, len(coco.problems)
     told = time.perf_counter()
     for report in _make(parts, settings, config.workers):
         yield report
@@ -239,7 +243,7 @@ def _watched(config: CocoIngest, coco: CocoAnnotations, started: float) -> Itera
 def _make(
     parts: list[tuple[str, bytes]], settings: ShardSettings, workers: int
 ) -> Iterator[ShardReport]:
-    if workers == 0:
+    if workers == 0 or not parts:
         return (make_shard(file, packed, settings) for file, packed in parts)
     from pipeline.data.ingest_tasks import make_on_ray  # noqa: PLC0415  Ray only where it is used
 
@@ -267,7 +271,7 @@ def _tally(problems: list[Problem], reports: Iterable[ShardReport]) -> Tally:
 def _refusal(config: CocoIngest, tally: Tally) -> str:
     """Say what is wrong and how to go on."""
     name = config.annotations_uri.rsplit("/", 1)[-1]
-    text = f"{name} and its images break {tally.total('stop', 'bad')} rules\n\n{tally.table()}\n\n"
+    text = f"{tally.total('stop', 'bad')} problems in {name} and its images\n\n{tally.table()}\n\n"
     if tally.total("stop"):
         return text + (
             "Images were not looked at yet and nothing was written: mend what always stops, then "

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import storage
 from pipeline.data.manifest import Category
@@ -33,6 +33,9 @@ class CocoAnnotations:
     problems: list[Problem]
     digest: str
     """SHA-256 of the file."""
+    listed_images: int
+    """Entries in the file, sound or not."""
+    listed_annotations: int
 
 
 def read_annotations(uri: str) -> CocoAnnotations:
@@ -55,9 +58,18 @@ def read_annotations(uri: str) -> CocoAnnotations:
     problems: list[Problem] = []
     categories = _categories(top["categories"], problems)
     images = _images(top["images"], problems)
-    _attach(top["annotations"], images, {each.category_id for each in categories}, problems)
+    refused = {problem.image_id for problem in problems} - images.keys() - {None}
+    known = _Known(images, {each.category_id for each in categories}, refused)
+    _attach(top["annotations"], known, problems)
     ordered = [images[image_id] for image_id in sorted(images)]
-    return CocoAnnotations(categories=categories, images=ordered, problems=problems, digest=digest)
+    return CocoAnnotations(
+        categories=categories,
+        images=ordered,
+        problems=problems,
+        digest=digest,
+        listed_images=len(top["images"]),
+        listed_annotations=len(top["annotations"]),
+    )
 
 
 def problem_of(kind: str, reason: str, entry: object, *, image: Entry | None = None) -> Problem:
@@ -139,26 +151,31 @@ def _images(entries: list[object], problems: list[Problem]) -> dict[int, Entry]:
     return images
 
 
-def _attach(
-    entries: list[object], images: dict[int, Entry], category_ids: set[int], problems: list[Problem]
-) -> None:
+class _Known(NamedTuple):
+    """What annotations may point to."""
+
+    images: dict[int, Entry]
+    category_ids: set[int]
+    refused: set[int | None]
+    """Ids of images whose entries have problems themselves."""
+
+
+def _attach(entries: list[object], known: _Known, problems: list[Problem]) -> None:
     """Give each image its annotations, in the order of their ids."""
-    seen: set[int] = set()
-    for entry, kind, reason in _judged(entries, images, category_ids, seen):
-        known = isinstance(entry, dict) and _is_id(entry.get("image_id"))
-        image = images.get(entry["image_id"]) if known and isinstance(entry, dict) else None
+    for entry, kind, reason in _judged(entries, known):
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        image = known.images.get(image_id) if isinstance(image_id, int) else None
         if kind:
             problems.append(problem_of(kind, reason, entry, image=image or {}))
         elif image is not None:
             image["annotations"].append(entry)
-    for image in images.values():
+    for image in known.images.values():
         image["annotations"].sort(key=lambda each: int(each["id"]))
 
 
-def _judged(
-    entries: list[object], images: dict[int, Entry], category_ids: set[int], seen: set[int]
-) -> Iterator[tuple[object, str, str]]:
+def _judged(entries: list[object], known: _Known) -> Iterator[tuple[object, str, str]]:
     """Give each annotation with kind and reason of every problem, or "" where it is sound."""
+    seen: set[int] = set()
     for entry in entries:
         wrong = _wrong(entry, _ANNOTATION_KEYS)
         if wrong or not isinstance(entry, dict):
@@ -167,9 +184,10 @@ def _judged(
         found = []
         if entry["id"] in seen:
             found.append(("duplicate_annotation_id", f"id {entry['id']} is used already"))
-        if entry["image_id"] not in images:
-            found.append(("unknown_image", f"image_id is {entry['image_id']}"))
-        if entry["category_id"] not in category_ids:
+        if entry["image_id"] not in known.images:
+            why = ", whose entry is refused" if entry["image_id"] in known.refused else ""
+            found.append(("unknown_image", f"image_id is {entry['image_id']}{why}"))
+        if entry["category_id"] not in known.category_ids:
             found.append(("unknown_category", f"category_id is {entry['category_id']}"))
         seen.add(entry["id"])
         for kind, reason in found or [("", "")]:

@@ -6,7 +6,7 @@ N images, T target slots, S side of the squeeze field, H, W padded input size
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -344,7 +344,7 @@ def _without_targets(
 
 
 def _each(targets: Targets, change: Callable[[Tensor], Tensor]) -> Targets:
-    changed = {
+    changed: dict[str, Any] = {
         name: None if tensor is None else change(tensor)
         for name, tensor in targets._asdict().items()
     }

@@ -8,10 +8,9 @@ its step and lane, and pipeline/data/stream.py holds what arrives to them.
 """
 
 import logging
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -21,34 +20,35 @@ from ray.exceptions import RayTaskError
 
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
-from pipeline.data.plan import ROWS_PER_ITEM, Chapter, Item, Plan
-from pipeline.data.rows import read_item
-from pipeline.data.stream import plan_of
+from pipeline.data.plan import ROWS_PER_ITEM, Chapter, Plan
+from pipeline.data.rows import plan_of, run_item
 from pipeline.errors import PipelineError
-from pipeline.recipe import DataConfig
 
-_DECODED_BYTES_PER_ITEM = 64 * 2**20
+if TYPE_CHECKING:
+    # Ray Data's own processes import this module; they need no torch.
+    from pipeline.recipe import DataConfig
 
+_DECODED_BYTES_PER_ITEM = 128 * 2**20
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What a task needs to know besides its item."""
-
-    split_uri: str
-    files: tuple[str, ...]
-    data: DataConfig
-    seed: int
-    with_masks: bool
+_RunItem = Callable[[pa.Table], pa.Table]
 
 
 class ChapterConfig(ray.train.DataConfig):
     """Tells Ray Train to run a chapter's items where it would split the dataset of that name."""
 
-    def __init__(self, plan: Plan, chapters: tuple[Chapter, ...], read: _Read) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        chapters: tuple[Chapter, ...],
+        *,
+        run: _RunItem,
+        rows_per_item: int,
+    ) -> None:
         super().__init__()
         self._plan = plan
         self._chapters = {chapter.name: chapter for chapter in chapters}
-        self._read = read
+        self._run = run
+        self._rows_per_item = rows_per_item
 
     def configure(
         self,
@@ -59,20 +59,51 @@ class ChapterConfig(ray.train.DataConfig):
         **_: Any,  # noqa: ANN401
     ) -> list[dict[str, ray.data.DataIterator]]:
         """Make the chapters named in `datasets`, for as many workers as there are."""
-        quiet()
         splits: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name in datasets:
-            dataset = _dataset(
-                self._plan, self._chapters[name], world_size=world_size, read=self._read
-            )
+            dataset = self._dataset(self._chapters[name], world_size)
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=True)):
                 splits[rank][name] = split
         return splits
 
+    def _dataset(self, chapter: Chapter, world_size: int) -> ray.data.Dataset:
+        items = [
+            {"item": item.to_bytes()}
+            for item in self._plan.items(
+                chapter.first_step,
+                chapter.stop_step,
+                world_size=world_size,
+                rows_per_item=self._rows_per_item,
+            )
+        ]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            self._run, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        )
+        dataset.set_name(chapter.name)
+        context = dataset.context
+        context.execution_options.preserve_order = True
+        # One block an item, however large: the split counts on it.
+        context.target_max_block_size = None
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.set_config("pipeline.quiet", _QuietWhereUnpacked())
+        return dataset
+
+
+class _QuietWhereUnpacked:
+    """Travels with a dataset to the process that runs it, and silences Ray Data there.
+
+    That process is Ray Data's own and offers no other hook. What it says of its progress would
+    stand between the lines of the training; warnings stay, and its log file stays complete.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], "_QuietWhereUnpacked"], tuple[()]]:
+        return _quiet, ()
+
 
 def make_chapters(
     split_uri: str,
-    data: DataConfig,
+    data: "DataConfig",
     *,
     seed: int,
     global_batch: int,
@@ -80,16 +111,29 @@ def make_chapters(
     with_masks: bool,
 ) -> tuple[dict[str, ray.data.Dataset], ChapterConfig]:
     """Make the datasets and the DataConfig of a TorchTrainer; see stream.ray_chapters."""
-    quiet()
+    _quiet()
     # Workers and tasks have working directories of their own.
     split_uri = storage.absolute(split_uri)
     manifest = read_manifest(split_uri)
+    prepare, rows_per_item = None, ROWS_PER_ITEM
+    if data.decode_in == "tasks":
+        from pipeline.data.collate import prepare_rows  # noqa: PLC0415  imports torch
+
+        prepare = partial(prepare_rows, data=data, seed=seed)
+        decoded_bytes = max(data.short_edge_px) * data.long_edge_px * 3
+        rows_per_item = max(1, min(rows_per_item, _DECODED_BYTES_PER_ITEM // decoded_bytes))
+    run = partial(
+        run_item,
+        split_uri=split_uri,
+        files=tuple(shard.file for shard in manifest.shards),
+        with_masks=with_masks,
+        prepare=prepare,
+    )
     plan = plan_of(manifest, seed=seed, global_batch=global_batch)
-    files = tuple(shard.file for shard in manifest.shards)
-    read = _Read(split_uri, files, data, seed, with_masks)
-    # Only the names count: ChapterConfig makes the datasets once the number of workers is known.
-    datasets = {chapter.name: ray.data.range(1) for chapter in chapters}
-    return datasets, ChapterConfig(plan, chapters, read)
+    entries = tuple(entry for chapter in chapters for entry in chapter.entries())
+    # Only the names count: ChapterConfig makes a dataset when a worker first asks for its name.
+    datasets = dict.fromkeys((entry.name for entry in entries), ray.data.range(1))
+    return datasets, ChapterConfig(plan, entries, run=run, rows_per_item=rows_per_item)
 
 
 def worker_tables(chapter: Chapter) -> Generator[pa.Table, None, None]:
@@ -103,7 +147,7 @@ def worker_tables(chapter: Chapter) -> Generator[pa.Table, None, None]:
     try:
         yield from tables
     except RayTaskError as error:
-        cause = error.cause
+        cause: BaseException | None = error.cause
         while cause is not None and not isinstance(cause, PipelineError):
             cause = cause.__cause__
         if cause is None:
@@ -111,44 +155,12 @@ def worker_tables(chapter: Chapter) -> Generator[pa.Table, None, None]:
         raise cause from error
 
 
-def quiet() -> None:
-    """Turn off what Ray Data writes on workers' and drivers' output while a chapter runs."""
+def _quiet() -> _QuietWhereUnpacked:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-
-
-def _dataset(plan: Plan, chapter: Chapter, *, world_size: int, read: _Read) -> ray.data.Dataset:
-    rows_per_item = ROWS_PER_ITEM
-    if read.data.decode_in == "tasks":
-        widest = max(read.data.short_edge_px) * read.data.long_edge_px * 3
-        rows_per_item = max(1, min(rows_per_item, _DECODED_BYTES_PER_ITEM // widest))
-    items = [
-        {"item": item.to_bytes()}
-        for item in plan.items(
-            chapter.first_step,
-            chapter.stop_step,
-            world_size=world_size,
-            rows_per_item=rows_per_item,
-        )
-    ]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        partial(_load, read=read), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
-    )
-    dataset.set_name(chapter.name)
-    dataset.context.execution_options.preserve_order = True
-    # One block an item, however large: the split counts on it.
-    dataset.context.target_max_block_size = None
-    return dataset
-
-
-def _load(items: pa.Table, *, read: _Read) -> pa.Table:
-    """Read one item, in a task of Ray Data."""
-    item = Item.from_bytes(items["item"][0].as_py())
-    rows = read_item(item, split_uri=read.split_uri, files=read.files, with_masks=read.with_masks)
-    if read.data.decode_in == "tasks":
-        from pipeline.data.collate import prepare_rows  # noqa: PLC0415  imports torch
-
-        rows = prepare_rows(rows, read.data, seed=read.seed)
-    return rows
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
+    # It warns that the bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    return _QuietWhereUnpacked()

@@ -1,11 +1,17 @@
-"""Read the rows of a plan item out of the shards: what a data task does, with Arrow alone."""
+"""Read the rows of a plan item out of the shards: what a data task does.
+
+Data tasks import this module alone, so it needs Arrow and nothing heavier.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.plan import Ints, Item
+from pipeline.data.manifest import Manifest
+from pipeline.data.plan import Ints, Item, Plan, RowGroup
 from pipeline.errors import DatasetError
 
 PLAN_COLUMNS = ("step", "step_epoch", "lane", "epoch")
@@ -21,6 +27,23 @@ _TRAIN_COLUMNS = (
     "is_crowd",
     "squeeze_field",
 )
+
+
+def plan_of(manifest: Manifest, *, seed: int, global_batch: int) -> Plan:
+    """Plan the split that a manifest describes.
+
+    Raises:
+        DatasetError: the split has no rows.
+    """
+    return Plan.of(
+        [
+            RowGroup(shard_index, row_group_index, rows)
+            for shard_index, shard in enumerate(manifest.shards)
+            for row_group_index, rows in enumerate(shard.row_groups)
+        ],
+        seed=seed,
+        global_batch=global_batch,
+    )
 
 
 def read_item(
@@ -51,6 +74,28 @@ def read_item(
     for name in PLAN_COLUMNS:
         table = table.append_column(name, pa.array(getattr(item, name)))
     return table.combine_chunks()
+
+
+def run_item(
+    packed: pa.Table,
+    *,
+    split_uri: str,
+    files: tuple[str, ...],
+    with_masks: bool,
+    prepare: Callable[[pa.Table], pa.Table] | None,
+) -> pa.Table:
+    """Read one item and prepare its rows: a task of Ray Data.
+
+    Args:
+        packed: one row, whose column `item` is Item.to_bytes.
+        split_uri: folder of shards.
+        files: name of each shard.
+        with_masks: read the run-length masks too.
+        prepare: what else to do with the rows here.
+    """
+    item = Item.from_bytes(packed["item"][0].as_py())
+    rows = read_item(item, split_uri=split_uri, files=files, with_masks=with_masks)
+    return rows if prepare is None else prepare(rows)
 
 
 def _read_rows(uri: str, row_group: int, rows: Ints, columns: list[str]) -> pa.Table:

@@ -14,9 +14,9 @@ import torch
 
 from pipeline.data.ahead import ahead
 from pipeline.data.collate import Batch, collate
-from pipeline.data.manifest import Manifest, read_manifest
-from pipeline.data.plan import ROWS_PER_ITEM, Chapter, Plan, RowGroup
-from pipeline.data.rows import read_item
+from pipeline.data.manifest import read_manifest
+from pipeline.data.plan import Chapter
+from pipeline.data.rows import plan_of, read_item
 from pipeline.errors import TrainingError
 from pipeline.recipe import DataConfig
 
@@ -36,23 +36,6 @@ class StepBatch:
     """How many times all samples have been trained when the step starts."""
     passes: tuple[Batch, ...]
     """The worker's part of the global batch, by lane, a few images at a time."""
-
-
-def plan_of(manifest: Manifest, *, seed: int, global_batch: int) -> Plan:
-    """Plan the split that a manifest describes.
-
-    Raises:
-        DatasetError: the split has no rows.
-    """
-    return Plan.of(
-        [
-            RowGroup(shard_index, row_group_index, rows)
-            for shard_index, shard in enumerate(manifest.shards)
-            for row_group_index, rows in enumerate(shard.row_groups)
-        ],
-        seed=seed,
-        global_batch=global_batch,
-    )
 
 
 def local_batches(
@@ -86,12 +69,15 @@ def local_batches(
     manifest = read_manifest(split_uri)
     files = tuple(shard.file for shard in manifest.shards)
     plan = plan_of(manifest, seed=seed, global_batch=global_batch)
-    items = plan.items(first_step, stop_step, rows_per_item=ROWS_PER_ITEM)
+    items = plan.items(first_step, stop_step)
     tables = (
         read_item(item, split_uri=split_uri, files=files, with_masks=with_masks) for item in items
     )
     steps = _steps(
-        tables, Chapter("the plan", first_step, stop_step), first_step, lanes=range(global_batch)
+        tables,
+        Chapter("of this process", first_step, stop_step, 1),
+        first_step,
+        lanes=range(global_batch),
     )
     make = _maker(data, seed=seed, images_per_pass=images_per_pass, with_masks=with_masks)
     return _prepared(steps, make, data)
@@ -113,7 +99,7 @@ def ray_chapters(
         data: how an image is prepared, and where.
         seed: the recipe's.
         global_batch: images of a step.
-        chapters: the parts of the run, from plan.chapters.
+        chapters: all of the run's, from plan.chapters.
         with_masks: carry masks too.
 
     Raises:
@@ -155,7 +141,8 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
         seed: the recipe's.
         global_batch: images of a step, over all workers.
         images_per_pass: images of one forward pass.
-        first_step: steps before it are read but neither decoded here nor yielded.
+        first_step: where to begin; the same on all workers. Steps between the chapter's last entry
+            and it are read, but not decoded here.
         with_masks: the same as in ray_chapters.
 
     Raises:
@@ -163,10 +150,11 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
     """
     from pipeline.data import ray_chapters as ray_side  # noqa: PLC0415  imports Ray
 
+    chapter = chapter.entered(first_step)
     steps = _steps(
         ray_side.worker_tables(chapter),
         chapter,
-        max(first_step, chapter.first_step),
+        first_step,
         lanes=range(rank, global_batch, world_size),
     )
     make = _maker(data, seed=seed, images_per_pass=images_per_pass, with_masks=with_masks)

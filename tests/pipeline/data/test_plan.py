@@ -1,0 +1,178 @@
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.plan import ROWS_PER_CHAPTER, Item, Plan, RowGroup, chapters
+from pipeline.errors import DatasetError, TrainingError
+
+row_groups = st.lists(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4
+).map(
+    lambda shards: [
+        RowGroup(shard, index, rows)
+        for shard, groups in enumerate(shards)
+        for index, rows in enumerate(groups)
+    ]
+)
+seeds = st.integers(0, 2**31 - 1)
+batches = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16])
+
+
+def cells(items):
+    """(step, lane) -> (epoch, shard, row group, row)."""
+    found = {}
+    for item in items:
+        for step, lane, *row in zip(
+            item.step, item.lane, item.epoch, item.shard_index, item.row_group_index, item.row,
+            strict=True,
+        ):  # fmt: skip
+            assert (step, lane) not in found
+            found[int(step), int(lane)] = tuple(int(each) for each in row)
+    return found
+
+
+def uniform(count, rows=32, shard=0):
+    return [RowGroup(shard, index, rows) for index in range(count)]
+
+
+@given(row_groups, seeds, batches)
+@settings(max_examples=150, deadline=None)
+def test_every_sample_is_trained_exactly_once_an_epoch(groups, seed, global_batch):
+    plan = Plan.of(groups, seed=seed, global_batch=global_batch)
+    everything = {(g.shard_index, g.row_group_index, r) for g in groups for r in range(g.rows)}
+    rows_of_window = plan.lane_rows * global_batch
+    windows = -(-3 * len(everything) // rows_of_window)
+    seen = Counter(cells(plan.items(0, windows * plan.lane_rows)).values())
+    assert max(seen.values()) == 1
+    for epoch in range(windows * rows_of_window // len(everything)):
+        assert {row[1:] for row in seen if row[0] == epoch} == everything
+
+
+@given(row_groups, seeds, batches, st.integers(0, 40), st.integers(1, 30), st.data())
+@settings(max_examples=150, deadline=None)
+def test_steps_are_the_same_for_every_start_worker_count_and_item_size(
+    groups, seed, global_batch, first, steps, data
+):
+    plan = Plan.of(groups, seed=seed, global_batch=global_batch)
+    whole = cells(plan.items(0, first + steps))
+    workers = data.draw(st.sampled_from([w for w in range(1, 17) if global_batch % w == 0]))
+    rows_per_item = data.draw(st.integers(1, 200))
+    again = Plan.of(groups, seed=seed, global_batch=global_batch)
+    items = list(again.items(first, first + steps, world_size=workers, rows_per_item=rows_per_item))
+    assert cells(items) == {cell: row for cell, row in whole.items() if cell[0] >= first}
+    # Rounds of one item for each rank, of equal length, hold each rank's own lanes in order.
+    for place, item in enumerate(items):
+        rank = place % workers
+        assert len(item.step) == len(items[place - rank].step)
+        order = list(zip(item.step, item.lane, strict=True))
+        assert order == sorted(order)
+        assert set(item.lane) == set(range(rank, global_batch, workers))
+
+
+def test_whole_row_groups_are_read_once_each():
+    groups = [*uniform(100), RowGroup(1, 0, 17)]
+    plan = Plan.of(groups, seed=5, global_batch=16)
+    assert plan.lane_rows == 32
+    found = cells(plan.items(0, 2000))
+    loads = [
+        {found[step, lane][1:3] for step in range(window * 32, window * 32 + 32)}
+        for window in range(2000 // 32)
+        for lane in range(16)
+    ]
+    reads = Fraction(sum(len(load) for load in loads), len(loads))
+    assert reads < Fraction(103, 100)
+
+
+def test_few_row_groups_fill_every_lane():
+    # 209 samples in 7 row groups, 16 lanes: each lane takes 13 rows.
+    plan = Plan.of([*uniform(6), RowGroup(0, 6, 17)], seed=0, global_batch=16)
+    assert plan.lane_rows == 13
+    assert len(set(cells(plan.items(0, 13)).values())) == 208
+
+
+def test_a_batch_mixes_places_and_epochs_differ():
+    plan = Plan.of(uniform(64), seed=0, global_batch=16)
+    found = cells(plan.items(0, 256))
+    for step in range(256):
+        assert len({found[step, lane][2] for lane in range(16)}) == 16
+    first = [found[step, lane][1:] for step in range(128) for lane in range(16)]
+    second = [found[step, lane][1:] for step in range(128, 256) for lane in range(16)]
+    assert sorted(first) == sorted(second)
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 20
+    other = cells(Plan.of(uniform(64), seed=1, global_batch=16).items(0, 128))
+    assert sum(other[cell] == found[cell] for cell in other) < 20
+
+
+def test_order_stays_what_it_was():
+    # A run that is resumed by a later version must go on in the same order.
+    plan = Plan.of([RowGroup(0, 0, 4), RowGroup(0, 1, 3)], seed=7, global_batch=2)
+    found = cells(plan.items(0, 6))
+    assert [found[step, lane] for step in range(6) for lane in range(2)] == [
+        (0, 0, 0, 1),
+        (0, 0, 1, 1),
+        (0, 0, 0, 0),
+        (0, 0, 1, 2),
+        (0, 0, 0, 3),
+        (0, 0, 1, 0),
+        (0, 0, 0, 2),
+        (1, 0, 1, 2),
+        (1, 0, 0, 1),
+        (1, 0, 1, 1),
+        (1, 0, 0, 2),
+        (1, 0, 1, 0),
+    ]
+
+
+def test_epoch_counts_whole_passes():
+    plan = Plan.of(uniform(3, rows=10), seed=0, global_batch=4)
+    assert [plan.epoch_of(step) for step in (0, 7, 8, 14, 15, 16)] == [0, 0, 1, 1, 2, 2]
+    for item in plan.items(0, 40):
+        assert [plan.epoch_of(int(step)) for step in item.step] == item.step_epoch.tolist()
+
+
+def test_a_far_step_costs_no_history():
+    plan = Plan.of(uniform(500), seed=0, global_batch=16)
+    far = 10**9
+    assert len(cells(plan.items(far, far + 2))) == 32
+    assert set(plan._epochs) == {far * 16 // 16000}
+
+
+def test_items_survive_packing():
+    item = next(Plan.of(uniform(3), seed=0, global_batch=4).items(0, 9))
+    back = Item.from_bytes(item.to_bytes())
+    for column in ("step", "lane", "epoch", "row", "shard_index", "row_group_index"):
+        np.testing.assert_array_equal(getattr(back, column), getattr(item, column))
+
+
+def test_what_cannot_be_planned_is_refused():
+    with pytest.raises(DatasetError, match="no rows"):
+        Plan.of([RowGroup(0, 0, 0)], seed=0, global_batch=2)
+    with pytest.raises(TrainingError, match="3 workers cannot share a global batch of 4"):
+        list(Plan.of(uniform(2), seed=0, global_batch=4).items(0, 1, world_size=3))
+
+
+@given(st.integers(1, 3000), st.integers(1, 1500), st.sampled_from([1, 16, 512, 100_000]))
+def test_chapters_cover_the_run_and_can_be_entered_anywhere(steps, chapter_steps, global_batch):
+    run = chapters(steps=steps, chapter_steps=chapter_steps, global_batch=global_batch)
+    assert [step for each in run for step in range(each.first_step, each.stop_step)] == list(
+        range(steps)
+    )
+    names = [entry.name for chapter in run for entry in chapter.entries()]
+    assert len(set(names)) == len(names)
+    for chapter in run:
+        assert (chapter.stop_step - chapter.first_step - 1) * global_batch <= ROWS_PER_CHAPTER
+        for first_step in range(chapter.first_step, chapter.stop_step, 7):
+            entered = chapter.entered(first_step)
+            assert entered.name in names
+            assert 0 <= first_step - entered.first_step < chapter.entry_every
+            assert entered.stop_step == chapter.stop_step
+
+
+def test_a_long_run_has_few_chapters_and_an_entry_at_each_checkpoint():
+    run = chapters(steps=90_000, chapter_steps=1000, global_batch=16)
+    assert len(run) == 5
+    assert run[1].entered(run[1].first_step + 3000).first_step == run[1].first_step + 3000

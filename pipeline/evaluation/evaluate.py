@@ -92,7 +92,7 @@ def evaluate_model(
         max_images=evaluation.max_images,
         images_each=passes * evaluation.images_per_pass,
     )
-    found: Iterator[list[Row]]
+    found: Iterator[tuple[Piece, list[Row]]]
     if num_workers == 0:
         placed = model.to("cuda") if use_gpu else model
         found = detect_pieces(placed, split_uri, pieces, data, evaluation)
@@ -103,7 +103,7 @@ def evaluate_model(
             model, split_uri, pieces, data, evaluation, num_workers=num_workers, use_gpu=use_gpu
         )
     image_ids = [image_id for piece in pieces for image_id in piece.image_ids]
-    rows = _gathered(found, pieces, started=started)
+    rows = _gathered(found, total=len(image_ids), started=started)
     seconds = time.perf_counter() - started
     truth = truth_from_shards(split_uri, image_ids=set(image_ids))
     speed = {
@@ -120,11 +120,11 @@ def detect_pieces(
     pieces: Sequence[Piece],
     data: DataConfig,
     evaluation: EvaluationConfig,
-) -> Iterator[list[Row]]:
+) -> Iterator[tuple[Piece, list[Row]]]:
     """Run a model over pieces of a split, on the device where the model is.
 
     Yields:
-        For each piece the rows of a COCO results file.
+        Each piece and its detections, as rows of a COCO results file.
 
     Raises:
         DatasetError: the model knows categories that the split does not have.
@@ -139,7 +139,7 @@ def detect_pieces(
             batch = collate_for_test(table.slice(start, step), data).to(device)
             for found in detect(model, batch, paste_bytes=evaluation.paste_bytes):
                 rows += _rows(found, manifest, split_uri)
-        yield rows
+        yield piece, rows
 
 
 def _rows(found: Sequence[Detection], manifest: Manifest, split_uri: str) -> list[Row]:
@@ -154,22 +154,18 @@ def _rows(found: Sequence[Detection], manifest: Manifest, split_uri: str) -> lis
     return to_results(found, known)
 
 
-def _gathered(found: Iterable[list[Row]], pieces: Sequence[Piece], *, started: float) -> list[Row]:
-    """Collect rows in the order of image ids, with a progress line now and then.
-
-    Pieces come in any order, so images are counted in average pieces.
-    """
-    total = sum(len(piece.rows) for piece in pieces)
+def _gathered(found: Iterable[tuple[Piece, list[Row]]], *, total: int, started: float) -> list[Row]:
+    """Collect rows in the order of image ids, with a progress line now and then."""
     rows: list[Row] = []
-    told = started
-    for number, part in enumerate(found, start=1):
+    done, told = 0, started
+    for piece, part in found:
         rows += part
+        done += len(piece.rows)
         now = time.perf_counter()
-        if now - told >= _LOG_EVERY_S or number == len(pieces):
+        if now - told >= _LOG_EVERY_S or done == total:
             told = now
-            done = total * number // len(pieces)
             speed = done / (now - started)
-            eta_s = round((total - done) / max(speed, 1e-9))
+            eta_s = round((total - done) / speed)
             _log.info("evaluate %d/%d images  %.1f img/s  eta %ds", done, total, speed, eta_s)
     # Stable: an image lies in one piece, and keeps its order in it.
     return sorted(rows, key=lambda row: row["image_id"])

@@ -4,13 +4,14 @@ Which worker did a piece changes nothing, so a lost worker's piece is simply don
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 from torch import nn
 
-from pipeline.evaluation.evaluate import detect_pieces
+from pipeline.evaluation.evaluate import Row, detect_pieces
 from pipeline.evaluation.shards import Piece
 from pipeline.recipe import DataConfig, EvaluationConfig
 
@@ -18,6 +19,11 @@ _RETRIES = 3
 
 _PIECES_AHEAD = 2
 """Pieces that wait at each worker, so that none waits for the driver."""
+
+_PATIENCE_S = 120
+"""A warning comes when nothing was done for so long: workers that cannot start wait in silence."""
+
+_log = logging.getLogger(__name__)
 
 
 class _Detector:
@@ -36,9 +42,11 @@ class _Detector:
         self._data = data
         self._evaluation = evaluation
 
-    def detect(self, piece: Piece) -> list[dict[str, Any]]:
+    def detect(self, piece: Piece) -> list[Row]:
         """Give the rows of one piece."""
-        (rows,) = detect_pieces(self._model, self._split_uri, [piece], self._data, self._evaluation)
+        ((_, rows),) = detect_pieces(
+            self._model, self._split_uri, [piece], self._data, self._evaluation
+        )
         return rows
 
 
@@ -51,11 +59,11 @@ def detect_on_workers(
     *,
     num_workers: int,
     use_gpu: bool,
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[tuple[Piece, list[Row]]]:
     """Run a model over pieces of a split on Ray workers.
 
     Yields:
-        The rows of each piece, as they are done.
+        Each piece and its rows, as they are done.
     """
     remote = ray.remote(
         num_cpus=1,
@@ -77,20 +85,26 @@ def detect_on_workers(
             ray.kill(worker)
 
 
-def _in_turn(workers: Sequence[Any], pieces: Sequence[Piece]) -> Iterator[list[dict[str, Any]]]:
+def _in_turn(workers: Sequence[Any], pieces: Sequence[Piece]) -> Iterator[tuple[Piece, list[Row]]]:
     waiting = iter(pieces)
-    running: dict[Any, Any] = {}
+    running: dict[Any, tuple[Any, Piece]] = {}
 
     def hand_out(worker: Any) -> None:  # noqa: ANN401  an actor's handle
         piece = next(waiting, None)
         if piece is not None:
-            running[worker.detect.remote(piece)] = worker
+            running[worker.detect.remote(piece)] = worker, piece
 
     for _ in range(_PIECES_AHEAD):
         for worker in workers:
             hand_out(worker)
     while running:
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        hand_out(running.pop(done))
-        rows: list[dict[str, Any]] = ray.get(done)
-        yield rows
+        done, _ = ray.wait(list(running), num_returns=1, timeout=_PATIENCE_S)
+        if not done:
+            free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
+            _log.warning(
+                "evaluate: nothing done for %ds; free in the cluster: %s", _PATIENCE_S, free
+            )
+        for each in done:
+            worker, piece = running.pop(each)
+            hand_out(worker)
+            yield piece, ray.get(each)

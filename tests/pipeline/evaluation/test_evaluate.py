@@ -1,0 +1,164 @@
+"""A model and a split give the same numbers however the work is shared out."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.manifest import MANIFEST_FILE
+from pipeline.errors import DatasetError
+from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import evaluate_model, write_detections
+from pipeline.evaluation.metrics import evaluate_detections
+from pipeline.evaluation.shards import plan_pieces, truth_from_shards
+from pipeline.recipe import DataConfig, EvaluationConfig
+from tests.pipeline.evaluation.tiny_split import FIRST_ID, Knowing, objects_of, write_split
+
+DATA = DataConfig(short_edge_px=(64,), test_short_edge_px=64, long_edge_px=128)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_split(tmp_path_factory.mktemp("tiny") / "val")
+
+
+def test_a_model_that_knows_everything_reaches_the_top(split: str) -> None:
+    found = evaluate_model(Knowing(), split, DATA, EvaluationConfig())
+    assert found.metrics["mask_ap"] > 0.97
+    assert found.metrics["mask_ap75"] == pytest.approx(1)
+    assert found.metrics["boundary_ap"] > 0.9
+    assert found.metrics["box_ap"] == pytest.approx(1)
+    assert found.metrics["images"] == 20
+    assert found.metrics["images_per_s"] > 0
+    # No object of 96 x 96 fits into these images.
+    assert math.isnan(found.metrics["mask_ap_large"])
+    assert found.per_category["kind90"]["box_ap"] == pytest.approx(1)
+    assert found.by_metric["boundary"].engine.startswith("vernier")
+    ids = [row["image_id"] for row in found.detections]
+    assert ids == sorted(ids)
+    assert {row["category_id"] for row in found.detections} == {3, 17, 90}
+
+
+def test_a_shift_of_three_pixels_is_seen_by_every_metric(split: str) -> None:
+    found = evaluate_model(Knowing(shift_px=3), split, DATA, EvaluationConfig()).metrics
+    assert found["mask_ap"] < 0.9
+    assert found["boundary_ap"] < found["mask_ap"] - 0.1
+
+
+def test_the_truth_is_that_of_the_shards_without_their_images(split: str) -> None:
+    truth = truth_from_shards(split)
+    assert len(truth["images"]) == 20
+    by_image = {FIRST_ID + k: [index for index, _ in objects_of(k)] for k in range(20)}
+    for image_id, indexes in by_image.items():
+        entries = [a for a in truth["annotations"] if a["image_id"] == image_id]
+        assert [a["category_id"] for a in entries] == [(3, 17, 90)[k] for k in indexes]
+    assert len({a["id"] for a in truth["annotations"]}) == len(truth["annotations"]) == 30
+    # Its own masks are perfect detections of it.
+    rows = [a | {"score": 1.0} for a in truth["annotations"]]
+    assert evaluate_detections(truth, rows, metric="boundary").ap == pytest.approx(1)
+
+
+def test_shares_joined_in_any_order_are_the_whole(split: str) -> None:
+    evaluation = EvaluationConfig(images_per_pass=2)
+    whole = evaluate_model(Knowing(), split, DATA, evaluation)
+    pieces = plan_pieces(split, max_images=None, images_each=2)
+    shares = [
+        list(evaluate.detect_pieces(Knowing(), split, share, DATA, evaluation))
+        for share in (pieces[1::2], pieces[0::2])
+    ]
+    rows = evaluate._gathered([p for share in shares for p in share], total=20, started=0)
+    assert rows == whole.detections
+
+
+def test_every_image_is_in_one_piece(split: str) -> None:
+    for images_each in (1, 3, 8, 100):
+        pieces = plan_pieces(split, max_images=None, images_each=images_each)
+        ids = [image_id for piece in pieces for image_id in piece.image_ids]
+        assert sorted(ids) == list(range(FIRST_ID, FIRST_ID + 20))
+        assert max(len(piece.rows) for piece in pieces) <= images_each
+
+
+def test_the_first_images_by_id_and_only_their_truth(split: str) -> None:
+    model = Knowing()
+    found = evaluate_model(model, split, DATA, EvaluationConfig(max_images=6))
+    assert sorted(model.seen) == [0, 1, 2, 3, 4, 5]
+    assert found.metrics["images"] == 6
+    # Were the other images in the truth, their objects would be missed.
+    assert found.metrics["box_ap"] == pytest.approx(1)
+    assert found.by_metric["segm"].images == 6
+
+
+def test_images_without_objects_give_no_number_and_no_error(split: str) -> None:
+    found = evaluate_model(Knowing(), split, DATA, EvaluationConfig(max_images=1))
+    assert math.isnan(found.metrics["mask_ap"])
+    assert math.isnan(found.metrics["boundary_ap_small"])
+    assert found.metrics["images"] == 1
+    assert "no annotations" in found.notices[0]
+
+
+def test_a_model_of_other_categories_is_refused(split: str) -> None:
+    with pytest.raises(DatasetError, match=r"category_index 5.*3 categories.*num-classes 3"):
+        evaluate_model(Knowing(category_offset=5), split, DATA, EvaluationConfig())
+
+
+def test_a_folder_that_is_no_complete_split_is_refused(tmp_path: Path) -> None:
+    folder = Path(write_split(tmp_path / "val"))
+    (folder / "part-00001.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"part-00001\.parquet, row group 0.*ingest"):
+        evaluate_model(Knowing(), str(folder), DATA, EvaluationConfig())
+    (folder / MANIFEST_FILE).unlink()
+    with pytest.raises(DatasetError, match=MANIFEST_FILE):
+        evaluate_model(Knowing(), str(folder), DATA, EvaluationConfig())
+
+
+def test_progress_is_told_while_it_runs(
+    split: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "_LOG_EVERY_S", 0)
+    with caplog.at_level(logging.INFO):
+        evaluate_model(Knowing(), split, DATA, EvaluationConfig())
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("evaluate ")]
+    assert len(lines) == 3
+    assert lines[-1].startswith("evaluate 20/20 images")
+    assert "img/s  eta 0s" in lines[-1]
+
+
+def test_the_detections_file_is_what_the_evaluators_take(split: str, tmp_path: Path) -> None:
+    found = evaluate_model(Knowing(), split, DATA, EvaluationConfig())
+    uri = str(tmp_path / "deep" / "detections.json")
+    write_detections(uri, found.detections)
+    assert json.loads(Path(uri).read_text()) == found.detections
+    again = evaluate_detections(truth_from_shards(split), uri, metric="segm")
+    assert again.ap == found.metrics["mask_ap"]
+    assert [path.name for path in Path(uri).parent.iterdir()] == ["detections.json"]
+
+
+def test_the_truth_needs_no_image_column(tmp_path: Path) -> None:
+    folder = Path(write_split(tmp_path / "val"))
+    for path in folder.glob("*.parquet"):
+        shard = pq.ParquetFile(path)
+        groups = [shard.read_row_group(k) for k in range(shard.num_row_groups)]
+        with pq.ParquetWriter(path, groups[0].drop_columns(["image", "squeeze_field"]).schema) as w:
+            for group in groups:
+                w.write_table(group.drop_columns(["image", "squeeze_field"]))
+    assert len(truth_from_shards(str(folder))["annotations"]) == 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_ray_workers_give_the_numbers_of_one_process(split: str) -> None:
+    ray = pytest.importorskip("ray")
+    alone = evaluate_model(Knowing(), split, DATA, EvaluationConfig())
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        shared = evaluate_model(Knowing(), split, DATA, EvaluationConfig(), num_workers=2)
+    finally:
+        ray.shutdown()
+    assert shared.detections == alone.detections
+    timing = ("seconds", "images_per_s")
+    for name, value in alone.metrics.items():
+        assert name in timing or np.array_equal(shared.metrics[name], value, equal_nan=True)

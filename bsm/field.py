@@ -126,12 +126,12 @@ def sample_field(
     """Sample the signed distance to the outline at the cells of rois, counted in roi cells.
 
     The distance is s = f - sign(f) / 2, positive inside, bilinear between the cells of the field. A
-    roi cell is kx field cells wide and ky high (inverted below), and a square kernel of roi cells
-    is no square of field cells. For a straight outline of any slope the change of unit is exact
-    nevertheless: chessboard distance is the metric in which |ds/dx| + |ds/dy| = 1, so s is divided
-    by that sum, taken per roi cell. Where s is flat there is no slope to ask and the mean of both
+    square of roi cells is no square of field cells when the roi has another shape than the frame.
+    For a straight outline of any slope the change of unit is exact nevertheless (but for the stairs
+    of its cells): chessboard distance is the metric in which |ds/dx| + |ds/dy| = 1, so s is divided
+    by that sum, taken per roi cell. Where s is flat there is no slope to ask, and the mean of both
     scales is taken. On COCO boxes jittered to IoU > 0.5 this brings the bands 2 points of IoU
-    nearer to the exact ones than the geometric mean of the scales.
+    nearer to the exact ones than the geometric mean of the scales does.
 
     A cell whose center lies on the outline (at the very box of an object that is every 60th) counts
     as inside, as one half does for RoIAlign's masks: s is never 0.

@@ -1,0 +1,197 @@
+"""The module is wired as it says, trains everywhere, and is added to a model in five lines."""
+
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import bsm
+from bsm import squeeze as squeeze_file
+from bsm.field import targets_from_field
+from bsm.losses import SqueezeLogits, squeeze_losses
+from bsm.squeeze import BoundarySqueeze
+
+WIRINGS = pytest.mark.parametrize("wiring", ["paper", "released"])
+INITIALIZATIONS = pytest.mark.parametrize("initialization", ["released", "kaiming"])
+
+
+def features(rois=3, channels=8, fine_channels=8):
+    generator = torch.Generator().manual_seed(0)
+    m = torch.randn(rois, channels, 14, 14, generator=generator, requires_grad=True)
+    fine = torch.randn(rois, fine_channels, 28, 28, generator=generator, requires_grad=True)
+    return m, fine
+
+
+# The rest of a mask head with 80 categories: four convolutions, a deconvolution, a predictor.
+PLAIN_HEAD = 4 * (9 * 256 * 256 + 256) + (4 * 256 * 256 + 256) + (80 * 256 + 80)
+
+
+@pytest.mark.parametrize(("wiring", "millions"), [("released", 7.447), ("paper", 5.154)])
+def test_parameters_in_use_at_inference_are_those_of_the_original(wiring, millions):
+    share = sum(p.numel() for p in BoundarySqueeze(256, wiring=wiring).parameters())
+    assert round((share + PLAIN_HEAD) / 1e6, 3) == millions
+
+
+@pytest.mark.parametrize(("fusion", "sign"), [("plus", 1), ("minus", -1)])
+def test_paper_wiring_is_equation_1_and_one_convolution(fusion, sign):
+    m, fine = features()
+    module = BoundarySqueeze(8, wiring="paper", fusion=fusion)
+    squeezed = module(m, fine)
+    c, e = squeezed.contraction, squeezed.expansion
+    assert torch.equal(squeezed.boundary, c + e + sign * m)
+    assert torch.equal(squeezed.refined, m + module.boundary_to_mask(squeezed.boundary))
+
+
+def test_released_wiring_refines_the_boundary_and_fuses_all_into_the_mask():
+    m, fine = features()
+    module = BoundarySqueeze(8, fusion="minus")
+    squeezed = module(m, fine)
+    c, e = squeezed.contraction, squeezed.expansion
+    assert torch.equal(squeezed.boundary, module.boundary_tower(c + e - m))
+    fused = m + module.boundary_to_mask(squeezed.boundary).relu() + c + e
+    assert torch.equal(squeezed.refined, module.mask_fusion(fused).relu())
+
+
+def test_a_flow_that_starts_at_zero_leaves_the_tower_as_it_is():
+    m, fine = features()
+    module = BoundarySqueeze(8, initialization="kaiming")
+    summed = m + module.downsample(fine).relu()
+    assert torch.equal(module(m, fine).contraction, module.contraction.tower(summed))
+
+
+def test_without_a_warp_there_is_no_flow():
+    module = BoundarySqueeze(8, warp="none")
+    assert not any("flow" in name for name, _ in module.named_parameters())
+    m, fine = features()
+    assert module(m, fine).refined.shape == m.shape
+
+
+def test_the_legacy_warp_reaches_both_generators():
+    m, fine = features()
+    ours = BoundarySqueeze(8)
+    theirs = BoundarySqueeze(8, legacy_warp=True)
+    theirs.load_state_dict(ours.state_dict())
+    mine, legacy = ours(m, fine), theirs(m, fine)
+    assert not torch.allclose(mine.contraction, legacy.contraction)
+    assert not torch.allclose(mine.expansion, legacy.expansion)
+
+
+@WIRINGS
+def test_the_sum_does_not_train_the_roi_feature(wiring):
+    m, fine = features()
+    squeezed = BoundarySqueeze(8, wiring=wiring, warp="none")(m, fine)
+    with pytest.raises(RuntimeError, match="not have been used"):
+        torch.autograd.grad(squeezed.contraction.sum(), m, retain_graph=True)
+    (fine_grad,) = torch.autograd.grad(squeezed.contraction.sum(), fine)
+    assert fine_grad.any()
+
+
+@WIRINGS
+@INITIALIZATIONS
+def test_gradients_reach_every_parameter(wiring, initialization):
+    torch.manual_seed(0)
+    m, fine = features(fine_channels=5)
+    module = BoundarySqueeze(8, fine_channels=5, wiring=wiring, initialization=initialization)
+    sum(feature.square().sum() for feature in module(m, fine)).backward()
+    assert [
+        name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
+    assert m.grad.any()
+    assert fine.grad.any()
+
+
+@INITIALIZATIONS
+def test_initializations_are_what_they_are_called(initialization):
+    torch.manual_seed(0)
+    generator = BoundarySqueeze(64, initialization=initialization).contraction
+    std = generator.tower[2].weight.std().item()
+    if initialization == "released":
+        assert std == pytest.approx(0.01, rel=0.05)
+        assert generator.flow.weight.abs().max().item() <= (2 * 64 * 9) ** -0.5
+        assert generator.flow.weight.any()
+    else:
+        assert std == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+        assert not generator.flow.weight.any()
+
+
+@WIRINGS
+def test_a_batch_without_rois_trains(wiring):
+    m, fine = features(rois=0)
+    module = BoundarySqueeze(8, wiring=wiring)
+    sum(feature.sum() for feature in module(m, fine)).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+
+
+def test_fine_features_of_the_wrong_size_are_refused_with_the_right_one():
+    m, _ = features()
+    with pytest.raises(ValueError, match=r"\(3, 8, 14, 14\).*Pool the same boxes at \[28, 28\]"):
+        BoundarySqueeze(8)(m, torch.zeros(3, 8, 14, 14))
+
+
+def test_all_wrong_options_are_named_at_once():
+    with pytest.raises(ValueError, match=r"wiring 'cod' .*; fusion 'add' "):
+        BoundarySqueeze(8, wiring="cod", fusion="add")
+
+
+def training_step(wiring):
+    """Squeeze, predict and compare, all on the default device."""
+    module = BoundarySqueeze(8, wiring=wiring)
+    predict = nn.ModuleList(nn.ConvTranspose2d(8, 1, 2, stride=2) for _ in range(4))
+    field = torch.ones(6, 28, 28, dtype=torch.int8)
+    targets = targets_from_field(field, kernel_size=5, unite_boundary=True)
+    squeezed = module(torch.zeros(6, 8, 14, 14), torch.zeros(6, 8, 28, 28))
+    logits = SqueezeLogits(*(p(f)[:, 0] for p, f in zip(predict, squeezed, strict=True)))
+    return module, squeeze_losses(logits, targets, weights=torch.ones(6))
+
+
+@WIRINGS
+@pytest.mark.parametrize(("device", "amp"), [("cuda", False), ("cpu", False), ("cpu", True)])
+def test_a_training_step_never_asks_the_host(wiring, device, amp):
+    # Fake tensors refuse to give a value to the host; torch goes backward through fake CUDA
+    # tensors only where there is a CUDA device.
+    with FakeTensorMode(), torch.device(device):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
+            module, losses = training_step(wiring)
+        if device == "cpu":
+            sum(losses.values()).backward()
+            assert all(p.grad is not None for p in module.parameters())
+    assert {loss.device.type for loss in losses.values()} == {device}
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@WIRINGS
+def test_a_training_step_on_a_real_gpu_never_waits_for_it(wiring):
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.device("cuda"):
+            _, losses = training_step(wiring)
+            sum(losses.values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_five_lines_of_the_documentation_run():
+    indented = [line for line in squeeze_file.__doc__.splitlines() if line.startswith("    ")][:5]
+    names = {name: getattr(bsm, name) for name in bsm.__all__}
+    names |= {
+        "roi_features": torch.randn(2, 256, 14, 14),
+        "fine_features": torch.randn(2, 256, 28, 28),
+        "masks": torch.rand(2, 28, 28) > 0.5,
+        "predict": [
+            nn.Sequential(nn.ConvTranspose2d(256, 1, 2, stride=2), nn.Flatten(1, 2))
+            for _ in range(4)
+        ],
+    }
+    exec(textwrap.dedent("\n".join(indented)), names)  # noqa: S102  what a reader would type
+    names["loss"].backward()
+    assert torch.isfinite(names["loss"])
+    assert names["squeezed"].refined.shape == (2, 256, 14, 14)
+    assert names["squeeze"].downsample.weight.grad.any()
+
+
+def test_the_package_exports_few_names():
+    assert len(bsm.__all__) <= 10
+    assert all(hasattr(bsm, name) for name in bsm.__all__)

@@ -194,27 +194,31 @@ def _steps(
     tables: Iterable[pa.Table], chapter: Chapter, first_step: int, *, lanes: range
 ) -> Generator[tuple[int, pa.Table], None, None]:
     """Cut tables into steps and hold them to the plan: each step once, in order, own lanes only."""
-    expected = chapter.first_step
+    due = chapter.first_step
     for table in tables:
         step, lane = table["step"].to_numpy(), table["lane"].to_numpy()
         for first in range(0, len(table), len(lanes)):
-            found, last = int(step[first]), int(step[min(first + len(lanes), len(table)) - 1])
-            if found != expected or last != expected:
-                raise TrainingError(
-                    f"chapter {chapter.name}: step {found} arrived where step {expected} is due; "
-                    "the stream of data is out of order. Start the run again under the same name"
+            here = slice(first, first + len(lanes))
+            if set(step[here].tolist()) != {due} or due >= chapter.stop_step:
+                wanted = f"step {due}" if due < chapter.stop_step else "no more"
+                raise _off_plan(chapter, f"step {step[first]} arrived where {wanted} is due")
+            if lane[here].tolist() != list(lanes):
+                raise _off_plan(
+                    chapter,
+                    f"for step {due}, rows of the lanes {lane[here].tolist()} of the global batch "
+                    f"arrived at the worker that owns {list(lanes)}",
                 )
-            if lane[first : first + len(lanes)].tolist() != list(lanes):
-                raise TrainingError(
-                    f"chapter {chapter.name}, step {found}: lanes "
-                    f"{lane[first : first + len(lanes)].tolist()} arrived at the worker that owns "
-                    f"{list(lanes)}. Start the run again under the same name"
-                )
-            if found >= first_step:
-                yield found, table.slice(first, len(lanes))
-            expected += 1
-    if expected != chapter.stop_step:
-        raise TrainingError(
-            f"chapter {chapter.name} ended before step {expected}, it goes to step "
-            f"{chapter.stop_step - 1}. Start the run again under the same name"
+            if due >= first_step:
+                yield due, table.slice(first, len(lanes))
+            due += 1
+    if due != chapter.stop_step:
+        raise _off_plan(
+            chapter, f"the data ended before step {due}, it must go to step {chapter.stop_step - 1}"
         )
+
+
+def _off_plan(chapter: Chapter, what: str) -> TrainingError:
+    return TrainingError(
+        f"the stream of data left its plan in chapter {chapter.name}: {what}. "
+        "No step was trained on it; start the run again under the same name to go on"
+    )

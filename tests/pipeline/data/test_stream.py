@@ -1,0 +1,168 @@
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.data.ahead import ahead
+from pipeline.data.plan import Chapter
+from pipeline.data.stream import _steps, local_batches
+from pipeline.errors import DatasetError, TrainingError
+from pipeline.recipe import DataConfig
+from tests.pipeline.data.tiny_shards import write_tiny_split
+
+DATA = DataConfig(short_edge_px=(32, 48), test_short_edge_px=32, long_edge_px=64)
+RUN = {"seed": 3, "global_batch": 4, "images_per_pass": 3}
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return write_tiny_split(tmp_path_factory.mktemp("shards") / "train")
+
+
+def ids_of(batches):
+    return [[int(i) for each in step.passes for i in each.image_id] for step in batches]
+
+
+def test_every_image_comes_once_an_epoch_in_passes(split):
+    steps = list(local_batches(split, DATA, **RUN, first_step=0, stop_step=24))
+    assert [each.step for each in steps] == list(range(24))
+    assert [each.epoch for each in steps] == [step * 4 // 32 for step in range(24)]
+    assert all([len(each.image_id) for each in step.passes] == [3, 1] for step in steps)
+    assert all([*step.passes[0].lanes, *step.passes[1].lanes] == [0, 1, 2, 3] for step in steps)
+    for epoch in range(3):
+        seen = [i for step in ids_of(steps[8 * epoch : 8 * epoch + 8]) for i in step]
+        assert sorted(seen) == list(range(100, 132))
+
+
+def test_a_resume_gives_the_rest_of_the_same_sequence(split):
+    whole = list(local_batches(split, DATA, **RUN, first_step=0, stop_step=12))
+    rest = list(local_batches(split, DATA, **RUN, first_step=5, stop_step=12))
+    assert [each.step for each in rest] == list(range(5, 12))
+    for again, before in zip(rest, whole[5:], strict=True):
+        for one, other in zip(again.passes, before.passes, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets.sample_seed, other.targets.sample_seed)
+
+
+def test_masks_come_when_asked_for(split):
+    run = {"first_step": 0, "stop_step": 1}
+    assert next(local_batches(split, DATA, **RUN, **run)).passes[0].targets.masks is None
+    with_masks = next(local_batches(split, DATA, **RUN, **run, with_masks=True)).passes[0]
+    assert with_masks.targets.masks.shape[2:] == with_masks.images.shape[2:]
+
+
+def test_nothing_runs_on_when_the_consumer_leaves(split):
+    before = set(threading.enumerate())
+    batches = local_batches(split, DATA, **RUN, first_step=0, stop_step=10_000)
+    next(batches)
+    assert set(threading.enumerate()) > before
+    batches.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_a_folder_that_is_not_complete_or_damaged_is_refused(tmp_path):
+    run = {**RUN, "first_step": 0, "stop_step": 4}
+    with pytest.raises(DatasetError, match=r"no dataset\.json"):
+        local_batches(str(tmp_path), DATA, **run)
+    split = write_tiny_split(tmp_path / "train")
+    shard = Path(split, "part-00001.parquet")
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with pytest.raises(
+        DatasetError, match=r"part-00001\.parquet, row group \d: .*ingest the split"
+    ):
+        list(local_batches(split, DATA, **run))
+    shard.unlink()
+    with pytest.raises(DatasetError, match=r"part-00001\.parquet, row group"):
+        list(local_batches(split, DATA, **run))
+
+
+def test_a_shard_that_is_another_than_the_manifest_says_is_refused(tmp_path):
+    split = write_tiny_split(tmp_path / "train")
+    place = Path(split, "dataset.json")
+    manifest = json.loads(place.read_text())
+    manifest["shards"][0] |= {"rows": 25, "row_groups": [8, 8, 9]}
+    manifest["images"] = 36
+    place.write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet, row group 2"):
+        list(local_batches(split, DATA, **RUN, first_step=0, stop_step=9))
+
+
+def table(*rows):
+    return pa.table({"step": [row[0] for row in rows], "lane": [row[1] for row in rows]})
+
+
+CHAPTER = Chapter("steps_00000002", 2, 4, 2)
+GOOD = [table((2, 1), (2, 3)), table((3, 1), (3, 3))]
+
+
+def test_steps_before_the_start_are_left_out():
+    assert [step for step, _ in _steps(GOOD, CHAPTER, 3, lanes=range(1, 4, 2))] == [3]
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([], "ended before step 2, it must go to step 3"),
+        (GOOD[:1], "ended before step 3"),
+        (GOOD[1:], "step 3 arrived where step 2 is due"),
+        ([GOOD[0], *GOOD], "step 2 arrived where step 3 is due"),
+        ([*GOOD, table((4, 1), (4, 3))], "step 4 arrived where no more is due"),
+        ([table((2, 0), (2, 2)), GOOD[1]], r"step 2, .* lanes \[0, 2\] .* owns \[1, 3\]"),
+        ([table((2, 1)), GOOD[1]], r"lanes \[1\]"),
+        ([table((2, 1), (3, 1))], "step 2 arrived where step 2 is due"),
+    ],
+)
+def test_a_stream_that_leaves_the_plan_is_refused(tables, message):
+    with pytest.raises(TrainingError, match=message):
+        list(_steps(tables, CHAPTER, 2, lanes=range(1, 4, 2)))
+
+
+def test_work_ahead_keeps_order_and_bounds():
+    drawn = []
+
+    def source():
+        for each in range(40):
+            drawn.append(each)
+            yield each
+
+    def work(each):
+        time.sleep(0.01 if each % 3 else 0.03)
+        return each
+
+    results = ahead(source(), work, most=3, threads=3)
+    assert next(results) == 0
+    time.sleep(0.3)
+    # One taken, three waiting, one more in the hand of the thread that draws.
+    assert len(drawn) <= 6
+    assert list(results) == list(range(1, 40))
+
+
+def test_an_error_comes_at_its_place():
+    def source():
+        yield from range(5)
+        raise TrainingError("of the source")
+
+    results = ahead(source(), lambda each: each, most=2, threads=1)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    with pytest.raises(TrainingError, match="of the source"):
+        next(results)
+
+    def work(each):
+        if each == 2:
+            raise DatasetError("of the work")
+        return each
+
+    found = []
+    with pytest.raises(DatasetError, match="of the work"):
+        found.extend(ahead((each for each in range(9)), work, most=4, threads=2))
+
+
+def test_prefetching_more_changes_nothing(split):
+    run = {**RUN, "first_step": 0, "stop_step": 6}
+    one = ids_of(local_batches(split, replace(DATA, prefetch_batches=1), **run))
+    assert one == ids_of(local_batches(split, replace(DATA, prefetch_batches=8), **run))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,3 +14,58 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("BSM_REAL_DATA does not name a folder with real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A tiny model with random weights: version 1 and champion of "tiny" in an embedded store."""
+    # Torch and MLflow take seconds to import, and few tests need them.
+    import torch
+
+    from bsm.config import (
+        BackboneConfig,
+        BoxHeadConfig,
+        MaskHeadConfig,
+        MaskRCNNConfig,
+        ProposalConfig,
+        build_model,
+    )
+    from bsm.weights import save_weights
+    from pipeline.data.manifest import Category
+    from pipeline.recipe import DataConfig, Recipe
+    from pipeline.tracking.registry import register
+    from pipeline.tracking.runs import open_run
+
+    folder = tmp_path_factory.mktemp("registry")
+    model = MaskRCNNConfig(
+        num_classes=3,
+        backbone=BackboneConfig(name="resnet18", norm="group", freeze_at=0, fpn_channels=16),
+        proposals=ProposalConfig(top_k_before_nms_test=50, top_k_after_nms=20),
+        box_head=BoxHeadConfig(hidden=32, score_threshold=0.0, detections_per_image=5),
+        mask_head=MaskHeadConfig(channels=16, num_convs=1),
+    )
+    recipe = Recipe(
+        name="tiny",
+        storage=str(folder / "runs"),
+        model=model,
+        data=DataConfig(short_edge_px=(64,), test_short_edge_px=64, long_edge_px=128),
+    )
+    categories = tuple(
+        Category(category_id=7 + index, category_index=index, name=name)
+        for index, name in enumerate(("disk", "star", "tube"))
+    )
+    weights = folder / "model.safetensors"
+    torch.manual_seed(0)
+    save_weights(build_model(model), weights)
+    handle = open_run(recipe)
+    register(
+        handle,
+        name="tiny",
+        weights_path=weights,
+        recipe=recipe,
+        categories=categories,
+        metrics={"boundary_ap": 0.25},
+    )
+    return SimpleNamespace(
+        handle=handle, name="tiny", weights=weights, recipe=recipe, categories=categories
+    )

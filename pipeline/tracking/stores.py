@@ -22,12 +22,14 @@ _log = logging.getLogger(__name__)
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 # MLflow waits 120 s for an answer and tries 7 times, minutes in which a run could not even end.
-# What cannot be delivered waits in a spool file instead. A user's own values win.
-_PATIENCE = {
+# What cannot be delivered waits in a spool file instead. Bars would garble the logs of a job. A
+# user's own values win.
+_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -58,7 +60,7 @@ def tracking_uri(uri: str, *, storage_uri: str) -> str:
 
 def client(uri: str) -> "MlflowClient":
     """Make a client for a full tracking URI, with short timeouts."""
-    for name, value in _PATIENCE.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if (path := sqlite_path(uri)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,7 @@ def test_help_shows_the_docstrings_of_job_and_fields(job):
     done = run(job, "--help")
     assert done.returncode == 0
     assert "Train a thing." in done.stdout
-    text = " ".join(done.stdout.replace("│", " ").split())
+    text = " ".join(done.stdout.replace("\u2502", " ").split())
     assert "--optim.steps INT Optimizer steps of the whole run. (default: 90000)" in text
     assert "--print-recipe" in text
 

@@ -104,7 +104,7 @@ def check_image(data: bytes, size_hw: tuple[int, int], *, max_pixels: int) -> li
     if not data:
         return [("image_unreadable", "the file is empty")]
     if len(data) > MAX_IMAGE_BYTES:
-        return [("image_too_large", f"{len(data)} bytes, the limit is {MAX_IMAGE_BYTES}")]
+        return [("image_too_large", f"more than {MAX_IMAGE_BYTES} bytes")]
     try:
         with warnings.catch_warnings():
             # Pillow warns of what is refused below, and refuses by itself at twice its limit.

@@ -306,8 +306,7 @@ def _with_files(images: list[Entry], images_uri: str) -> Iterator[tuple[Entry, b
 def _read(fs: pafs.FileSystem, folder: str, name: str) -> bytes | None:
     path = f"{folder}/{name}"
     try:
-        with fs.open_input_file(path) as stream:
-            return bytes(stream.read(MAX_IMAGE_BYTES + 1))
+        return _open(fs, path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -319,3 +318,9 @@ def _read(fs: pafs.FileSystem, folder: str, name: str) -> bytes | None:
             f"cannot read {path}: {cause}; mend that and run the same command again: "
             "finished shards are kept"
         ) from error
+
+
+def _open(fs: pafs.FileSystem, path: str) -> bytes:
+    with fs.open_input_file(path) as stream:
+        # One byte more than allowed tells that there are more.
+        return bytes(stream.read(MAX_IMAGE_BYTES + 1))

@@ -91,11 +91,11 @@ def problem_of(kind: str, reason: str, entry: object, *, image: Entry | None = N
 def _check_top(top: object, uri: str) -> None:
     if not isinstance(top, dict):
         raise DatasetError(
-            f"{uri} is no COCO annotation file: it holds a {_type_name(top)}, not an object with "
+            f"{uri} is no COCO annotation file: it holds {_type_name(top)}, not an object with "
             "images, annotations and categories (a list is a results file)"
         )
     wrong = [
-        f"{key} is {'missing' if key not in top else 'a ' + _type_name(top[key])}"
+        f"{key} is {'missing' if key not in top else _type_name(top[key])}"
         for key in ("images", "annotations", "categories")
         if not isinstance(top.get(key), list)
     ]
@@ -197,7 +197,7 @@ def _judged(entries: list[object], known: _Known) -> Iterator[tuple[object, str,
 def _wrong(entry: object, keys: Mapping[str, Callable[..., bool]]) -> str:
     """Say what is wrong with the keys of an entry; "" where nothing is."""
     if not isinstance(entry, dict):
-        return f"it is a {_type_name(entry)}, not an object"
+        return f"it is {_type_name(entry)}, not an object"
     missing = [key for key in keys if key not in entry]
     told = [f"{', '.join(missing)} missing"] if missing else []
     told += [
@@ -263,8 +263,14 @@ _ANNOTATION_KEYS = {
 
 
 def _type_name(value: object) -> str:
-    names = {dict: "object", list: "list", str: "string", type(None): "null", bool: "boolean"}
-    return names.get(type(value), "number")
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        type(None): "null",
+        bool: "a boolean",
+    }
+    return names.get(type(value), "a number")
 
 
 def _short(text: str, limit: int = 160) -> str:

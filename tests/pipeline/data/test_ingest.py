@@ -1,0 +1,284 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pycocotools import mask as coco_mask
+
+from pipeline.data import ingest as ingest_module
+from pipeline.data.examine import check_image
+from pipeline.data.ingest import CocoIngest, ingest_coco, rows_per_shard
+from pipeline.data.manifest import read_manifest
+from pipeline.data.schema import INSTANCE_SCHEMA
+from pipeline.errors import DatasetError, StorageError
+from tests.pipeline.data.coco_samples import (
+    ALWAYS_STOPS,
+    DAMAGE,
+    SPLIT,
+    Breaker,
+    bomb_png,
+    load,
+    save,
+    small_coco,
+)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return small_coco(tmp_path_factory.mktemp("coco"), images=70)
+
+
+@pytest.fixture
+def coco(sound, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(sound, tmp_path / "coco")
+
+
+def _config(root, out, **changes):
+    return CocoIngest(root=str(root), split=SPLIT, out=str(out), workers=0, **changes)
+
+
+def _bytes(out: Path) -> dict[str, str]:
+    return {place.name: hashlib.sha256(place.read_bytes()).hexdigest() for place in out.iterdir()}
+
+
+def _rows(out: Path):
+    files = [shard.file for shard in read_manifest(str(out)).shards]
+    return [row for file in files for row in pq.read_table(out / file).to_pylist()]
+
+
+def test_rows_hold_what_the_annotation_file_says(sound, tmp_path):
+    result = ingest_coco(_config(sound, tmp_path / "out", rows_per_shard=32))
+    doc = load(sound)
+    assert (result["images"], result["annotations"]) == (70, len(doc["annotations"]))
+    assert (result["rejects"], result["shards"]) == (0, 3)
+
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert [shard.row_groups for shard in manifest.shards] == [(32,), (32,), (6,)]
+    assert pq.read_schema(tmp_path / "out" / "part-00000.parquet").equals(INSTANCE_SCHEMA)
+    index = {each.category_id: each.category_index for each in manifest.categories}
+    assert index == {3: 0, 7: 1}
+
+    rows = _rows(tmp_path / "out")
+    assert [row["image_id"] for row in rows] == sorted(image["id"] for image in doc["images"])
+    assert any(not row["annotation_id"] for row in rows)
+    by_id = {entry["id"]: entry for entry in doc["annotations"]}
+    for row in rows:
+        assert row["image"] == (sound / SPLIT / row["file_name"]).read_bytes()
+        assert row["annotation_id"] == sorted(row["annotation_id"])
+        for number, annotation_id in enumerate(row["annotation_id"]):
+            entry = by_id.pop(annotation_id)
+            x, y, w, h = entry["bbox"]
+            assert entry["image_id"] == row["image_id"]
+            assert row["boxes_xyxy"][number] == [x, y, x + w, y + h]
+            assert row["category_index"][number] == index[entry["category_id"]]
+            assert row["is_crowd"][number] == bool(entry["iscrowd"])
+            assert row["area_px"][number] == np.float32(entry["area"])
+            packed = {"size": [row["height"], row["width"]], "counts": row["rle"][number]}
+            assert coco_mask.area(packed) == entry["area"]
+            assert len(row["squeeze_field"][number]) == 112 * 112
+    assert not by_id
+
+
+def test_the_same_bytes_on_every_run_and_in_every_place(sound, coco, tmp_path):
+    ingest_coco(_config(sound, tmp_path / "a"))
+    ingest_coco(_config(coco, tmp_path / "b"))
+    assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
+
+
+def test_goes_on_where_it_was_killed(sound, tmp_path, monkeypatch):
+    config = _config(sound, tmp_path / "out", rows_per_shard=32)
+    ingest_coco(_config(sound, tmp_path / "whole", rows_per_shard=32))
+    make_shard = ingest_module.make_shard
+
+    def killed_at_the_third(file, packed, settings):
+        if file == "part-00002.parquet":
+            raise KeyboardInterrupt
+        return make_shard(file, packed, settings)
+
+    monkeypatch.setattr(ingest_module, "make_shard", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        ingest_coco(config)
+    assert sorted(_bytes(tmp_path / "out")) == ["part-00000.parquet", "part-00001.parquet"]
+    written = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
+    with pytest.raises(DatasetError, match="ingest has not finished"):
+        read_manifest(config.out)
+
+    monkeypatch.undo()
+    result = ingest_coco(config)
+    assert result["shards_kept"] == 2
+    assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == written
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+
+
+def test_a_shard_that_was_cut_off_or_changed_is_made_again(sound, tmp_path):
+    config = _config(sound, tmp_path / "out", rows_per_shard=32)
+    ingest_coco(config)
+    before = _bytes(tmp_path / "out")
+    place = tmp_path / "out" / "part-00001.parquet"
+    place.write_bytes(place.read_bytes()[:5000])
+    assert ingest_coco(config)["shards_kept"] == 2
+    assert _bytes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_finds_each_kind_of_damage_and_leaves_out_what_it_concerns(coco, tmp_path, kind):
+    breaker = Breaker(coco)
+    breaker.apply(kind)
+    breaker.save()
+    out = tmp_path / "out"
+    with pytest.raises(DatasetError, match=kind) as caught:
+        ingest_coco(_config(coco, out))
+    assert "--on-bad drop" in str(caught.value)
+    assert "--on-bad fix" in str(caught.value)
+    assert not (out / "dataset.json").exists()
+    found = pq.read_table(out / "rejects.parquet").to_pylist()
+    assert kind in {row["kind"] for row in found}
+    assert {row["action"] for row in found} == {"found"}
+
+    result = ingest_coco(_config(coco, out, on_bad="drop"))
+    rejects = pq.read_table(out / "rejects.parquet").to_pylist()
+    assert result["rejects"] == len(rejects) == len(found)
+    assert {row["action"] for row in rejects} == {"dropped"}
+    assert read_manifest(str(out)).rejects[kind] >= 1
+    # Whatever was left out is in the rejects, whole.
+    doc = json.loads((coco / "annotations" / f"instances_{SPLIT}.json").read_text())
+    kept = {number for row in _rows(out) for number in row["annotation_id"]}
+    lost = [json.loads(row["raw"]) for row in rejects]
+    lost_ids = {entry["id"] for entry in lost if "bbox" in entry}
+    lost_ids |= {entry["id"] for image in lost for entry in image.get("annotations", [])}
+    assert kept | lost_ids == {entry["id"] for entry in doc["annotations"]}
+
+
+def test_many_kinds_are_told_in_one_table(coco, tmp_path):
+    breaker = Breaker(coco)
+    for kind in DAMAGE:
+        breaker.apply(kind)
+    breaker.save()
+    with pytest.raises(DatasetError) as caught:
+        ingest_coco(_config(coco, tmp_path / "out"))
+    assert all(f"\n{kind} " in str(caught.value) for kind in DAMAGE)
+
+
+@pytest.mark.parametrize("on_bad", ["stop", "drop", "fix"])
+@pytest.mark.parametrize("kind", ALWAYS_STOPS)
+def test_some_damage_always_stops_before_a_file_is_opened(coco, tmp_path, kind, on_bad):
+    breaker = Breaker(coco)
+    ALWAYS_STOPS[kind](breaker)
+    breaker.save()
+    with pytest.raises(DatasetError, match=kind):
+        ingest_coco(_config(coco, tmp_path / "out", on_bad=on_bad))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fix_cuts_boxes_and_drops_the_rest(coco, tmp_path):
+    breaker = Breaker(coco)
+    for kind in ("box_outside", "box_empty"):
+        breaker.apply(kind)
+    breaker.save()
+    result = ingest_coco(_config(coco, tmp_path / "out", on_bad="fix"))
+    assert (result["fixed"], result["rejects"]) == (1, 1)
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert (manifest.fixed, manifest.rejects) == ({"box_outside": 1}, {"box_empty": 1})
+    for row in _rows(tmp_path / "out"):
+        for x0, y0, x1, y1 in row["boxes_xyxy"]:
+            assert 0 <= x0 < x1 <= row["width"]
+            assert 0 <= y0 < y1 <= row["height"]
+
+
+def test_a_mended_image_comes_in_with_the_next_run(coco, tmp_path):
+    breaker = Breaker(coco)
+    image = breaker.image()
+    place = breaker.file(image)
+    whole = place.read_bytes()
+    place.unlink()
+    config = _config(coco, tmp_path / "out", on_bad="drop", rows_per_shard=32)
+    assert ingest_coco(config)["images"] == 69
+    place.write_bytes(whole)
+    result = ingest_coco(config)
+    assert (result["images"], result["shards_kept"]) == (70, 2)
+
+
+def test_boxes_drawn_a_little_off_the_mask_are_noticed_and_kept(coco, tmp_path):
+    doc = load(coco)
+    entry = max(doc["annotations"], key=lambda each: each["bbox"][2])
+    entry["bbox"][2] -= 5
+    save(coco, doc)
+    result = ingest_coco(_config(coco, tmp_path / "out"))
+    assert (result["rejects"], result["notices"]) == (0, 1)
+    assert read_manifest(str(tmp_path / "out")).notices == {"box_off": 1}
+
+
+def test_does_not_replace_another_finished_data_set_unasked(coco, tmp_path):
+    out = tmp_path / "out"
+    ingest_coco(_config(coco, out, rows_per_shard=32))
+    before = _bytes(out)
+    doc = load(coco)
+    doc["images"] = doc["images"][40:]
+    ids = {image["id"] for image in doc["images"]}
+    doc["annotations"] = [each for each in doc["annotations"] if each["image_id"] in ids]
+    save(coco, doc)
+    with pytest.raises(DatasetError, match="--overwrite"):
+        ingest_coco(_config(coco, out, rows_per_shard=32))
+    assert _bytes(out) == before
+    assert ingest_coco(_config(coco, out, rows_per_shard=32, overwrite=True))["images"] == 30
+    assert sorted(_bytes(out)) == ["dataset.json", "part-00000.parquet", "rejects.parquet"]
+
+
+def test_a_disk_that_fails_is_no_data_set_without_images(coco, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("connection reset")
+
+    monkeypatch.setattr("pipeline.data.shards._open", fails)
+    with pytest.raises(StorageError, match=r"connection reset.*finished shards are kept"):
+        ingest_coco(_config(coco, tmp_path / "out", on_bad="drop"))
+
+
+def test_names_what_is_not_there_and_what_is(sound, tmp_path):
+    config = CocoIngest(root=str(sound), split="val", out=str(tmp_path / "out"), workers=0)
+    with pytest.raises(DatasetError) as caught:
+        ingest_coco(config)
+    assert "instances_tiny.json" in str(caught.value)
+    assert "--images" in str(caught.value)
+
+
+def test_nothing_left_is_an_error(coco, tmp_path):
+    shutil.rmtree(coco / SPLIT)
+    (coco / SPLIT).mkdir()
+    with pytest.raises(DatasetError, match="no image is left"):
+        ingest_coco(_config(coco, tmp_path / "out", on_bad="drop"))
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_wrong_settings_are_told_together(tmp_path):
+    with pytest.raises(DatasetError, match=r"multiple of 32, got 33; max-pixels must be"):
+        _config(tmp_path, tmp_path, rows_per_shard=33, max_pixels=0)
+
+
+def test_the_command_to_go_on_is_the_users_own(tmp_path):
+    config = _config("my photos", "out", max_pixels=1000, overwrite=True)
+    assert config.command("drop") == (
+        "python jobs/ingest.py coco --root 'my photos' --split tiny --out out "
+        "--max-pixels 1000 --workers 0 --overwrite --on-bad drop"
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "rows"), [(1, 32), (2048, 32), (2049, 64), (5000, 96), (118_287, 512)]
+)
+def test_shards_grow_with_the_data_set(images, rows):
+    assert rows_per_shard(images) == rows
+
+
+def test_a_bomb_is_refused_by_its_header():
+    bomb = bomb_png(9000, 10_000)
+    assert len(bomb) < 500
+    for side, limit in ((9000, 10**7), (9000, 89_478_485), (60_000, 89_478_485)):
+        (found,) = check_image(bomb_png(side, 10_000), (10_000, side), max_pixels=limit)
+        assert found[0] == "image_too_large"
+    # Within the limit it is decoded, and found to lack its pixels.
+    (found,) = check_image(bomb_png(500, 400), (400, 500), max_pixels=10**6)
+    assert found[0] == "image_unreadable"

@@ -122,11 +122,8 @@ def test_sampling_a_field_on_its_own_grid_loses_nothing(mask, kernel_size):
     s = sample_field(field, frame, frame, side=field.shape[-1])
     sampled = targets_from_distance(s, kernel_size=kernel_size, unite_boundary=True)
     exact = targets_from_field(field, kernel_size=kernel_size, unite_boundary=True)
-    if not mask.any():  # no outline, so no slope: only the sign says anything
-        assert (s < 0).all()
-        return
-    assert torch.equal(sampled.mask, exact.mask)
-    assert torch.equal(sampled.boundary, exact.boundary)
+    for name, ours, want in zip(exact._fields, sampled, exact, strict=True):
+        assert torch.equal(ours, want), name
 
 
 ROI_SHAPES = pytest.mark.parametrize(("wide", "high"), [(64.0, 64.0), (32.0, 64.0), (90.0, 30.0)])
@@ -158,6 +155,21 @@ def test_slanted_outlines_lie_where_they_should_in_rois_of_any_shape(normal, wid
     s, want = straight_outline(normal, wide, high)
     near = want.abs() < 3
     assert (s - want)[near].abs().mean() < 0.3
+
+
+def test_a_center_on_the_outline_counts_as_inside_whatever_floats_round_to():
+    right, left = torch.zeros(2, 1, 112, 112, dtype=torch.uint8).unbind(0)
+    right[:, :, 28:] = 1
+    left[:, :, :28] = 1
+    corners = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * 400
+    extents = torch.rand(200, 2, generator=torch.Generator().manual_seed(1)) * 200 + 9
+    boxes = torch.cat([corners, corners + extents], 1)
+    for mask in (right, left):
+        field = mask_to_field(mask).expand(200, 112, 112)
+        s = sample_field(field, field_frame_xyxy(boxes), boxes, side=28)
+        # At the very box, the center of the fourth cell lies between cells 27 and 28 of the field.
+        assert (s[:, :, 3] > 0).all()
+        assert (s[:, :, 3] < 0.01).all()
 
 
 def test_a_mirrored_frame_mirrors_the_samples():

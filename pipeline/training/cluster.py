@@ -35,7 +35,12 @@ def start_ray(recipe: Recipe) -> None:
         # Read when Ray starts a process, so they must be there before.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        ray.init(**_arguments(recipe.scale))
+        # It says on each start that tokens are on, at length; the README says it once.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        arguments = _arguments(recipe.scale)
+        local = arguments.get("address") == "local"
+        _log.info("starting Ray on this machine" if local else "connecting to Ray")
+        ray.init(**arguments)
     _check_room(recipe.scale)
 
 

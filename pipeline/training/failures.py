@@ -49,7 +49,10 @@ class Watch(UserCallback):
             raise TrainingError(_with_traceback(rank, error))
         if self._left > 0:
             self._left -= 1
-            text = f"was lost ({_short(cause)}); starting all workers from the last checkpoint"
+            # When a worker dies, its partner's broken connection may be what is seen first.
+            died = isinstance(cause, ray.exceptions.RayActorError)
+            what = "died" if died else f"stopped ({_short(cause)})"
+            text = f"{what}; starting all workers again from the last checkpoint"
             self._relay.lost.remote(rank, text)
 
 

@@ -6,6 +6,7 @@ all.
 """
 
 import dataclasses
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -28,11 +29,10 @@ from pipeline.training.loop import Hooks, Outcome, TrainJob, train
 from pipeline.training.relay import open_relay
 from pipeline.training.step import World
 
+_log = logging.getLogger(__name__)
+
 _ray_train: Any = ray.train
 """Type checkers see the old classes in ray.train; at run time they are those of Train V2."""
-
-_ROWS_TO_SKIP = 8192
-"""A resume inside a chapter reads over the chapter's rows before it: a few seconds' worth."""
 
 
 def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
@@ -48,7 +48,11 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
     file_system, path = storage.resolve(recipe.storage)
     # Ray's own list of checkpoints is of one launch; another one may have pruned what it names.
     storage.remove(storage.join(job.run_uri, "checkpoint_manager_snapshot.json"))
-    parts = _chapters(recipe)
+    parts = chapters(
+        steps=recipe.optim.steps,
+        chapter_steps=recipe.checkpoint.every_steps,
+        global_batch=recipe.optim.global_batch,
+    )
     datasets, data_config = ray_chapters(
         storage.join(recipe.data.root, recipe.data.train_split),
         recipe.data,
@@ -73,6 +77,7 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
             datasets=datasets,
             dataset_config=data_config,
         )
+        _log.info("starting %d workers", recipe.scale.num_workers)
         try:
             result = trainer.fit()
         except _ray_train.TrainingFailedError as error:
@@ -84,13 +89,6 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
 def with_masks(recipe: Recipe) -> bool:
     """Tell whether a recipe's targets need whole masks in its batches."""
     return recipe.model.mask_head.targets.source == "roi"
-
-
-def _chapters(recipe: Recipe) -> tuple[Chapter, ...]:
-    """Cut at checkpoints, so that a resume begins with a chapter wherever they lie far apart."""
-    every, batch = recipe.checkpoint.every_steps, recipe.optim.global_batch
-    length = every * max(1, _ROWS_TO_SKIP // (every * batch))
-    return chapters(steps=recipe.optim.steps, chapter_steps=length, global_batch=batch)
 
 
 def _scaling(recipe: Recipe) -> Any:  # noqa: ANN401  a ScalingConfig
@@ -126,8 +124,9 @@ def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
         saved=_report,
     )
     place = _agreed(find_latest(job.run_uri) if world.rank == 0 else None, world=world)
-    if world.rank == 0 and place is not None:
-        hooks.say(f"going on from step {place.step}: {place.uri}")
+    if world.rank == 0:
+        where = f"going on from step {place.step}: {place.uri}" if place else "from the start"
+        hooks.say(f"{world.size} workers are ready, {where}")
     try:
         outcome = train(
             job,

@@ -46,6 +46,8 @@ class Proposals(NamedTuple):
     """(N, P, 4)."""
     valid: Tensor
     """(N, P) bool."""
+    identity: Tensor
+    """(N, P) int64: the anchor that each came from."""
 
 
 def make_anchors(
@@ -188,7 +190,7 @@ class ProposalNetwork(nn.Module):
         config, n = self.config, len(logits)
         top_k = config.top_k_before_nms_train if self.training else config.top_k_before_nms_test
         width = min(top_k, max(anchors.level_sizes))
-        boxes, scores = [], []
+        boxes, scores, identities = [], [], []
         start = 0
         for size in anchors.level_sizes:
             level = slice(start, start + size)
@@ -200,6 +202,7 @@ class ProposalNetwork(nn.Module):
             lacking = width - index.shape[1]
             boxes.append(F.pad(clip_boxes(decoded, image_sizes_hw), (0, 0, 0, lacking)))
             scores.append(F.pad(best, (0, lacking), value=-torch.inf))
+            identities.append(F.pad(anchors.identity[level][index], (0, lacking)))
         boxes_LK, scores_LK = torch.stack(boxes, dim=1), torch.stack(scores, dim=1)
         valid = (scores_LK > -torch.inf) & has_area(boxes_LK)
         keep = keep_after_nms(
@@ -208,4 +211,5 @@ class ProposalNetwork(nn.Module):
         final = scores_LK.view(n, -1).masked_fill(~keep, -torch.inf)
         best, index = final.topk(min(config.top_k_after_nms, final.shape[1]), dim=1)
         chosen = boxes_LK.view(n, -1, 4).gather(1, index[..., None].expand(-1, -1, 4))
-        return Proposals(chosen, best > -torch.inf)
+        identity = torch.cat(identities, dim=1).gather(1, index)
+        return Proposals(chosen, best > -torch.inf, identity)

@@ -21,8 +21,8 @@ STRIDES = (4, 8, 16, 32)
 _CANONICAL_SIDE_PX = 224.0
 _CANONICAL_LEVEL = 2
 """FPN eq. 1: a box of 224 pixels belongs to P4, the level with index 2."""
-_TARGET_INDEX = 1 << 24
-"""Targets are counted from here in the picks, so that their index does not depend on P."""
+_TARGET_IDENTITY = 7 << 28
+"""Targets are counted from here in the picks; anchors, with 5 levels, have identities below."""
 
 
 class SampledRois(NamedTuple):
@@ -50,10 +50,10 @@ def sample_rois(
     iou = pairwise_iou(targets.boxes_xyxy, boxes)
     best, matched = iou.masked_fill_(~targets.valid[:, :, None], -1.0).max(dim=1)
     positive = valid & (best >= config.foreground_iou)
-    num_proposals, num_targets = proposals.valid.shape[1], targets.valid.shape[1]
-    index = torch.arange(num_proposals + num_targets, device=boxes.device)
-    index = index + (index >= num_proposals) * (_TARGET_INDEX - num_proposals)
-    keys = random_keys(targets.sample_seed, index, purpose=ROIS)
+    # A proposal is picked by its anchor, not its rank: rounding swaps ranks.
+    slot_identity = torch.arange(targets.valid.shape[1], device=boxes.device) + _TARGET_IDENTITY
+    identity = torch.cat((proposals.identity, slot_identity.expand(len(boxes), -1)), dim=1)
+    keys = random_keys(targets.sample_seed, identity, purpose=ROIS)
     num_slots = min(config.samples_per_image, boxes.shape[1])
     max_positive = max(1, int(config.samples_per_image * config.positive_fraction))
     slots = pick(

@@ -50,14 +50,14 @@ def random_keys(seed: Tensor, index: Tensor, *, purpose: int) -> Tensor:
 
     Args:
         seed: (N,) int64.
-        index: (C,) int64 in 0..2^31-1, different for different candidates.
+        index: (C,) or (N, C) int64 in 0..2^31-1, different for different candidates.
         purpose: Separates the picks that one sample needs.
     """
     low = _mix((seed & _MASK_32) ^ purpose)
     base = _mix(((seed >> 32) & _MASK_32) ^ low)
-    hashed = _mix(_mix(index & _MASK_32)[None, :] ^ base[:, None])
+    hashed = _mix(_mix(index & _MASK_32) ^ base[:, None])
     # The index is the low half, so equal hashes cannot make a tie for topk to break its own way.
-    return ((hashed >> 1) << 31) | index[None, :]
+    return ((hashed >> 1) << 31) | index
 
 
 def pick(

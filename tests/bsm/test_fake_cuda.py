@@ -1,0 +1,102 @@
+"""Proof, on a machine without a GPU, that a training step on one never waits for the host.
+
+Under FakeTensorMode and on the meta device tensors have a device and a shape but no values:
+whatever would ask for a value (`.item()`, `bool(tensor)`, `nonzero`, a boolean index), or mix
+devices, raises. Autograd cannot run on fake tensors of a GPU that is not there, so the backward
+pass is shown on meta, which takes every way that is not the CPU's.
+"""
+
+import pytest
+import torch
+from synthetic import shapes_batch, tiny_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bsm.config import build_model
+from bsm.instance.tensors import Detections, Targets
+
+CASES = [
+    (kind, source, slots)
+    for kind in ("plain", "squeeze")
+    for source in ("field", "roi")
+    for slots in (3, 0)
+]
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Raises when a tensor of the host comes in: its copy to a GPU would be a wait too."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in (*args, out):
+            if isinstance(value, torch.Tensor) and value.device.type == "cpu":
+                raise AssertionError(f"{func} works on the host")
+        return out
+
+
+def batch(slots: int) -> tuple:
+    images, sizes, targets = shapes_batch()
+    cut = [t if t.dim() == 1 else t[:, :slots] for t in targets]
+    return images, sizes, Targets(*cut)
+
+
+def losses_of(model, images, sizes, targets):
+    with NothingFromTheHost():
+        losses = model(images, sizes, targets)
+    assert all(value.shape == () for value in losses.values())
+    return losses
+
+
+@pytest.mark.parametrize(("kind", "source", "slots"), CASES)
+def test_forward_and_backward_need_no_values(kind: str, source: str, slots: int):
+    with torch.device("meta"):
+        model = build_model(tiny_config(kind=kind, source=source, trunk="resnet18"))
+    images, sizes, targets = batch(slots)
+    moved = Targets(*(t.to("meta") for t in targets))
+    sum(losses_of(model, images.to("meta"), sizes.to("meta"), moved).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("kind", "source", "slots"), CASES)
+def test_forward_stays_on_the_gpu(kind: str, source: str, slots: int):
+    images, sizes, targets = batch(slots)
+    with FakeTensorMode(), torch.device("cuda"):
+        model = build_model(tiny_config(kind=kind, source=source))
+        moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
+        losses = losses_of(model, moved[0], moved[1], Targets(*moved[2:]))
+        assert {value.device.type for value in losses.values()} == {"cuda"}
+        model.eval()
+        with NothingFromTheHost():
+            found = model(moved[0], moved[1])
+        assert isinstance(found, Detections)
+        assert found.mask_probs.shape == (2, 10, 28, 28)
+
+
+def test_the_proof_can_fail():
+    with torch.device("meta"):
+        values = torch.ones(3)
+    for question in (
+        lambda: values.sum().item(),
+        lambda: bool(values[0] > 0),
+        values.nonzero,
+        lambda: values[values > 0],
+    ):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            question()
+    with pytest.raises(AssertionError, match="works on the host"), NothingFromTheHost():
+        values + torch.tensor([1.0, 2.0, 3.0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("kind", "source", "slots"), CASES)
+def test_a_real_step_never_waits(kind: str, source: str, slots: int):
+    model = build_model(tiny_config(kind=kind, source=source)).cuda()
+    images, sizes, targets = batch(slots)
+    moved = Targets(*(t.cuda() for t in targets))
+    arguments = images.cuda(), sizes.cuda(), moved
+    sum(model(*arguments).values()).backward()  # the first step may set libraries up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(model(*arguments).values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,183 @@
+import dataclasses
+
+import pytest
+import torch
+from synthetic import shapes_batch, tiny_config
+
+from bsm.config import build_model
+from bsm.instance import nms, rcnn, roi
+from bsm.instance.geometry import pairwise_iou
+from bsm.instance.tensors import Targets
+from bsm.morphology import crop_masks
+
+MASK_LOSSES = {"loss_mask", "loss_boundary", "loss_contraction", "loss_expansion"}
+DETECTION_LOSSES = {"loss_objectness", "loss_proposal_box", "loss_class", "loss_box"}
+
+
+def model_of(seed: int = 0, **fields):
+    torch.manual_seed(seed)
+    return build_model(tiny_config(**fields))
+
+
+def grads(model, losses) -> dict:
+    model.zero_grad()
+    sum(losses.values()).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("kind", "source"), [("plain", "field"), ("squeeze", "roi")])
+@pytest.mark.parametrize("slots", ["none", "invalid", "one image"])
+def test_images_without_objects_train(kind: str, source: str, slots: str):
+    model = model_of(kind=kind, source=source)
+    images, sizes, targets = shapes_batch()
+    if slots == "none":
+        targets = Targets(*(t if t.dim() == 1 else t[:, :0] for t in targets))
+    else:
+        valid = torch.zeros_like(targets.valid)
+        valid[0] = slots == "one image"
+        empty = torch.where(valid[..., None], targets.boxes_xyxy, 0.0)
+        targets = targets._replace(valid=valid, boxes_xyxy=empty)
+    losses = model(images, sizes, targets)
+    expected = DETECTION_LOSSES | (MASK_LOSSES if kind == "squeeze" else {"loss_mask"})
+    assert set(losses) == expected
+    assert all(value.isfinite() for value in losses.values())
+    if slots != "one image":
+        for name in (MASK_LOSSES & set(losses)) | {"loss_box", "loss_proposal_box"}:
+            assert losses[name] == 0
+    for name, grad in grads(model, losses).items():
+        assert grad is not None, name
+        assert grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", ["plain", "squeeze"])
+def test_the_way_of_a_gpu_gives_the_numbers_of_the_cpu(monkeypatch, kind: str):
+    """Empty slots kept, NMS as a fixed point, pooling by shrinking: same losses, same gradients."""
+    model = model_of(kind=kind)
+    images, sizes, targets = shapes_batch()
+    targets = targets._replace(valid=torch.tensor([[True, True, True], [True, False, False]]))
+    compact = model(images, sizes, targets)
+    compact_grads = grads(model, compact)
+    called = []
+
+    def all_slots(valid):
+        called.append("slots")
+        return torch.arange(valid.numel())
+
+    def fixed_point(boxes, valid, **options):
+        called.append("nms")
+        return nms.keep_without_host(boxes, valid, **options)
+
+    def shrinking(features, rois, *, side):
+        called.append("pool")
+        return roi.pool_without_host(features, rois, roi.roi_levels(rois[:, 1:]), side=side)
+
+    monkeypatch.setattr(rcnn, "used_slots", all_slots)
+    monkeypatch.setattr(rcnn, "pool_rois", shrinking)
+    monkeypatch.setattr("bsm.instance.proposals.keep_after_nms", fixed_point)
+    dense = model_of(kind=kind)(images, sizes, targets)
+    assert set(called) == {"slots", "nms", "pool"}
+    for name, value in compact.items():
+        assert torch.allclose(dense[name], value, rtol=1e-5, atol=1e-7), name
+    model = model_of(kind=kind)
+    for name, grad in grads(model, model(images, sizes, targets)).items():
+        assert torch.allclose(grad, compact_grads[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_both_target_sources_are_nearly_the_same_task():
+    images, sizes, targets = shapes_batch()
+    by_source = {}
+    for source in ("field", "roi"):
+        model = model_of(source=source)
+        rois = torch.cat((torch.tensor([[0.0], [1.0]]), targets.boxes_xyxy[:, 0]), dim=1)
+        by_source[source] = model._mask_targets(rois, torch.zeros(2, dtype=torch.int64), targets)
+    for name in ("mask", "boundary", "contraction", "expansion"):
+        a, b = (getattr(by_source[source], name).bool() for source in ("field", "roi"))
+        iou = (a & b).sum() / (a | b).sum()
+        assert iou > {"mask": 0.95}.get(name, 0.6), name
+    del images, sizes
+
+
+def test_a_sample_trains_the_same_rois_alone_and_among_others(monkeypatch):
+    model = model_of().eval()  # fixed norms: batch statistics are the batch's by definition
+    model.proposals.train()
+    images, sizes, targets = shapes_batch(num_images=4)
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(roi.sample_rois(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(rcnn, "sample_rois", spy)
+    model._losses(images, sizes, targets)
+    for n in range(4):
+        one = slice(n, n + 1)
+        model._losses(images[one], sizes[one], Targets(*(t[one] for t in targets)))
+    together, *alone = seen
+    for n, rois in enumerate(alone):
+        assert torch.allclose(rois.boxes_xyxy[0], together.boxes_xyxy[n], atol=1e-3)
+        assert torch.equal(rois.category_index[0], together.category_index[n])
+
+
+def test_missing_targets_are_said():
+    model = model_of(source="roi")
+    images, sizes, targets = shapes_batch()
+    with pytest.raises(ValueError, match="targets: missing"):
+        model(images, sizes)
+    with pytest.raises(ValueError, match=r"targets\.masks: missing.*'field'"):
+        model(images, sizes, targets._replace(masks=None))
+
+
+def test_empty_images_give_empty_detections():
+    model = model_of().eval()
+    model.box_head.scores.bias.data[-1] = 50.0  # all background
+    images, sizes, _ = shapes_batch()
+    found = model(images, sizes)
+    assert not found.valid.any()
+    assert found.mask_probs.shape == (2, 10, 28, 28)
+    assert found.mask_probs.eq(0).all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "squeeze"])
+def test_a_tiny_model_learns_boxes_and_masks(kind: str):
+    config = tiny_config(kind=kind, num_classes=2)
+    torch.manual_seed(0)
+    model = build_model(config)
+    images, sizes, targets = shapes_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=100)
+    for _ in range(100):
+        optimizer.zero_grad()
+        sum(model(images, sizes, targets).values()).backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    found = model(images, sizes)
+    assert found.scores.diff(dim=1).le(0).all()
+    drawn = model.masks_for_boxes(images, sizes, found.boxes_xyxy, found.category_index)
+    assert torch.allclose(drawn[found.valid], found.mask_probs[found.valid], atol=1e-5)
+    for n in range(2):
+        iou = pairwise_iou(targets.boxes_xyxy[n], found.boxes_xyxy[n])
+        same = targets.category_index[n][:, None] == found.category_index[n]
+        best, slot = (iou * same * found.valid[n]).max(dim=1)
+        assert best.min() > 0.7
+        assert found.scores[n, slot].min() > 0.5
+        wanted = crop_masks(
+            targets.masks, found.boxes_xyxy[n, slot], torch.full((3,), n), torch.arange(3), side=28
+        )
+        mask = found.mask_probs[n, slot] >= 0.5
+        mask_iou = (mask & wanted.bool()).sum((1, 2)) / (mask | wanted.bool()).sum((1, 2))
+        assert mask_iou.min() > 0.7
+
+
+def test_a_saved_model_is_the_same_model(tmp_path):
+    from bsm.weights import load_weights, save_weights
+
+    a, b = model_of(seed=0).eval(), model_of(seed=1).eval()
+    save_weights(a, tmp_path / "model.safetensors")
+    load_weights(b, tmp_path / "model.safetensors")
+    images, sizes, _ = shapes_batch()
+    for x, y in zip(a(images, sizes), b(images, sizes), strict=True):
+        assert torch.equal(x, y)
+    other = dataclasses.replace(tiny_config(), num_classes=7)
+    with pytest.raises(ValueError, match="of another shape"):
+        load_weights(build_model(other), tmp_path / "model.safetensors")

@@ -1,0 +1,90 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bsm.weights import load_weights, save_weights
+
+
+def model(width: int = 4) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "wrapped.pth"])
+def test_round_trip(tmp_path, name: str):
+    a, b = model(), model()
+    path = tmp_path / name
+    if name == "w.safetensors":
+        save_weights(a, path)
+    elif name == "w.pth":
+        torch.save(a.state_dict(), path)
+    else:
+        state = {f"module.{key}": value for key, value in a.state_dict().items()}
+        torch.save({"model": state, "epoch": 3}, path)
+    load_weights(b, path)
+    for key, value in a.state_dict().items():
+        assert torch.equal(b.state_dict()[key], value)
+
+
+def test_every_difference_is_listed_and_nothing_is_loaded(tmp_path):
+    a, b = model(), model()
+    state = a.state_dict()
+    del state["0.bias"], state["1.weight"]
+    state["1.running_mean"] = torch.zeros(9)
+    state |= {"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}
+    save_file(state, tmp_path / "w.safetensors")
+    before = {key: value.clone() for key, value in b.state_dict().items()}
+    with pytest.raises(ValueError, match="do not fit") as error:
+        load_weights(b, tmp_path / "w.safetensors")
+    for part in (
+        "2 missing: 0.bias, 1.weight",
+        "2 left over: fc.bias, fc.weight",
+        "1.running_mean is (9,), the model has (4,)",
+        "w.safetensors",
+    ):
+        assert part in str(error.value)
+    for key, value in before.items():
+        assert torch.equal(b.state_dict()[key], value)
+
+
+def test_code_in_a_file_is_not_executed(tmp_path):
+    trap = tmp_path / "trap"
+
+    class Evil:
+        def __reduce__(self):
+            return (trap.mkdir, ())
+
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="nothing in a file is executed"):
+        load_weights(model(), path)
+    torch.save({"a": Evil()}, path)
+    with pytest.raises(ValueError, match="nothing in a file is executed"):
+        load_weights(model(), path)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("none.pth", None, "no such file"),
+        ("torn.safetensors", b"\x00" * 20, "not a plain file of tensors"),
+        ("torn.pth", b"hello", "not a plain file of tensors"),
+        ("empty.pth", b"", "not a plain file of tensors"),
+    ],
+)
+def test_files_that_are_no_weights(tmp_path, name: str, content: bytes | None, says: str):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=says) as error:
+        load_weights(model(), path)
+    assert name in str(error.value)
+
+
+def test_a_file_of_something_else(tmp_path):
+    torch.save([torch.zeros(2)], tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="no names with tensors"):
+        load_weights(model(), tmp_path / "w.pth")

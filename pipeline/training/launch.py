@@ -61,6 +61,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     _log.info("%s", progress.header(_facts(checked, handle, job)))
     with _status_of(handle, job):
         with _timed(seconds, "train"):
+            _start(recipe)
             outcome = _train(checked, job, handle)
         samples_uri, samples_sha256 = merge(
             checked.run_uri, steps=outcome.step, global_batch=recipe.optim.global_batch
@@ -136,6 +137,13 @@ def _facts(checked: Checked, handle: RunHandle, job: TrainJob) -> list[tuple[str
     ]
 
 
+def _start(recipe: Recipe) -> None:
+    if recipe.scale.num_workers:
+        from pipeline.training.cluster import start_ray  # noqa: PLC0415  imports ray
+
+        start_ray(recipe)
+
+
 def _train(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
     recipe = checked.recipe
     if checked.place is not None and checked.place.step >= recipe.optim.steps:
@@ -150,10 +158,8 @@ def _train(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
     if recipe.scale.num_workers == 0:
         outcome = _train_here(checked, job, handle)
     else:
-        from pipeline.training.cluster import start_ray  # noqa: PLC0415  imports ray
-        from pipeline.training.workers import train_on_workers  # noqa: PLC0415
+        from pipeline.training.workers import train_on_workers  # noqa: PLC0415  imports ray
 
-        start_ray(recipe)
         outcome = train_on_workers(job, handle=handle)
     if outcome.bad:
         _log_file(handle, storage.join(checked.run_uri, "bad_batch.json"))
@@ -237,7 +243,9 @@ def _keep_results(
                 recipe=recipe,
                 categories=checked.categories,
                 metrics={k: v for k, v in evaluation.metrics.items() if math.isfinite(v)},
-                evaluated_on=checked.val_uri,
+                evaluated_on=(
+                    f"{checked.val_fingerprint}, {evaluation.metrics['images']:.0f} images"
+                ),
             )
         weights.unlink()
         numbers = {

@@ -35,6 +35,7 @@ class Checked:
     val_uri: str
     categories: tuple[Category, ...]
     train_images: int
+    val_fingerprint: str
     verdict: str
     """What the audit found."""
     place: Place | None
@@ -77,6 +78,7 @@ def check(recipe: Recipe) -> Checked:
         val_uri=val_uri,
         categories=train.categories,
         train_images=train.images,
+        val_fingerprint=manifests[1].fingerprint,
         verdict=verdict,
         place=place,
         model=model,

@@ -1,0 +1,116 @@
+"""Whole runs in this process, and everything that is refused before one starts."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DatasetError, RecipeError
+from pipeline.recipe import from_json
+from pipeline.training import launch
+from pipeline.training.preflight import check
+from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("launch")
+
+
+@pytest.fixture(scope="module")
+def shards(folder) -> Path:
+    return write_shards(folder, train_images=12)
+
+
+@pytest.fixture(scope="module")
+def finished(shards, folder):
+    recipe = tiny_recipe(shards, folder / "runs", name="finished", num_workers=0)
+    return recipe, launch.run(recipe)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_all_that_it_promises(finished):
+    recipe, result = finished
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (result["name"], result["steps"], result["images"]) == ("finished", 13, 4)
+    for name in ("AP", "AP50", "mask_ap", "boundary_ap", "box_ap", "images_per_s"):
+        assert result[name] >= 0
+    assert set(result["seconds_by_phase"]) == {"check", "train", "evaluate", "register"}
+    for name in ("checkpoint", "weights", "detections", "samples"):
+        assert Path(result[name]).exists(), name
+    assert len(Path(result["samples"]).read_text().splitlines()) == 1 + 13 * 4
+    assert from_json(Path(recipe.storage, "finished", "recipe.json").read_text()) == recipe
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_evaluated_again_and_trains_nothing(finished, caplog):
+    recipe, result = finished
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        again = launch.run(recipe)
+    assert "run finished is finished (step 13 of 13): nothing to train" in caplog.text
+    assert "step 1/13" not in caplog.text
+    for name in ("mask_ap", "samples_sha256", "run_id", "steps"):
+        assert again[name] == result[name]
+
+
+@pytest.mark.slow
+def test_another_recipe_under_its_name_is_refused_and_leaves_no_trace(finished):
+    recipe, _ = finished
+    other = replace(recipe, optim=replace(recipe.optim, lr_per_image=0.002))
+    with pytest.raises(RecipeError, match=r"optim\.lr_per_image: 0\.001 -> 0\.002"):
+        launch.run(other)
+    assert from_json(Path(recipe.storage, "finished", "recipe.json").read_text()) == recipe
+
+
+def test_a_wrong_number_of_classes_names_the_flag(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="classes", num_workers=0)
+    with pytest.raises(RecipeError, match=r"has 5 categories .*blob.*--model\.num-classes 5"):
+        check(replace(recipe, model=replace(recipe.model, num_classes=80)))
+    assert not (folder / "none").exists()
+
+
+def test_all_that_is_wrong_comes_in_one_error(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="all", num_workers=2)
+    backbone = replace(recipe.model.backbone, norm="sync")
+    wrong = replace(
+        recipe,
+        model=replace(recipe.model, backbone=backbone),
+        data=replace(recipe.data, train_split="trian", val_split="vla"),
+    )
+    with pytest.raises(RecipeError) as error:
+        check(wrong)
+    for part in ("norm is sync", "shards/trian", "shards/vla", "jobs/ingest.py"):
+        assert part in str(error.value)
+
+
+def test_an_unknown_trunk_is_an_error_of_the_recipe(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="trunk", num_workers=0)
+    backbone = replace(recipe.model.backbone, name="resnet5000")
+    with pytest.raises(RecipeError, match="resnet5000"):
+        check(replace(recipe, model=replace(recipe.model, backbone=backbone)))
+
+
+def test_shards_that_changed_after_ingest_are_refused(tmp_path):
+    shards = write_shards(tmp_path, train_images=8)
+    next((shards / "train").glob("part-*.parquet")).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet"):
+        check(tiny_recipe(shards, tmp_path / "runs", name="cut", num_workers=0))
+
+
+def test_paths_hold_in_every_folder(shards, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    recipe = replace(tiny_recipe(shards, folder, name="paths", num_workers=0), storage="runs_here")
+    checked = check(replace(recipe, data=replace(recipe.data, root="shards")))
+    assert checked.run_uri == str(folder / "runs_here" / "paths")
+    assert checked.recipe.data.root == str(folder / "shards")
+    assert checked.identity.recipe.storage == "runs_here"
+
+
+def test_the_resume_command_is_the_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["jobs/coco_r50.py", "--name", "two words"])
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert launch.resume_command() == "python jobs/coco_r50.py --name 'two words'"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert launch.resume_command().startswith("ray job submit --working-dir . -- python jobs/")

@@ -7,37 +7,29 @@ MLflow stores this file as the model's code ("models from code"), with bsm/ and 
 the weights are safetensors. Nothing is unpickled, and Ray is not needed.
 """
 
-import base64
-import binascii
-import io
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from PIL import Image, UnidentifiedImageError
 
 from bsm.config import build_model
 from bsm.weights import load_weights
-from pipeline.data.augment import Pixels, decoded, rgb
+from pipeline.data.augment import Pixels
 from pipeline.data.collate import collate_images
 from pipeline.errors import DatasetError, RegistryError
 from pipeline.evaluation.infer import Detection, detect
 from pipeline.recipe import from_json
+from pipeline.serving.photos import check_photos, read_photo
 from pipeline.tracking.model_parts import SCORE_THRESHOLD, categories_from_json
 
 COLUMNS = ("image_index", "category_name", "category_index", "score", "box_xyxy", "rle")
 DEVICE_VARIABLE = "BSM_DEVICE"
 """Environment variable that names the device; without it a GPU is taken where there is one."""
-
-# How base64 of a JPEG and of a PNG begins: what a REST caller sends for bytes.
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo")
 
 
 class Predictor:
@@ -51,7 +43,7 @@ class Predictor:
         config = replace(recipe.model, backbone=replace(recipe.model.backbone, weights=""))
         self._data = recipe.data
         self._paste_bytes = recipe.evaluation.paste_bytes
-        self._names = [each.name for each in categories_from_json(files["categories"].read_text())]
+        self.categories = categories_from_json(files["categories"].read_text())
         self._device = _device()
         self._model = build_model(config)
         try:
@@ -87,11 +79,11 @@ class Predictor:
         """
         threshold = _threshold(params or {})
         images = _listed(model_input)
-        _check_all(images)
+        check_photos(images)
         rows = [
             self._row(detection, image_index)
             for image_index, image in enumerate(images)
-            for detection in self._detect(_pixels(image, name=f"image {image_index}"))
+            for detection in self._detect(read_photo(image, name=f"image {image_index}"))
             if detection.score >= threshold
         ]
         return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -103,7 +95,7 @@ class Predictor:
 
     def _row(self, found: Detection, image_index: int) -> tuple[Any, ...]:
         rle = {"size": list(found.size_hw), "counts": found.rle_counts.decode()}
-        name = self._names[found.category_index]
+        name = self.categories[found.category_index].name
         box = list(found.box_xyxy)
         return image_index, name, found.category_index, found.score, box, rle
 
@@ -140,54 +132,6 @@ def _listed(model_input: object) -> list[Any]:
         f"predict takes a list of images or a DataFrame with a column 'image', got a "
         f"{type(model_input).__name__}; for one image: predict([image])"
     )
-
-
-def _check_all(images: Sequence[Any]) -> None:
-    # Decoding twice costs a few milliseconds an image; holding them all decoded costs the memory.
-    problems = []
-    for index, image in enumerate(images):
-        try:
-            _pixels(image, name=f"image {index}")
-        except DatasetError as error:
-            problems.append(str(error))
-    if problems:
-        raise DatasetError(
-            f"{len(problems)} of {len(images)} images cannot be read, nothing was predicted:\n  "
-            + "\n  ".join(problems)
-            + "\nRepair these images or leave them out. Paths, encoded bytes and uint8 arrays "
-            "(H, W, 3) can be read."
-        )
-
-
-def _pixels(image: object, *, name: str) -> Pixels:
-    if isinstance(image, np.ndarray):
-        return rgb(image, name=name)
-    if isinstance(image, str | Path):
-        name = f"{name} ({str(image)[:200]})"
-    data = _encoded(image, name=name)
-    try:
-        # Reads the header only; refuses what would fill the memory when decoded.
-        Image.open(io.BytesIO(data)).close()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        reason = "no image file" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DatasetError(f"{name}: {reason} ({len(data)} bytes)") from error
-    return decoded(data, name=name)
-
-
-def _encoded(image: object, *, name: str) -> bytes:
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, str) and image.startswith(_BASE64_STARTS):
-        try:
-            return base64.b64decode(image, validate=True)
-        except binascii.Error as error:
-            raise DatasetError(f"{name}: broken base64 ({error})") from error
-    if isinstance(image, str | Path):
-        try:
-            return Path(image).read_bytes()
-        except OSError as error:
-            raise DatasetError(f"{name}: {error.strerror or error}") from error
-    raise DatasetError(f"{name}: is a {type(image).__name__}, not a path, bytes or an array")
 
 
 set_model(PackagedModel())

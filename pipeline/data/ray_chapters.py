@@ -16,13 +16,11 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.exceptions import RayTaskError
 
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import ROWS_PER_ITEM, Chapter, Plan
-from pipeline.data.rows import plan_of, run_item
-from pipeline.errors import PipelineError
+from pipeline.data.rows import plan_of, run_item, unless_failed
 
 if TYPE_CHECKING:
     # Ray Data's own processes import this module; they need no torch.
@@ -136,23 +134,23 @@ def make_chapters(
     return datasets, ChapterConfig(plan, entries, run=run, rows_per_item=rows_per_item)
 
 
-def worker_tables(chapter: Chapter) -> Generator[pa.Table, None, None]:
-    """Yield the tables of this worker's items, inside a Ray Train worker.
+def worker_shard(chapter: Chapter) -> ray.data.DataIterator:
+    """Ask Ray Train for this worker's part of a chapter."""
+    shard: ray.data.DataIterator = ray.train.get_dataset_shard(chapter.name)
+    return shard
+
+
+def tables(shard: ray.data.DataIterator) -> Generator[pa.Table, None, None]:
+    """Yield the tables of a worker's items.
 
     Raises:
-        PipelineError: what a task raised, without Ray's wrapping.
+        PipelineError: a task met it.
     """
-    shard = ray.train.get_dataset_shard(chapter.name)
-    tables = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-    try:
-        yield from tables
-    except RayTaskError as error:
-        cause: BaseException | None = error.cause
-        while cause is not None and not isinstance(cause, PipelineError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error
+    # None takes whole blocks, which Ray's annotations leave out. One item is read ahead; what is
+    # collated ahead comes on top.
+    whole: Any = None
+    for rows in shard.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=1):
+        yield unless_failed(rows)
 
 
 def _quiet() -> _QuietWhereUnpacked:

@@ -9,13 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import errors, storage
 from pipeline.data.manifest import Manifest
 from pipeline.data.plan import Ints, Item, Plan, RowGroup
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, PipelineError
 
 PLAN_COLUMNS = ("step", "step_epoch", "lane", "epoch")
 """Where a row stands in the plan; they travel with it."""
+
+_FAILED = "failed"
+"""The one column that comes from a task that met an error."""
 
 _TRAIN_COLUMNS = (
     "image_id",
@@ -94,8 +97,26 @@ def run_item(
         prepare: what else to do with the rows here.
     """
     item = Item.from_bytes(packed["item"][0].as_py())
-    rows = read_item(item, split_uri=split_uri, files=files, with_masks=with_masks)
-    return rows if prepare is None else prepare(rows)
+    try:
+        rows = read_item(item, split_uri=split_uri, files=files, with_masks=with_masks)
+        return rows if prepare is None else prepare(rows)
+    except PipelineError as error:
+        # Ray Data would lose its type and text on the way. As many rows as the item has, so that it
+        # reaches the worker whose item it is.
+        said = [type(error).__name__, str(error)]
+        return pa.table({_FAILED: pa.array([said] * len(item.step))})
+
+
+def unless_failed(rows: pa.Table) -> pa.Table:
+    """Return what run_item made, or raise what it met.
+
+    Raises:
+        PipelineError: the task met it.
+    """
+    if _FAILED in rows.column_names:
+        kind, text = rows[_FAILED][0].as_py()
+        raise getattr(errors, kind)(text)
+    return rows
 
 
 def _read_rows(uri: str, row_group: int, rows: Ints, columns: list[str]) -> pa.Table:

@@ -152,7 +152,7 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
 
     chapter = chapter.entered(first_step)
     steps = _steps(
-        ray_side.worker_tables(chapter),
+        ray_side.tables(ray_side.worker_shard(chapter)),
         chapter,
         first_step,
         lanes=range(rank, global_batch, world_size),
@@ -201,7 +201,8 @@ def _steps(
             here = slice(first, first + len(lanes))
             if set(step[here].tolist()) != {due} or due >= chapter.stop_step:
                 wanted = f"step {due}" if due < chapter.stop_step else "no more"
-                raise _off_plan(chapter, f"step {step[first]} arrived where {wanted} is due")
+                found = ", ".join(map(str, dict.fromkeys(step[here].tolist())))
+                raise _off_plan(chapter, f"step {found} arrived where {wanted} is due")
             if lane[here].tolist() != list(lanes):
                 raise _off_plan(
                     chapter,

@@ -1,0 +1,200 @@
+"""The Ray side of the stream: the local one's tensors, on any workers, and when one is lost."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import ray.cloudpickle
+import ray.train
+import ray.train.torch
+
+from pipeline.data import ray_chapters as ray_side
+from pipeline.data.plan import Chapter
+from pipeline.data.stream import local_batches, ray_chapters, worker_batches
+from pipeline.errors import DatasetError
+from pipeline.recipe import DataConfig
+from tests.pipeline.data.tiny_shards import write_tiny_split
+
+pytestmark = pytest.mark.slow
+
+DATA = DataConfig(short_edge_px=(32, 48), test_short_edge_px=32, long_edge_px=64)
+PLAN = {"seed": 3, "global_batch": 4}
+STEPS = 20
+CHAPTERS = (Chapter("steps_00000000", 0, 12, 4), Chapter("steps_00000012", 12, STEPS, 4))
+KILLED_AT = 10
+
+# Ray's workers cannot import this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return write_tiny_split(tmp_path_factory.mktemp("shards") / "train")
+
+
+@pytest.fixture(scope="module")
+def small_ray():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        ray.init(num_cpus=3, object_store_memory=200 * 2**20, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def digests_of(step):
+    """(step, lane) -> image id and a hash of all that the model gets of it, without its padding."""
+    found = {}
+    for batch in step.passes:
+        for place, lane in enumerate(batch.lanes.tolist()):
+            height, width = batch.image_sizes_hw[place].tolist()
+            assert not batch.images[place, :, height:].any()
+            assert not batch.images[place, :, :, width:].any()
+            hashed = hashlib.sha256(batch.images[place, :, :height, :width].numpy().tobytes())
+            valid = batch.targets.valid[place]
+            for name, each in batch.targets._asdict().items():
+                kept = each[place] if name == "sample_seed" else each[place][valid]
+                kept = kept[:, :height, :width] if name == "masks" else kept
+                hashed.update(kept.contiguous().numpy().tobytes())
+            found[step.step, lane] = (int(batch.image_id[place]), hashed.hexdigest())
+    return found
+
+
+def drawn(config, names, chapter, *, data, workers, first_step=0):
+    """Draw a chapter as that many workers would, each in a thread of this process."""
+    entered = chapter.entered(first_step)
+    splits = config.configure({entered.name: names[entered.name]}, workers)
+    here = threading.local()
+
+    def draw(rank):
+        here.shard = splits[rank][entered.name]
+        batches = worker_batches(
+            chapter, data, **PLAN, rank=rank, world_size=workers, images_per_pass=4,
+            first_step=first_step, with_masks=True,
+        )  # fmt: skip
+        return list(batches)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(workers) as pool:
+        patch.setattr(ray_side.ray.train, "get_dataset_shard", lambda _: here.shard)
+        return list(pool.map(draw, range(workers)))
+
+
+@pytest.fixture(scope="module")
+def local_digests(split):
+    batches = local_batches(
+        split, DATA, **PLAN, images_per_pass=4, first_step=0, stop_step=STEPS, with_masks=True
+    )
+    return {cell: digest for step in batches for cell, digest in digests_of(step).items()}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("decode_in", ["trainer", "tasks"])
+def test_every_worker_count_trains_the_tensors_of_the_local_stream(
+    small_ray, split, local_digests, decode_in
+):
+    data = replace(DATA, decode_in=decode_in)
+    names, config = ray_chapters(split, data, **PLAN, chapters=CHAPTERS, with_masks=True)
+    for workers in (1, 2, 4):
+        found = {}
+        for chapter in CHAPTERS:
+            for steps in drawn(config, names, chapter, data=data, workers=workers):
+                assert [each.step for each in steps] == list(
+                    range(chapter.first_step, chapter.stop_step)
+                )
+                assert [each.epoch for each in steps] == [each.step * 4 // 32 for each in steps]
+                for each in steps:
+                    found |= digests_of(each)
+        assert found == local_digests
+
+
+@pytest.mark.timeout(120)
+def test_a_resume_enters_a_chapter_near_its_step(small_ray, split, local_digests):
+    names, config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS, with_masks=True)
+    ranks = drawn(config, names, CHAPTERS[0], data=DATA, workers=2, first_step=6)
+    found = {
+        cell: each for steps in ranks for step in steps for cell, each in digests_of(step).items()
+    }
+    assert found == {cell: each for cell, each in local_digests.items() if 6 <= cell[0] < 12}
+    # Entered at step 4, the last entry before 6.
+    assert "steps_00000004" in names
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_data_task_finds_reaches_the_worker_as_it_was_said(small_ray, tmp_path):
+    split = write_tiny_split(tmp_path / "train")
+    names, config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS)
+    Path(split, "part-00001.parquet").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"part-00001\.parquet, row group"):
+        drawn(config, names, CHAPTERS[0], data=DATA, workers=2)
+
+
+def train_worker(config):
+    """Train nothing, but remember as weights would: what was trained up to the checkpoint stays."""
+    context = ray.train.get_context()
+    rank, folder = context.get_world_rank(), Path(config["folder"])
+    trained, first_step = [], 0
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as saved:
+            trained = json.loads(Path(saved, f"trained-{rank}.json").read_text())
+        first_step = trained[-1][0] + 1
+        (folder / f"resumed-{rank}").write_text(str(first_step))
+    for chapter in config["chapters"]:
+        if chapter.stop_step <= first_step:
+            continue
+        batches = worker_batches(
+            chapter, config["data"], **PLAN, rank=rank, world_size=context.get_world_size(),
+            images_per_pass=4, first_step=first_step,
+        )  # fmt: skip
+        for step in batches:
+            if step.step == KILLED_AT and rank == 1 and not (folder / "killed").exists():
+                (folder / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            for batch in step.passes:
+                pairs = zip(batch.lanes.tolist(), batch.image_id.tolist(), strict=True)
+                trained.extend((step.step, lane, image_id) for lane, image_id in pairs)
+            if (step.step + 1) % 4 == 0:
+                saved = tempfile.mkdtemp()
+                Path(saved, f"trained-{rank}.json").write_text(json.dumps(trained))
+                ray.train.report({}, checkpoint=ray.train.Checkpoint(saved))
+    (folder / f"trained-{rank}.json").write_text(json.dumps(trained))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_changes_neither_order_nor_count(small_ray, split, local_digests, tmp_path):
+    datasets, data_config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"folder": str(tmp_path), "chapters": CHAPTERS, "data": DATA},
+        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(
+            name="killed",
+            storage_path=str(tmp_path / "runs"),
+            failure_config=ray.train.FailureConfig(max_failures=1),
+        ),
+        datasets=datasets,
+        dataset_config=data_config,
+    )
+    trainer.fit()
+    assert (tmp_path / "killed").exists()
+    # At step 8, or at 4 where the last report had not yet been taken up.
+    assert (tmp_path / "resumed-0").read_text() in ("4", "8")
+    trained = [
+        tuple(each)
+        for rank in range(2)
+        for each in json.loads((tmp_path / f"trained-{rank}.json").read_text())
+    ]
+    assert sorted(trained) == sorted(
+        (*cell, image_id) for cell, (image_id, _) in local_digests.items()
+    )

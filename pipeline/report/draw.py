@@ -4,7 +4,7 @@ Small photos are enlarged, so that a one-pixel boundary can be seen; masks keep 
 that what looks jagged is jagged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +69,19 @@ def shape(
     label = name if score is None else f"{name} {score:.2f}"
     mask = np.asarray(mask_api.decode(rle), dtype=bool)
     return Shape(mask, label, PALETTE[category_index % len(PALETTE)])
+
+
+def shapes_of(rows: Iterable[Mapping[str, Any]]) -> list[Shape]:
+    """Make shapes of the rows that a registered model answers with."""
+    return [
+        shape(
+            row["rle"],
+            category_index=row["category_index"],
+            name=row["category_name"],
+            score=row["score"],
+        )
+        for row in rows
+    ]
 
 
 def overlay(

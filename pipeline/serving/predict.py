@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.data.manifest import Category
 from pipeline.errors import DatasetError, RegistryError, StorageError
-from pipeline.report.draw import overlay, shape
+from pipeline.report.draw import overlay, shapes_of
 from pipeline.serving.photos import check_photos, read_photo
 from pipeline.tracking.model_parts import SCORE_THRESHOLD
 from pipeline.tracking.stores import client, masked, sqlite_path, tracking_uri
@@ -102,16 +102,7 @@ def predict_folder(
         table: Any = pulled.model.predict([pixels], params={"score_threshold": score})
         found = table.to_dict("records")
         rows += [_coco_row(row, image_id, name, pulled.categories) for row in found]
-        shapes = [
-            shape(
-                row["rle"],
-                category_index=row["category_index"],
-                name=row["category_name"],
-                score=row["score"],
-            )
-            for row in found
-        ]
-        _save(overlay(pixels, shapes), folder / name)
+        _save(overlay(pixels, shapes_of(found)), folder / name)
     file = folder / "detections.json"
     content = {
         "model": pulled.uri,

@@ -159,3 +159,48 @@ def test_an_sqlite_file_of_another_machine_is_not_created(tmp_path):
     log.log(0, {"loss": 1.0})
     assert log.close() == 1
     assert not database.parent.exists()
+
+
+class FakeBucket:
+    """Stands in for an object store: whole objects only."""
+
+    def __init__(self, monkeypatch):
+        self.objects = {}
+        monkeypatch.setattr(metric_log.storage, "is_local", lambda uri: "://" not in uri)
+        monkeypatch.setattr(metric_log.storage, "write_bytes_atomic", self.objects.__setitem__)
+        monkeypatch.setattr(metric_log.storage, "read_bytes", self.objects.__getitem__)
+        monkeypatch.setattr(metric_log.storage, "remove", self.objects.pop)
+        monkeypatch.setattr(
+            metric_log.storage,
+            "list_files",
+            lambda uri, *, suffix: sorted(k for k in self.objects if k.endswith(suffix)),
+        )
+
+
+def test_points_of_a_worker_elsewhere_wait_in_the_object_store(store, monkeypatch):
+    bucket = FakeBucket(monkeypatch)
+    store.away = True
+    log = MetricLog(HTTP, "run1", "s3://bucket/runs/r/spool", pause_s=0.02)
+    log.log(0, {"loss": 1.0})
+    # Copied while the worker lives: it may lose its disk with its machine.
+    wait_until(lambda: len(bucket.objects) == 1)
+    for step in range(1, 10):
+        log.log(step, {"loss": 1.0})
+    assert log.close() == 10
+    assert send_spooled(HTTP, "run1", "s3://bucket/runs/r/spool") == 10
+    store.away = False
+    assert send_spooled(HTTP, "run1", "s3://bucket/runs/r/spool") == 0
+    assert store.steps() == list(range(10))
+    assert bucket.objects == {}
+
+
+def test_nothing_is_left_in_the_object_store_once_the_store_is_back(store, monkeypatch):
+    bucket = FakeBucket(monkeypatch)
+    store.away = True
+    log = MetricLog(HTTP, "run1", "s3://bucket/runs/r/spool", pause_s=0.02)
+    log.log(0, {"loss": 1.0})
+    wait_until(lambda: len(bucket.objects) == 1)
+    store.away = False
+    assert log.close() == 0
+    assert store.steps() == [0]
+    assert bucket.objects == {}

@@ -175,6 +175,7 @@ def _measured(truth: dict[str, Any], rows: list[Row], *, speed: dict[str, float]
     if not truth["annotations"]:
         nothing = dict.fromkeys(flat_names(_METRICS), math.nan)
         notice = "the images that were evaluated have no annotations: there is nothing to measure"
+        _log.warning(notice)
         return Evaluation(metrics=nothing | speed, detections=rows, notices=(notice,))
     by_metric = evaluate_metrics(truth, rows, metrics=_METRICS)
     names = next(iter(by_metric.values())).per_category

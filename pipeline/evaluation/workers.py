@@ -100,9 +100,11 @@ def _in_turn(workers: Sequence[Any], pieces: Sequence[Piece]) -> Iterator[tuple[
     while running:
         done, _ = ray.wait(list(running), num_returns=1, timeout=_PATIENCE_S)
         if not done:
-            free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
             _log.warning(
-                "evaluate: nothing done for %ds; free in the cluster: %s", _PATIENCE_S, free
+                "evaluate: no image done for %ds; see `ray status`: is there a free CPU or GPU for "
+                "each of the %d workers?",
+                _PATIENCE_S,
+                len(workers),
             )
         for each in done:
             worker, piece = running.pop(each)

@@ -94,7 +94,7 @@ def test_rows_are_those_of_a_coco_results_file() -> None:
 
 _BIG = """
 import resource, torch
-from tests.pipeline.evaluation.test_infer import Fixed, batch_of
+from tests.pipeline.evaluation.test_detect import Fixed, batch_of
 from pipeline.evaluation.infer import detect
 
 torch.set_num_threads(1)

@@ -8,11 +8,15 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.recipe import Recipe, TrackingConfig
+from pipeline.recipe import TrackingConfig
+from pipeline.serving.predict import pull
+from pipeline.tracking.registry import register
 from pipeline.tracking.runs import MetricLog, finish, log_metrics, open_run, send_spooled
 
 pytestmark = pytest.mark.slow
@@ -59,10 +63,14 @@ def steps(store, run_id, name):
 
 
 @pytest.mark.timeout(600)
-def test_metrics_survive_a_killed_server(tmp_path):
+def test_metrics_survive_a_killed_server(tmp_path, registered_model):
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    recipe = Recipe(name="r", storage=str(tmp_path / "runs"), tracking=TrackingConfig(uri=uri))
+    recipe = replace(
+        registered_model.recipe,
+        storage=str(tmp_path / "runs"),
+        tracking=TrackingConfig(uri=uri),
+    )
     with mlflow_server(tmp_path, port):
         handle = open_run(recipe)
         store = MlflowClient(uri)
@@ -100,3 +108,19 @@ def test_metrics_survive_a_killed_server(tmp_path):
         assert run.data.metrics["mask_ap"] == 0.3
         assert run.info.status == "FINISHED"
         assert len(store.search_runs([handle.experiment_id])) == 1
+
+        # The registry of a server takes the model, too, and gives it back.
+        version = register(
+            handle,
+            name="served",
+            weights_path=registered_model.weights,
+            recipe=recipe,
+            categories=registered_model.categories,
+            metrics={"boundary_ap": 0.3},
+        )
+        assert version.is_champion
+        pulled = pull("models:/served@champion", tracking=uri)
+        assert pulled.uri == version.uri == "models:/served/1"
+        photo = np.zeros((64, 64, 3), np.uint8)
+        rows = pulled.model.predict([photo], params={"score_threshold": 0.0})
+        assert len(rows) > 0

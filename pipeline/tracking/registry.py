@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import bsm
-import pipeline
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.recipe import Recipe, fingerprint, to_json
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
+# The packages bsm and pipeline, this one found by its own place.
+_CODE = (Path(bsm.__path__[0]), Path(__file__).resolve().parents[1])
 _EVALUATED_ON = "evaluated_on"
 _DIGEST = "weights_sha256"
 
@@ -161,7 +162,7 @@ def package(
             folder / "model",
             python_model=str(Path(__file__).with_name("packaged_model.py")),
             artifacts={key: str(path) for key, path in files.items()},
-            code_paths=[str(Path(package.__path__[0])) for package in (bsm, pipeline)],
+            code_paths=[str(path) for path in _CODE],
             pip_requirements=requirements(),
         )
     _declare_signature(folder / "model")

@@ -6,6 +6,7 @@ cannot follow it and a sharp boundary pays.
     H, W image size in pixels; P points of an outline, as (x, y) with pixel edges at whole numbers.
 """
 
+import colorsys
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -52,7 +53,7 @@ def draw_crescent(rng: np.random.Generator, *, center_xy: Points, radius_px: flo
     reach = rng.uniform(1.9, 2.4)
     angle = np.linspace(-reach, reach, _POINTS // 2)
     outer = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    thickness = rng.uniform(0.45, 0.65)
+    thickness = rng.uniform(0.55, 0.8)
     inner = outer[::-1] - np.stack(
         [thickness * np.cos(angle[::-1] / reach * np.pi / 2), np.zeros_like(angle)], axis=1
     )
@@ -77,7 +78,7 @@ def draw_ring(rng: np.random.Generator, *, center_xy: Points, radius_px: float) 
 
 def draw_branch(rng: np.random.Generator, *, center_xy: Points, radius_px: float) -> Outline:
     """A thin bent stick with two or three twigs."""
-    width_px = rng.uniform(0.10, 0.16) * radius_px + 1.5
+    width_px = rng.uniform(0.14, 0.22) * radius_px + 2
     stem = _stroke(rng, start=np.array([-1.25, 0.0]), angle=0.0, length=2.5)
     strokes = [(stem, width_px)]
     for _ in range(int(rng.integers(2, 4))):
@@ -125,9 +126,9 @@ def noise(rng: np.random.Generator, *, size_hw: tuple[int, int], cells: int) -> 
 
 
 def draw_ground(rng: np.random.Generator, *, size_hw: tuple[int, int]) -> Picture:
-    """Paint a textured ground: two related colors mixed by noise, sometimes woven."""
-    first = rng.uniform(40, 215, 3)
-    second = np.clip(first + rng.uniform(-55, 55, 3), 15, 240)
+    """Paint a textured ground: two related dull colors mixed by noise, sometimes woven."""
+    first = _rgb(rng.random(), saturation=rng.uniform(0, 0.35), value=rng.uniform(0.2, 0.85))
+    second = np.clip(first * rng.uniform(0.6, 1.4) + rng.uniform(-15, 15, 3), 10, 240)
     mix = noise(rng, size_hw=size_hw, cells=int(rng.integers(3, 9)))
     if rng.random() < 0.35:
         mix = np.clip(mix + 0.3 * (_stripes(rng, size_hw=size_hw) - 0.5), 0, 1)
@@ -139,12 +140,12 @@ def draw_fill(
     *,
     name: str,
     center_xy: Points,
-    ground_rgb: Points,
     size_hw: tuple[int, int],
 ) -> Picture:
-    """Paint what fills a shape: every category has its own kind of pattern, the colors are free."""
-    first = _contrasting(rng, ground_rgb)
-    second = np.clip(first + rng.choice([-1, 1]) * rng.uniform(25, 60, 3), 5, 250)
+    """Paint what fills a shape: a category has its own kind of pattern and favors a hue."""
+    hue = list(SHAPES).index(name) / len(SHAPES) + rng.normal(0, _HUE_SPREAD)
+    first = _rgb(hue, saturation=rng.uniform(0.45, 1), value=rng.uniform(0.55, 1))
+    second = np.clip(first * rng.uniform(0.55, 0.8), 0, 255)
     height, width = size_hw
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
     dx, dy = x - center_xy[0], y - center_xy[1]
@@ -165,6 +166,8 @@ def draw_fill(
 
 _POINTS = 96
 """Points of a closed curve."""
+_HUE_SPREAD = 0.07
+"""Standard deviation, in turns: neighbors on the circle are 0.2 apart, so hues overlap a little."""
 
 
 def _wiggles(
@@ -226,11 +229,6 @@ def _blend(first: Points, second: Points, mix: Plane) -> Picture:
     return mixed
 
 
-def _contrasting(rng: np.random.Generator, ground_rgb: Points) -> Points:
-    """Draw colors until one stands out from the ground; the last is taken as it is."""
-    color = rng.uniform(20, 235, 3)
-    for _ in range(8):
-        if np.linalg.norm(color - ground_rgb) > 85:
-            break
-        color = rng.uniform(20, 235, 3)
-    return color
+def _rgb(hue: float, *, saturation: float, value: float) -> Points:
+    """Give a color in 0..255; hue counts in turns."""
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))

@@ -10,6 +10,7 @@ in whatever order, they are made.
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +35,10 @@ VERSION = 1
 SIZES_HW = ((128, 128), (96, 128), (128, 96))
 EMPTY_SHARE = 0.06
 """Images without any shape."""
-MIN_VISIBLE_PX = 60
-MIN_VISIBLE_SHARE = 0.35
+SMALLEST_PX, LARGEST_PX = 12.0, 40.0
+"""Radius of a shape; every ratio is as frequent as any other."""
+MIN_VISIBLE_PX = 80
+MIN_VISIBLE_SHARE = 0.4
 """A shape of which less is visible is left out, with what it would have covered."""
 JPEG_QUALITY = 92
 
@@ -81,7 +84,7 @@ def draw_image(*, seed: int, split: str, image_id: int) -> ShapeImage:
     picture = draw_ground(rng, size_hw=size_hw)
     count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 6))
     # Large ones first, so that small ones lie on top and stay visible.
-    radii = np.sort(np.exp(rng.uniform(np.log(9), np.log(38), count)))[::-1]
+    radii = np.sort(np.exp(rng.uniform(math.log(SMALLEST_PX), math.log(LARGEST_PX), count)))[::-1]
     shapes: list[tuple[int, Outline, NDArray[np.bool_]]] = []
     visible: list[NDArray[np.bool_]] = []
     for radius_px in radii:
@@ -98,7 +101,6 @@ def draw_image(*, seed: int, split: str, image_id: int) -> ShapeImage:
             rng,
             name=name,
             center_xy=center,
-            ground_rgb=picture.mean((0, 1)),
             size_hw=size_hw,
         )
         alpha = coverage(outline, size_hw=size_hw)[..., None]

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from pipeline.recipe import DataConfig
 
 _DECODED_BYTES_PER_ITEM = 128 * 2**20
+_UNKNOWN_ROW_BYTES = 2**18
+
+_ITEMS_AHEAD_OF_A_WORKER = 4
+_LEAST_AHEAD_BYTES = 128 * 2**20
 
 _RunItem = Callable[[pa.Table], pa.Table]
 
@@ -41,12 +45,14 @@ class ChapterConfig(ray.train.DataConfig):
         *,
         run: _RunItem,
         rows_per_item: int,
+        bytes_per_row: int,
     ) -> None:
         super().__init__()
         self._plan = plan
         self._chapters = {chapter.name: chapter for chapter in chapters}
         self._run = run
         self._rows_per_item = rows_per_item
+        self._bytes_per_row = bytes_per_row
 
     def configure(
         self,
@@ -65,21 +71,28 @@ class ChapterConfig(ray.train.DataConfig):
         return splits
 
     def _dataset(self, chapter: Chapter, world_size: int) -> ray.data.Dataset:
-        items = [
-            {"item": item.to_bytes()}
-            for item in self._plan.items(
+        items = list(
+            self._plan.items(
                 chapter.first_step,
                 chapter.stop_step,
                 world_size=world_size,
                 rows_per_item=self._rows_per_item,
             )
-        ]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        )
+        packed = [{"item": item.to_bytes()} for item in items]
+        dataset = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
             self._run, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
         )
         dataset.set_name(chapter.name)
         context = dataset.context
         context.execution_options.preserve_order = True
+        # Without a limit, tasks read ahead of a slow training until the object store is half full.
+        item_bytes = max(len(item.step) for item in items) * self._bytes_per_row
+        context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+            object_store_memory=max(
+                _LEAST_AHEAD_BYTES, _ITEMS_AHEAD_OF_A_WORKER * world_size * item_bytes
+            )
+        )
         # One block an item, however large: the split counts on it.
         context.target_max_block_size = None
         context.enable_progress_bars = False
@@ -114,12 +127,14 @@ def make_chapters(
     split_uri = storage.absolute(split_uri)
     manifest = read_manifest(split_uri)
     prepare, rows_per_item = None, ROWS_PER_ITEM
+    stored_bytes = sum(shard.size_bytes for shard in manifest.shards)
+    bytes_per_row = stored_bytes // max(1, manifest.images) or _UNKNOWN_ROW_BYTES
     if data.decode_in == "tasks":
         from pipeline.data.collate import prepare_rows  # noqa: PLC0415  imports torch
 
         prepare = partial(prepare_rows, data=data, seed=seed)
-        decoded_bytes = max(data.short_edge_px) * data.long_edge_px * 3
-        rows_per_item = max(1, min(rows_per_item, _DECODED_BYTES_PER_ITEM // decoded_bytes))
+        bytes_per_row = max(data.short_edge_px) * data.long_edge_px * 3
+        rows_per_item = max(1, min(rows_per_item, _DECODED_BYTES_PER_ITEM // bytes_per_row))
     run = partial(
         run_item,
         split_uri=split_uri,
@@ -131,7 +146,10 @@ def make_chapters(
     entries = tuple(entry for chapter in chapters for entry in chapter.entries())
     # Only the names count: ChapterConfig makes a dataset when a worker first asks for its name.
     datasets = dict.fromkeys((entry.name for entry in entries), ray.data.range(1))
-    return datasets, ChapterConfig(plan, entries, run=run, rows_per_item=rows_per_item)
+    config = ChapterConfig(
+        plan, entries, run=run, rows_per_item=rows_per_item, bytes_per_row=bytes_per_row
+    )
+    return datasets, config
 
 
 def worker_shard(chapter: Chapter) -> ray.data.DataIterator:

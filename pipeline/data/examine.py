@@ -5,7 +5,6 @@ over a data set finds everything.
 """
 
 import io
-import math
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -87,6 +86,10 @@ def examine(
     told = [("image_missing", "no such file")]
     if data is not None:
         told = check_image(data, size_hw, max_pixels=max_pixels)
+    if size_hw[0] * size_hw[1] > max_pixels:
+        # Masks of that size are not painted either.
+        listed = f"listed as {size_hw[1]} x {size_hw[0]} pixels, the limit is {max_pixels}"
+        return Examined(problems=[problem_of("image_too_large", listed, image)])
     of_file = [problem_of(kind, reason, image) for kind, reason in told]
     kept, of_annotations = _annotations(image, clip_boxes=clip_boxes)
     found = Examined(problems=of_file + of_annotations)
@@ -188,19 +191,20 @@ def _box(
     entry: Entry, size_hw: tuple[int, int], found: _Found, *, clip: bool
 ) -> NDArray[np.float64] | None:
     x, y, w, h = entry["bbox"]
-    if not all(map(math.isfinite, (x, y, w, h, entry["area"]))):
+    # What is stored is float32: a number may overflow there, and a box become empty.
+    if not np.isfinite(np.array([x, y, w, h, entry["area"]], dtype=np.float32)).all():
         found.append(("not_finite", f"bbox {entry['bbox']}, area {entry['area']}", "found"))
-        return None
-    if w <= 0 or h <= 0:
-        found.append(("box_empty", f"bbox {entry['bbox']}", "found"))
         return None
     height, width = size_hw
     box = np.array([x, y, x + w, y + h], dtype=np.float64)
+    if _is_empty(box):
+        found.append(("box_empty", f"bbox {entry['bbox']}", "found"))
+        return None
     outside = max(-x, -y, x + w - width, y + h - height)
     if outside > ROUNDING_PX:
         told = f"bbox {entry['bbox']} in an image of {width} x {height}"
         inside = np.clip(box, 0, [width, height, width, height])
-        if not clip or (inside[2:] <= inside[:2]).any():
+        if not clip or _is_empty(inside):
             found.append(("box_outside", told, "found"))
             return None
         found.append(("box_outside", f"{told}, cut to {inside.tolist()}", "fixed"))
@@ -208,6 +212,11 @@ def _box(
     if outside > 0:
         found.append(("box_rounding", f"by {outside:.3g} px", "found"))
     return box
+
+
+def _is_empty(box_xyxy: NDArray[np.float64]) -> bool:
+    stored = box_xyxy.astype(np.float32)
+    return bool((stored[2:] <= stored[:2]).any())
 
 
 def _mask(entry: Entry, size_hw: tuple[int, int], found: _Found) -> RunLengths | None:

@@ -323,9 +323,10 @@ def _by_kind(problems: Iterable[Problem], action: str) -> dict[str, int]:
 def _finish(config: CocoIngest, manifest: Manifest, problems: list[Problem]) -> None:
     """Clear away what is left of other runs, then declare the folder complete."""
     mine = {shard.file for shard in manifest.shards}
-    for place in storage.list_files(config.out, suffix=".parquet"):
+    for place in storage.list_files(config.out):
         name = place.rsplit("/", 1)[-1]
-        if re.fullmatch(r"part-\d{5}\.parquet", name) and name not in mine:
+        # Shards of other runs, and drafts of shards that were killed.
+        if re.fullmatch(r"\.?part-\d{5,}\.parquet(\..*\.draft)?", name) and name not in mine:
             storage.remove(place)
     storage.write_bytes_atomic(_beside(config, REJECTS_FILE), rejects_file(problems))
     write_manifest(config.out, manifest)

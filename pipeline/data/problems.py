@@ -94,7 +94,9 @@ class Problem:
         """What it concerns, in words."""
         parts = [] if self.annotation_id is None else [f"annotation {self.annotation_id}"]
         parts += [] if self.image_id is None else [f"image {self.image_id}"]
-        parts += [] if self.file_name is None else [self.file_name]
+        name = self.file_name
+        # A name from a file may hold anything, also what a terminal obeys.
+        parts += [] if name is None else [name if name.isprintable() else repr(name)]
         return ", ".join(parts) or "annotation file"
 
 

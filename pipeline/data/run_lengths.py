@@ -17,6 +17,10 @@ Segmentation = list[list[float]] | dict[str, Any]
 """Polygons, or an object with size and counts, as an annotation holds it."""
 
 
+LONGEST_OUTLINE_PX = 2**22
+"""The painter's memory grows with the outline, 80 bytes a pixel; honest ones are far shorter."""
+
+
 class MaskError(ValueError):
     """A segmentation that breaks a rule; `kind` is one of pipeline.data.problems.KINDS."""
 
@@ -103,19 +107,30 @@ def decode_counts(encoded: bytes, size_hw: tuple[int, int]) -> Runs:
 def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> None:
     if not polygons:
         raise MaskError("mask_empty", "segmentation is an empty list")
+    far = max(size_hw)
     for number, polygon in enumerate(polygons, start=1):
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise MaskError("polygon_short", f"polygon {number} has {len(polygon)} numbers")
-        if not {*map(type, polygon)} <= {int, float}:
-            raise MaskError("mask_format", f"polygon {number} holds what is no number")
-        points = np.asarray(polygon, dtype=np.float64)
-        if not np.isfinite(points).all():
-            raise MaskError("not_finite", f"polygon {number} holds NaN or infinity")
-        # The painter's memory grows with the outline's length, so far points are no detail.
-        far = max(size_hw)
+        points = _points(polygon, number)
         if points.min() < -far or points.max() > 2 * far:
-            worst = points[np.abs(points).argmax()]
+            worst = points.flat[np.abs(points).argmax()]
             raise MaskError("mask_format", f"polygon {number} has a point at {worst:g}")
+        length = np.abs(points - np.roll(points, 1, axis=0)).sum()
+        if length > LONGEST_OUTLINE_PX:
+            raise MaskError("mask_format", f"polygon {number} has an outline of {length:.0f} px")
+
+
+def _points(polygon: list[float], number: int) -> NDArray[np.float64]:
+    """Give a polygon's points, (n, 2)."""
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise MaskError("polygon_short", f"polygon {number} has {len(polygon)} numbers")
+    if not {*map(type, polygon)} <= {int, float}:
+        raise MaskError("mask_format", f"polygon {number} holds what is no number")
+    try:
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    except OverflowError:
+        points = np.full((1, 2), np.inf)
+    if not np.isfinite(points).all():
+        raise MaskError("not_finite", f"polygon {number} holds NaN or infinity")
+    return points
 
 
 def _from_runs(segmentation: dict[str, Any], size_hw: tuple[int, int]) -> tuple[bytes, Runs]:

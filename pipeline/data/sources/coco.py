@@ -22,6 +22,10 @@ Entry = dict[str, Any]
 
 INT64 = range(-(2**63), 2**63)
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_PATH = 1024
+_LONGEST_PART = 255
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoAnnotations:
@@ -83,7 +87,7 @@ def problem_of(kind: str, reason: str, entry: object, *, image: Entry | None = N
         reason=_short(reason),
         image_id=image_id if _is_id(image_id) else None,
         annotation_id=None if is_image or not _is_id(mine.get("id")) else mine["id"],
-        file_name=owner["file_name"] if isinstance(owner.get("file_name"), str) else None,
+        file_name=owner["file_name"] if _is_name(owner.get("file_name")) else None,
         raw=json.dumps(entry),
     )
 
@@ -224,7 +228,18 @@ def _is_id(value: object) -> bool:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
+    # A lone surrogate is JSON, but no text that can be written.
+    return isinstance(value, str) and bool(value) and not _SURROGATE.search(value)
+
+
+def _is_file_name(value: object) -> bool:
+    # What no file system takes must not look like a disk that fails.
+    return (
+        isinstance(value, str)
+        and _is_name(value)
+        and len(value.encode()) <= _LONGEST_PATH
+        and all(len(part.encode()) <= _LONGEST_PART for part in value.split("/"))
+    )
 
 
 def _is_side(value: object) -> bool:
@@ -232,11 +247,18 @@ def _is_side(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # NaN and infinity pass: they are told apart by name later.
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value in INT64
+    return isinstance(value, float)
 
 
 def _is_box(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_area(value: object) -> bool:
+    return isinstance(value, int | float) and _is_number(value) and not value < 0
 
 
 def _is_flag(value: object) -> bool:
@@ -250,14 +272,14 @@ def _is_segmentation(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("counts"), list | str)
 
 
-_IMAGE_KEYS = {"id": _is_id, "file_name": _is_name, "height": _is_side, "width": _is_side}
+_IMAGE_KEYS = {"id": _is_id, "file_name": _is_file_name, "height": _is_side, "width": _is_side}
 _ANNOTATION_KEYS = {
     "id": _is_id,
     "image_id": _is_id,
     "category_id": _is_id,
     "bbox": _is_box,
     "segmentation": _is_segmentation,
-    "area": _is_number,
+    "area": _is_area,
     "iscrowd": _is_flag,
 }
 

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -6,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.data import ingest as ingest_module
-from pipeline.data.examine import check_image
+from pipeline.data.examine import check_image, examine
 from pipeline.data.ingest import CocoIngest, ingest_coco, rows_per_shard
 from pipeline.data.manifest import read_manifest
 from pipeline.data.schema import INSTANCE_SCHEMA
@@ -282,3 +284,59 @@ def test_a_bomb_is_refused_by_its_header():
     # Within the limit it is decoded, and found to lack its pixels.
     (found,) = check_image(bomb_png(500, 400), (400, 500), max_pixels=10**6)
     assert found[0] == "image_unreadable"
+
+
+def _examined(**changes):
+    image = {"id": 1, "file_name": "x.png", "height": 400, "width": 500}
+    entry = {
+        "id": 2,
+        "category_id": 3,
+        "image_id": 1,
+        "bbox": [10, 10, 20, 20],
+        "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]],
+        "area": 400,
+        "iscrowd": 0,
+    }
+    out = io.BytesIO()
+    Image.new("L", (500, 400)).save(out, format="PNG")
+    image |= {key: value for key, value in changes.items() if key in image}
+    entry |= {key: value for key, value in changes.items() if key in entry}
+    found = examine({**image, "annotations": [entry]}, out.getvalue(), {3: 0})
+    return found, [problem.kind for problem in found.problems]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, []),
+        # Empty only as float32, which is what a row stores.
+        ({"bbox": [300, 10, 1e-6, 20]}, ["box_empty"]),
+        ({"area": 1e300}, ["not_finite"]),
+        ({"bbox": [10, 10, 1e308, 1e308]}, ["not_finite"]),
+        ({"bbox": [-5, 10, 20, 20]}, ["box_outside"]),
+        ({"bbox": [10, 10, 20, -5]}, ["box_empty"]),
+        # Hand-drawn boxes are a little off, and round a little over the border.
+        ({"bbox": [12.9, 10, 17.1, 20]}, []),
+        ({"bbox": [14, 10, 16, 20]}, ["box_off"]),
+        ({"bbox": [25, 10, 20, 20]}, ["box_disagrees"]),
+        ({"bbox": [-0.5, 0, 30, 30], "segmentation": [[0, 0, 30, 0, 30, 30]]}, ["box_rounding"]),
+        ({"segmentation": [[-8, 10, 30, 10, 30, 30, -8, 30]]}, ["polygon_outside", "box_off"]),
+        # Painting such masks would take all memory.
+        ({"height": 2**31 - 1, "width": 2**31 - 1}, ["image_too_large"]),
+    ],
+)
+def test_examines_the_border_cases(changes, kinds):
+    found, seen = _examined(**changes)
+    assert seen == kinds
+    kept = found.row is not None and found.row["annotation_id"] == [2]
+    assert kept == all(problem.severity == "notice" for problem in found.problems)
+
+
+def test_a_photo_that_exif_would_turn_is_noticed():
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 40)).save(out, format="JPEG", exif=exif)
+    assert check_image(out.getvalue(), (40, 50), max_pixels=10**6) == [
+        ("image_turned", "EXIF orientation 6")
+    ]

@@ -1,0 +1,131 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+
+from pipeline import storage
+from pipeline.data.audit import audit
+from pipeline.data.ingest import CocoIngest, ingest_coco
+from tests.pipeline.data.coco_samples import SPLIT, Breaker, small_coco
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
+
+
+def _hashes(uri: str) -> dict[str, str]:
+    return {
+        place.rsplit("/", 1)[-1]: hashlib.sha256(storage.read_bytes(place)).hexdigest()
+        for place in storage.list_files(uri)
+    }
+
+
+def _config(root, out, **changes):
+    return CocoIngest(root=str(root), split=SPLIT, out=str(out), **changes)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture
+def one_node():
+    """A Ray of its own, started after the environment is set: workers inherit it."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, s3, one_node):
+    root = small_coco(tmp_path / "coco", images=100)
+    breaker = Breaker(root)
+    for kind in ("image_missing", "image_unreadable", "box_outside", "unknown_category"):
+        breaker.apply(kind)
+    breaker.save()
+    for place in root.rglob("*"):
+        if place.is_file():
+            name = str(place.relative_to(root))
+            storage.write_bytes_atomic(storage.join(s3, "coco", name), place.read_bytes())
+    settings = {"on_bad": "fix", "rows_per_shard": 32}
+    alone = ingest_coco(_config(root, tmp_path / "out", workers=0, **settings))
+
+    on_ray = ingest_coco(_config(f"{s3}/coco", f"{s3}/out", **settings))
+
+    assert _hashes(f"{s3}/out") == _hashes(str(tmp_path / "out"))
+    assert on_ray["shards"] == 4
+    for key in ("images", "annotations", "rejects", "fixed", "fingerprint"):
+        assert on_ray[key] == alone[key]
+    assert audit(f"{s3}/out", deep=True)["images"] == 98
+    # Shards with a missing or broken image are looked at again: it may have been mended.
+    assert ingest_coco(_config(f"{s3}/coco", f"{s3}/out", **settings))["shards_kept"] >= 2
+
+
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    root = small_coco(tmp_path / "coco", images=600)
+    out = tmp_path / "out"
+    command = [sys.executable, str(JOB), "coco", "--root", str(root), "--split", SPLIT]
+    command += ["--workers", "0", "--rows-per-shard", "32", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, str(out)], stdout=subprocess.PIPE, env=environment) as job:
+        deadline = time.monotonic() + 120
+        while not (out / "part-00002.parquet").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        job.send_signal(signal.SIGKILL)
+    assert job.returncode == -signal.SIGKILL
+    assert not (out / "dataset.json").exists()
+
+    again = subprocess.run(
+        [*command, str(out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=environment,
+    )
+    result = json.loads(again.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert 3 <= result["shards_kept"] < result["shards"] == 19
+
+    whole = tmp_path / "whole"
+    ingest_coco(_config(root, whole, workers=0, rows_per_shard=32))
+    assert _hashes(str(out)) == _hashes(str(whole))
+
+
+def test_the_job_ends_with_2_and_the_table_when_something_is_wrong(tmp_path):
+    root = small_coco(tmp_path / "coco", images=12)
+    breaker = Breaker(root)
+    breaker.apply("mask_empty")
+    breaker.save()
+    command = [sys.executable, str(JOB), "coco", "--root", str(root), "--split", SPLIT]
+    command += ["--workers", "0", "--out", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert "mask_empty" in ended.stderr
+    assert "RESULT" not in ended.stdout
+    # The command that it names works as printed.
+    line = next(line for line in ended.stderr.splitlines() if line.endswith("--on-bad drop"))
+    words = line.split()
+    words[:2] = [sys.executable, str(JOB)]
+    assert subprocess.run(words, capture_output=True, timeout=120, check=False).returncode == 0

@@ -70,14 +70,16 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """SGD with linear warm-up and a multi-step schedule, counted in optimizer steps."""
+    """The optimizer, with linear warm-up and a multi-step schedule counted in its steps."""
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD reproduces the paper; AdamW learns faster in short runs from scratch."""
     global_batch: int = 16
     """Images in one optimizer step, over all workers and accumulated passes."""
     lr_per_image: float = 0.02 / 16
     """Learning rate of one image; the rate is this times global_batch (linear scaling rule)."""
     momentum: float = 0.9
-    """SGD momentum."""
+    """Momentum of SGD; AdamW keeps torch's betas."""
     weight_decay: float = 1e-4
     """Not applied to normalization layers."""
     steps: int = 90_000

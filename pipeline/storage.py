@@ -1,9 +1,9 @@
 """One rule for every path and URI: what a user may name, and how it is read and written.
 
-A plain path or file:// is local, s3:// and gs:// are object stores. Credentials and endpoints come
-from the environment or the machine's role (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never from the
-URI, so no recipe, log or error can hold one. Writes are atomic: a reader sees the old file or the new
-one, never half of one.
+A plain path or file:// is local, s3:// and gs:// are object stores. Credentials and endpoints
+come from the environment or the machine's role (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never
+from the URI, so no recipe, log or error can hold one. Writes are atomic: a reader sees the old file
+or the new one, never half of one.
 """
 
 import os
@@ -116,7 +116,8 @@ def _split(uri: str) -> tuple[str, str]:
     if parts.username or parts.password or parts.query:
         raise StorageError(
             f"{parts.scheme}://{parts.hostname or ''}{parts.path}: credentials and options do not "
-            "belong into a URI; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL instead"
+            "belong into a URI; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL "
+            "instead"
         )
     if parts.scheme == "file":
         return "file", parts.path

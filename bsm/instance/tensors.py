@@ -1,7 +1,7 @@
 """The dense tensors that go into an instance model and come out of it.
 
-Everything has a fixed shape and a `valid` mask instead of a ragged length, so that a training step on a
-GPU never asks the host how many objects there are.
+Everything has a fixed shape and a `valid` mask instead of a ragged length, so that a training step
+on a GPU never asks the host how many objects there are.
 
     N images, T target slots, S side of the squeeze field, D detection slots, M side of a mask,
     H, W padded image size.
@@ -29,7 +29,7 @@ class Targets(NamedTuple):
     field_frame_xyxy: Tensor
     """(N, T, 4) float32: where the field lies in the input; x0 > x1 where it is mirrored."""
     sample_seed: Tensor
-    """(N,) int64, from (seed, epoch, image id): what every random choice in the model comes from."""
+    """(N,) int64, from (seed, epoch, image id): every random choice in the model comes from it."""
     masks: Tensor | None = None
     """(N, T, H, W) uint8, only for the "roi" target source."""
 

@@ -18,7 +18,7 @@ from torch import nn
 from pipeline import storage
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
-from pipeline.training.optim import FiniteSGD
+from pipeline.training.optim import FiniteOptimizer
 
 FORMAT = 1
 
@@ -79,7 +79,7 @@ def save(
     run_uri: str,
     *,
     model: nn.Module,
-    optimizer: FiniteSGD,
+    optimizer: FiniteOptimizer,
     step: int,
     epoch: int,
     identity: Identity,
@@ -136,7 +136,7 @@ def load(place: Place) -> dict[str, Any]:
     return content
 
 
-def restore(content: dict[str, Any], *, model: nn.Module, optimizer: FiniteSGD) -> None:
+def restore(content: dict[str, Any], *, model: nn.Module, optimizer: FiniteOptimizer) -> None:
     """Put a checkpoint's weights, momentum and random state back."""
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])

@@ -26,7 +26,7 @@ from pipeline.errors import TrainingError
 from pipeline.recipe import Recipe
 from pipeline.training import checkpoint, progress
 from pipeline.training.checkpoint import Identity, Place
-from pipeline.training.optim import FiniteSGD, build_optimizer, learning_rate
+from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
 from pipeline.training.samples import SampleLog, forget_from
 from pipeline.training.step import BadStep, Summary, Window, World, train_step
 
@@ -155,7 +155,12 @@ class _Worker:
     """The state of one attempt on one worker."""
 
     def __init__(
-        self, job: TrainJob, world: World, hooks: Hooks, model: nn.Module, optimizer: FiniteSGD
+        self,
+        job: TrainJob,
+        world: World,
+        hooks: Hooks,
+        model: nn.Module,
+        optimizer: FiniteOptimizer,
     ) -> None:
         self.job, self.world, self.hooks = job, world, hooks
         self.recipe = job.recipe

@@ -1,4 +1,4 @@
-"""SGD as detectron2 trains Mask R-CNN, and a learning rate that is a pure function of the step.
+"""The optimizers, and a learning rate that is a pure function of the step.
 
 No schedule object, so there is no schedule state to lose: a resumed run computes the same rate.
 """
@@ -34,8 +34,8 @@ def learning_rate(optim: OptimConfig, *, step: int) -> float:
     return optim.lr * warmup * optim.decay_factor**decays
 
 
-def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteSGD":
-    """Group a model's trained parameters and put SGD over them.
+def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteOptimizer":
+    """Group a model's trained parameters and put an optimizer over them.
 
     Norm layers do not decay; biases do, as in detectron2.
     """
@@ -47,13 +47,12 @@ def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteSGD":
         {"params": others, "weight_decay": optim.weight_decay},
         {"params": norms, "weight_decay": 0.0},
     ]
-    return FiniteSGD(
-        [group for group in groups if group["params"]],
-        lr=learning_rate(optim, step=0),
-        momentum=optim.momentum,
-        # Only the fused kernel can skip an update on the device.
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    lr = learning_rate(optim, step=0)
+    # Only the fused kernels can skip an update on the device.
+    if optim.optimizer == "adamw":
+        return FiniteAdamW(groups, lr=lr, fused=True)
+    return FiniteSGD(groups, lr=lr, momentum=optim.momentum, fused=True)
 
 
 def clip_gradients(model: nn.Module, *, max_norm: float | None) -> Tensor:
@@ -65,8 +64,8 @@ def clip_gradients(model: nn.Module, *, max_norm: float | None) -> Tensor:
     return norm
 
 
-class FiniteSGD(torch.optim.SGD):
-    """SGD that changes neither weights nor momentum in a step whose `found_inf` is 1."""
+class FiniteOptimizer(torch.optim.Optimizer):
+    """An optimizer that changes neither weights nor state in a step whose `found_inf` is 1."""
 
     found_inf: Tensor | None = None
 
@@ -76,6 +75,14 @@ class FiniteSGD(torch.optim.SGD):
             group["lr"] = lr
         self.found_inf = torch.isfinite(gradient_norm).logical_not().float()
         self.step()
+
+
+class FiniteSGD(FiniteOptimizer, torch.optim.SGD):
+    """SGD as detectron2 trains Mask R-CNN."""
+
+
+class FiniteAdamW(FiniteOptimizer, torch.optim.AdamW):
+    """AdamW with torch's betas."""
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.collate import Batch
 from pipeline.recipe import OptimConfig
-from pipeline.training.optim import FiniteSGD, clip_gradients, learning_rate
+from pipeline.training.optim import FiniteOptimizer, clip_gradients, learning_rate
 
 GRADIENT_NORM = "gradient_norm"
 """Name of the last entry of a step's vector; the others are the model's losses."""
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
 def train_step(
     model: nn.Module,
-    optimizer: FiniteSGD,
+    optimizer: FiniteOptimizer,
     *,
     passes: Sequence[Batch],
     step: int,

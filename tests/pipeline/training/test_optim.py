@@ -1,3 +1,6 @@
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -55,17 +58,20 @@ def test_clipping_scales_to_the_norm_and_tells_the_norm_before():
     assert layer.weight.grad.norm().item() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_an_update_with_bad_gradients_changes_neither_weights_nor_momentum():
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_update_with_bad_gradients_changes_neither_weights_nor_state(name):
     layer = nn.Linear(3, 2)
-    optimizer = build_optimizer(layer, optim=OPTIM)
+    optimizer = build_optimizer(layer, optim=replace(OPTIM, optimizer=name))
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.update(lr=0.1, gradient_norm=clip_gradients(layer, max_norm=None))
     weights = layer.weight.clone()
-    momentum = optimizer.state[layer.weight]["momentum_buffer"].clone()
+    state = copy.deepcopy(optimizer.state[layer.weight])
+    assert state
     layer.weight.grad[0, 0] = torch.inf
     optimizer.update(lr=0.1, gradient_norm=clip_gradients(layer, max_norm=None))
     assert torch.equal(layer.weight, weights)
-    assert torch.equal(optimizer.state[layer.weight]["momentum_buffer"], momentum)
+    for key, value in state.items():
+        assert torch.equal(optimizer.state[layer.weight][key], value), key
     layer.weight.grad.fill_(1.0)
     optimizer.update(lr=0.1, gradient_norm=clip_gradients(layer, max_norm=None))
     assert not torch.equal(layer.weight, weights)

@@ -1,10 +1,10 @@
 """The numbers of an evaluation as text that reads well in a terminal and in a job's log."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pipeline.evaluation.metrics import DILATION_RATIO, Metrics
+from pipeline.evaluation.metrics import DILATION_RATIO, MetricName, Metrics
 
 Categories = Literal["extremes", "all", "none"]
 
@@ -39,30 +39,67 @@ def format_metrics(metrics: Metrics, *, categories: Categories = "extremes") -> 
     return "\n".join(lines)
 
 
+def format_summary(by_metric: Mapping[MetricName, Metrics]) -> str:
+    """Lay out several metrics of the same detections in one table: overall, then by category."""
+    first = next(iter(by_metric.values()))
+    engines = ", ".join(dict.fromkeys(metrics.engine for metrics in by_metric.values()))
+    lines = [
+        f"{first.images} images, {first.annotations} annotations, {first.detections} detections "
+        f"({engines})",
+        "",
+        f"{'':<10}{'AP':>8}{'AP50':>8}{'AP75':>8}{'small':>8}{'medium':>8}{'large':>8}",
+    ]
+    for metrics in by_metric.values():
+        named = metrics.by_coco_name()
+        values = (number(named[key]) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"))
+        lines.append(f"{metrics.prefix:<10}" + "".join(f"{value:>8}" for value in values))
+    shown, dropped = _shown(first, which="extremes")
+    if shown:
+        width = max(len("category"), *(len(name) for name in shown))
+        heads = "".join(f"{metrics.prefix:>10}" for metrics in by_metric.values())
+        lines += ["", f"{'category':<{width}}  objects{heads}"]
+    for name in shown:
+        aps = (number(metrics.per_category[name]) for metrics in by_metric.values() if name)
+        row = f"{name:<{width}}  {first.objects[name]:>7}" if name else _gap(dropped)
+        lines.append(row + "".join(f"{ap:>10}" for ap in aps))
+    notices = dict.fromkeys(notice for metrics in by_metric.values() for notice in metrics.notices)
+    return "\n".join([*lines, *(f"note: {notice}" for notice in notices)])
+
+
 def number(value: float) -> str:
     """Show a number of 0 to 1, or "-" where there is none."""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def _categories(metrics: Metrics, *, which: Categories) -> Sequence[str]:
+def _shown(metrics: Metrics, *, which: Categories) -> tuple[list[str], int]:
+    """Choose categories, best first; "" stands for those that are left out, which are counted."""
     known = [name for name, ap in metrics.per_category.items() if not math.isnan(ap)]
-    if which == "none" or not known:
-        return [""]
     known.sort(key=lambda name: -metrics.per_category[name])
     dropped = len(known) - 2 * _EXTREMES
+    if which == "none":
+        return [], 0
     if which == "extremes" and dropped > 1:
-        cut = [*known[:_EXTREMES], "", *known[-_EXTREMES:]]
-    else:
-        cut = known
-    width = max(len("category"), *(len(name) for name in cut))
+        return [*known[:_EXTREMES], "", *known[-_EXTREMES:]], dropped
+    return known, 0
+
+
+def _gap(dropped: int) -> str:
+    return f"... {dropped} more between ..."
+
+
+def _categories(metrics: Metrics, *, which: Categories) -> Sequence[str]:
+    shown, dropped = _shown(metrics, which=which)
+    if not shown:
+        return [""]
+    width = max(len("category"), *(len(name) for name in shown))
     lines = ["", f"{'category':<{width}}  objects      AP"]
-    for name in cut:
+    for name in shown:
         if name:
             ap = number(metrics.per_category[name])
             lines.append(f"{name:<{width}}  {metrics.objects[name]:>7}  {ap:>6}")
         else:
-            lines.append(f"... {dropped} more between ...")
-    bare = len(metrics.per_category) - len(known)
+            lines.append(_gap(dropped))
+    bare = sum(math.isnan(ap) for ap in metrics.per_category.values())
     if bare:
         lines.append(f"{bare} categories without objects in the truth do not count")
     return [*lines, ""]

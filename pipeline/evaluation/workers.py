@@ -31,13 +31,14 @@ class _Detector:
 
     def __init__(
         self,
-        model: nn.Module,
+        shared: list[Any],
         split_uri: str,
         data: DataConfig,
         evaluation: EvaluationConfig,
         device: str,
     ) -> None:
-        self._model = model.to(device)
+        # In a list, so that Ray hands over the reference: a restarted worker fetches it again.
+        self._model = ray.get(shared[0]).to(device)
         self._split_uri = split_uri
         self._data = data
         self._evaluation = evaluation
@@ -75,7 +76,7 @@ def detect_on_workers(
     shared = ray.put(copy.deepcopy(model).cpu())
     device = "cuda" if use_gpu else "cpu"
     workers: list[Any] = [
-        remote.remote(shared, split_uri, data, evaluation, device)
+        remote.remote([shared], split_uri, data, evaluation, device)
         for _ in range(min(num_workers, len(pieces)))
     ]
     try:

@@ -24,7 +24,7 @@ from pipeline import storage
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import Evaluation, evaluate_model, write_detections
-from pipeline.evaluation.table import format_metrics
+from pipeline.evaluation.table import format_summary
 from pipeline.recipe import Recipe, fingerprint, to_json
 from pipeline.tracking import runs
 from pipeline.tracking.registry import RegisteredVersion, register
@@ -214,8 +214,7 @@ def _evaluate(checked: Checked) -> Evaluation:
         num_workers=recipe.scale.num_workers,
         use_gpu=recipe.scale.use_gpu,
     )
-    for measured in evaluation.by_metric.values():
-        _log.info("%s", format_metrics(measured))
+    _log.info("%s", format_summary(evaluation.by_metric))
     return evaluation
 
 

@@ -11,7 +11,7 @@ from pycocotools import mask as mask_api
 
 from pipeline.errors import DatasetError, StorageError
 from pipeline.evaluation.metrics import band_px, evaluate_detections, evaluate_metrics
-from pipeline.evaluation.table import format_metrics
+from pipeline.evaluation.table import format_metrics, format_summary
 
 SIDE = 64
 
@@ -334,3 +334,13 @@ def test_the_table_shows_sizes_extremes_and_dashes() -> None:
     assert "kind15" not in format_metrics(measured, categories="none")
     every = format_metrics(measured, categories="all")
     assert all(f"kind{n:02}" in every for n in range(1, 20))
+
+
+def test_the_summary_puts_all_metrics_of_a_category_on_one_line() -> None:
+    measured = evaluate_metrics(
+        truth_of([(2, 2, 20)]), [detection(2, 2, 20)], metrics=("segm", "boundary")
+    )
+    text = format_summary(measured)
+    assert re.search(r"^mask +1\.0000", text, re.MULTILINE)
+    assert re.search(r"^boundary +1\.0000", text, re.MULTILINE)
+    assert re.search(r"^\w+ +1 +1\.0000 +1\.0000$", text, re.MULTILINE)

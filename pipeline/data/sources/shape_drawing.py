@@ -78,7 +78,7 @@ def draw_ring(rng: np.random.Generator, *, center_xy: Points, radius_px: float) 
 
 def draw_branch(rng: np.random.Generator, *, center_xy: Points, radius_px: float) -> Outline:
     """A thin bent stick with two or three twigs."""
-    width_px = rng.uniform(0.14, 0.22) * radius_px + 2
+    width_px = rng.uniform(0.18, 0.26) * radius_px + 2
     stem = _stroke(rng, start=np.array([-1.25, 0.0]), angle=0.0, length=2.5)
     strokes = [(stem, width_px)]
     for _ in range(int(rng.integers(2, 4))):

@@ -38,7 +38,7 @@ EMPTY_SHARE = 0.06
 SMALLEST_PX, LARGEST_PX = 12.0, 40.0
 """Radius of a shape; every ratio is as frequent as any other."""
 MIN_VISIBLE_PX = 80
-MIN_VISIBLE_SHARE = 0.4
+MIN_VISIBLE_SHARE = 0.55
 """A shape of which less is visible is left out, with what it would have covered."""
 JPEG_QUALITY = 92
 
@@ -82,7 +82,7 @@ def draw_image(*, seed: int, split: str, image_id: int) -> ShapeImage:
     rng = np.random.default_rng([VERSION, seed, *split.encode(), image_id])
     size_hw = SIZES_HW[rng.integers(len(SIZES_HW))]
     picture = draw_ground(rng, size_hw=size_hw)
-    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 6))
+    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 5))
     # Large ones first, so that small ones lie on top and stay visible.
     radii = np.sort(np.exp(rng.uniform(math.log(SMALLEST_PX), math.log(LARGEST_PX), count)))[::-1]
     shapes: list[tuple[int, Outline, NDArray[np.bool_]]] = []

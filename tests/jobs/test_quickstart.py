@@ -1,0 +1,61 @@
+"""The quickstart goes its whole way: here with few steps, in one process; it learns elsewhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--steps", "2", "--train-images", "32", "--val-images", "12", "--num-workers", "0")
+
+
+def run(out: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "jobs" / "quickstart.py", "--out", out, *SMALL],
+        check=False,
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_leaves_a_registered_model_a_picture_and_commands_that_work(tmp_path):
+    done = run(tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    *lines, last = done.stdout.splitlines()
+    result = json.loads(last.removeprefix("RESULT "))
+    assert {"mask_ap", "boundary_ap", "box_ap", "seconds"} <= set(result)
+    phases = ["generate", "ingest", "check", "train", "evaluate", "register", "predict"]
+    assert sorted(result["seconds_by_phase"]) == sorted(phases)
+    picture = cv2.imread(result["picture"])
+    assert picture.shape[1] > picture.shape[0] / 2
+
+    # The commands it ends with are there to be typed.
+    text = "\n".join(lines).rpartition("Next:")[2].replace("\\\n", " ")
+    commands = [line.split() for line in text.splitlines() if "jobs/" in line]
+    assert [command[1] for command in commands] == ["jobs/predict.py", "jobs/evaluate.py"]
+    for _, job, *arguments in commands:
+        again = subprocess.run(
+            [sys.executable, ROOT / job, *arguments],
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.splitlines()[-1].startswith("RESULT ")
+
+    second = run(tmp_path / "out")
+    assert second.returncode == 0, second.stderr
+    assert "nothing to train" in second.stdout
+    repeated = json.loads(second.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert repeated["mask_ap"] == result["mask_ap"]
+    assert repeated["model"] == result["model"], "the same weights are not registered twice"

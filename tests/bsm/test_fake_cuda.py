@@ -6,6 +6,7 @@ devices, raises. Autograd cannot run on fake tensors of a GPU that is not there,
 pass is shown on meta, which takes every way that is not the CPU's.
 """
 
+import kornia.morphology  # noqa: F401  importing it makes tensors, and not in the step
 import pytest
 import torch
 from synthetic import shapes_batch, tiny_config

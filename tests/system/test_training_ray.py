@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from pipeline import storage
-from pipeline.errors import DatasetError, TrainingError
+from pipeline.errors import PipelineError, TrainingError
 from pipeline.recipe import Recipe
 from pipeline.tracking import runs
 from pipeline.training import checkpoint, launch
@@ -101,6 +101,28 @@ def one_worker_killed(run_uri: str, *, after_step: int) -> Iterator[list[int]]:
         thread.join()
 
 
+class Said(logging.Handler):
+    """Collects the lines of our own loggers; others may change the handlers of caplog."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    ours, handler = logging.getLogger("pipeline"), Said()
+    before = ours.level
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    yield handler.lines
+    ours.removeHandler(handler)
+    ours.setLevel(before)
+
+
 def worker_pids() -> list[int]:
     return [
         process.pid
@@ -109,21 +131,20 @@ def worker_pids() -> list[int]:
     ]
 
 
-def test_a_killed_worker_changes_nothing(shards, folder, cluster, reference, caplog):
+def test_a_killed_worker_changes_nothing(shards, folder, cluster, reference, said):
     recipe = tiny_recipe(shards, folder / "runs", name="killed", num_workers=2)
-    with (
-        caplog.at_level(logging.INFO, logger="pipeline"),
-        one_worker_killed(f"{recipe.storage}/killed", after_step=5) as killed,
-    ):
+    with one_worker_killed(f"{recipe.storage}/killed", after_step=5) as killed:
         checked, outcome = train(recipe)
     assert len(killed) == 1
     assert outcome.step == STEPS
     assert outcome.steps_here == STEPS - 5
     assert digest(checked) == reference
-    said = [record.getMessage() for record in caplog.records]
-    assert sum("starting all workers again from the last checkpoint" in line for line in said) == 1
-    assert any("2 workers are ready, going on from step 5" in line for line in said)
-    assert sum(line.startswith("step 13/13 ") for line in said) == 1
+    for part in (
+        "starting all workers again from the last checkpoint",
+        "2 workers are ready, going on from step 5",
+        "step 13/13 ",
+    ):
+        assert sum(part in line for line in said) == 1, said
 
 
 def test_a_run_of_two_workers_goes_on_without_ray(shards, folder, cluster, reference):
@@ -150,7 +171,7 @@ def test_four_workers_train_the_same_samples(shards, folder, cluster, reference)
     assert digest(checked) == reference
 
 
-def test_what_another_attempt_cannot_help_ends_at_once(shards, folder, cluster, caplog):
+def test_what_another_attempt_cannot_help_ends_at_once(shards, folder, cluster, said):
     recipe = tiny_recipe(shards, folder / "runs", name="hopeless", num_workers=1)
 
     def lose_a_shard(checked: Checked) -> None:
@@ -158,12 +179,9 @@ def test_what_another_attempt_cannot_help_ends_at_once(shards, folder, cluster, 
         first.rename(first.with_name("kept.bak"))
 
     try:
-        with (
-            caplog.at_level(logging.INFO, logger="pipeline"),
-            pytest.raises((DatasetError, storage.StorageError), match=r"part-00000\.parquet"),
-        ):
+        with pytest.raises(PipelineError, match=r"part-00000\.parquet"):
             train(recipe, break_it=lose_a_shard)
     finally:
         kept = Path(recipe.data.root, "train", "kept.bak")
         kept.rename(kept.with_name("part-00000.parquet"))
-    assert not any("starting all workers again" in record.getMessage() for record in caplog.records)
+    assert not any("starting all workers again" in line for line in said)

@@ -76,7 +76,7 @@ RECIPE = Recipe(
 
 MODEL = f"models:/{RECIPE.tracking.model_name}@champion"
 
-SHOWN_IMAGES = 6
+SHOWN_IMAGES = 4
 SHOWN_OBJECTS = 3
 """The picture shows the first so many held-out images with at least so many objects."""
 

@@ -115,6 +115,13 @@ def test_every_file_the_readme_names_exists(page):
     assert missing == []
 
 
+def test_the_pictures_of_the_readme_are_there_and_small():
+    pictures = re.findall(r"!\[[^]]+\]\((\S+)\)", (ROOT / "README.md").read_text())
+    assert pictures
+    for name in pictures:
+        assert (ROOT / name).stat().st_size <= 500_000, name
+
+
 def test_the_readme_maps_every_source_file():
     text = (ROOT / "README.md").read_text()
     for path in SOURCES:

@@ -118,6 +118,22 @@ def test_a_sample_trains_the_same_rois_alone_and_among_others(monkeypatch):
         assert torch.equal(rois.category_index[0], together.category_index[n])
 
 
+def test_mixed_precision_gives_nearly_the_same_losses():
+    images, sizes, targets = shapes_batch()
+    full = model_of()(images, sizes, targets)
+    model = model_of()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(images, sizes, targets)
+    for name, value in full.items():
+        assert mixed[name].dtype == torch.float32
+        # Rounded scores change which proposals are drawn, so only the order of size is held.
+        assert torch.allclose(mixed[name], value, rtol=0.2, atol=0.2), name
+    assert all(grad.isfinite().all() for grad in grads(model, mixed).values())
+    model.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(images, sizes).mask_probs.isfinite().all()
+
+
 def test_missing_targets_are_said():
     model = model_of(source="roi")
     images, sizes, targets = shapes_batch()

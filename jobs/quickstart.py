@@ -13,6 +13,7 @@ import io
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bsm.config import (
     BackboneConfig,
@@ -202,7 +203,8 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
     for image_id in crowded[:SHOWN_IMAGES]:
         name = coco.imgs[image_id]["file_name"]
         photo = read_photo(images / name, name=name)
-        found = pulled.model.predict([photo]).to_dict("records")
+        table: Any = pulled.model.predict([photo])
+        found = table.to_dict("records")
         true = [(coco.annToRLE(a), index[a["category_id"]]) for a in coco.imgToAnns[image_id]]
         panels.append(
             Panel(

@@ -71,7 +71,6 @@ def parse_recipe(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, bool]:
         default=_copy(recipe, loose),
         args=arguments,
         description=_job_docstring(),
-        config=(tyro.conf.FlagCreatePairsOff,),
     )
     plain = to_plain(parsed)
     wants_print = plain.pop("print_recipe")

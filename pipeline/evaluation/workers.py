@@ -30,21 +30,25 @@ class _Detector:
     """A worker that holds the model."""
 
     def __init__(
-        self,
-        shared: list[Any],
-        split_uri: str,
-        data: DataConfig,
-        evaluation: EvaluationConfig,
-        device: str,
+        self, split_uri: str, data: DataConfig, evaluation: EvaluationConfig, device: str
     ) -> None:
-        # In a list, so that Ray hands over the reference: a restarted worker fetches it again.
-        self._model = ray.get(shared[0]).to(device)
+        self._model: nn.Module | None = None
         self._split_uri = split_uri
         self._data = data
         self._evaluation = evaluation
+        self._device = device
 
-    def detect(self, piece: Piece) -> list[Row]:
-        """Give the rows of one piece."""
+    def detect(self, shared: list[Any], piece: Piece) -> list[Row]:
+        """Give the rows of one piece.
+
+        Args:
+            shared: the reference to the model, in a list so that Ray hands over the reference and
+                not a copy each time. A restarted worker fetches the model again; given to the
+                constructor, Ray would warn that a restart may not find it.
+            piece: what to look at.
+        """
+        if self._model is None:
+            self._model = ray.get(shared[0]).to(self._device)
         ((_, rows),) = detect_pieces(
             self._model, self._split_uri, [piece], self._data, self._evaluation
         )
@@ -76,24 +80,29 @@ def detect_on_workers(
     shared = ray.put(copy.deepcopy(model).cpu())
     device = "cuda" if use_gpu else "cpu"
     workers: list[Any] = [
-        remote.remote([shared], split_uri, data, evaluation, device)
+        remote.remote(split_uri, data, evaluation, device)
         for _ in range(min(num_workers, len(pieces)))
     ]
     try:
-        yield from _in_turn(workers, pieces)
+        yield from _in_turn(workers, pieces, shared=shared)
     finally:
         for worker in workers:
             ray.kill(worker)
 
 
-def _in_turn(workers: Sequence[Any], pieces: Sequence[Piece]) -> Iterator[tuple[Piece, list[Row]]]:
+def _in_turn(
+    workers: Sequence[Any],
+    pieces: Sequence[Piece],
+    *,
+    shared: Any,  # noqa: ANN401  a reference
+) -> Iterator[tuple[Piece, list[Row]]]:
     waiting = iter(pieces)
     running: dict[Any, tuple[Any, Piece]] = {}
 
     def hand_out(worker: Any) -> None:  # noqa: ANN401  an actor's handle
         piece = next(waiting, None)
         if piece is not None:
-            running[worker.detect.remote(piece)] = worker, piece
+            running[worker.detect.remote([shared], piece)] = worker, piece
 
     for _ in range(_PIECES_AHEAD):
         for worker in workers:

@@ -146,7 +146,9 @@ def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str
 def _device_problems(recipe: Recipe) -> list[str]:
     scale, problems = recipe.scale, []
     if scale.use_gpu and scale.num_workers == 0 and not torch.cuda.is_available():
-        problems.append("scale.use_gpu is true, and torch sees no GPU here. Leave --scale.use-gpu")
+        problems.append(
+            "scale.use_gpu is true, and torch sees no GPU here. Type: --scale.no-use-gpu"
+        )
     if recipe.model.backbone.norm == "sync" and scale.num_workers > 1 and not scale.use_gpu:
         problems.append(
             "model.backbone.norm is sync, which needs GPUs. Type: --model.backbone.norm group"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,10 @@ def test_the_package_is_cheap_to_import():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_switch_is_set_and_unset_whatever_the_job_says(declared):
+    recipe = replace(RECIPE, scale=replace(RECIPE.scale, use_gpu=declared))
+    assert cli.parse_recipe(recipe, ["--scale.use-gpu"])[0].scale.use_gpu
+    assert not cli.parse_recipe(recipe, ["--scale.no-use-gpu"])[0].scale.use_gpu

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import roi_align
 
 from bsm.config import BoxHeadConfig
 from bsm.instance.geometry import box_area, has_area, pairwise_iou
 from bsm.instance.proposals import Proposals
-from bsm.instance.roi_align import align_rois
 from bsm.instance.sampling import ROIS, pick, random_keys
 from bsm.instance.tensors import Targets
 
@@ -114,7 +114,7 @@ def pool_rois(features: Sequence[Tensor], rois: Tensor, *, side: int) -> Tensor:
 
 def pool_finest(feature: Tensor, rois: Tensor, *, side: int) -> Tensor:
     """RoIAlign (R, D, side, side) of every RoI from P2, whatever its size."""
-    return align_rois(feature, rois, side=side, stride=STRIDES[0])
+    return _roi_align(feature, rois, side, STRIDES[0])
 
 
 def pool_without_host(
@@ -129,7 +129,7 @@ def pool_without_host(
     for index, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
         mine = (level == index).to(rois.dtype)[:, None]
         shrunk = torch.cat((rois[:, :1], rois[:, 1:3].repeat(1, 2)), dim=1)
-        pooled.append(align_rois(feature, torch.lerp(shrunk, rois, mine), side=side, stride=stride))
+        pooled.append(_roi_align(feature, torch.lerp(shrunk, rois, mine), side, stride))
     return torch.stack(pooled).sum(0)
 
 
@@ -140,7 +140,7 @@ def _pool_level_by_level(
     counts = torch.bincount(level, minlength=len(STRIDES)).tolist()
     parts = rois[order].split(counts)  # type: ignore[no-untyped-call]
     pooled = [
-        align_rois(feature, part, side=side, stride=stride)
+        _roi_align(feature, part, side, stride)
         for feature, part, stride in zip(features, parts, STRIDES, strict=True)
         if len(part)
     ]
@@ -148,3 +148,12 @@ def _pool_level_by_level(
         return pooled[0]
     back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
     return torch.cat(pooled)[back]
+
+
+def _roi_align(feature: Tensor, rois: Tensor, side: int, stride: int) -> Tensor:
+    # In float32, whatever the features are: bfloat16 holds 8 bits, and would move a box that lies
+    # at pixel 1,000 by up to 4.
+    pooled: Tensor = roi_align(
+        feature.float(), rois.float(), side, 1.0 / stride, sampling_ratio=0, aligned=True
+    )
+    return pooled.to(feature.dtype)

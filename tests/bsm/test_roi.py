@@ -87,6 +87,15 @@ def jittered(targets, num: int, seed: int):
 CONFIG = BoxHeadConfig(samples_per_image=24)
 
 
+def test_half_precision_features_do_not_move_the_boxes():
+    feature = torch.randn(1, 4, 300, 300).bfloat16()
+    rois = torch.tensor([[0.0, 1001.3, 1003.7, 1041.6, 1055.2]])
+    exact = pool_finest(feature.float(), rois, side=7)
+    pooled = pool_finest(feature, rois, side=7)
+    assert pooled.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled.float(), exact, atol=0.02, rtol=0.02)
+
+
 def test_sampled_rois_are_right():
     _, _, targets = shapes_batch()
     proposals = jittered(targets, 90, seed=0)

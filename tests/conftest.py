@@ -1,6 +1,7 @@
 """What every test may ask for."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,20 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("BSM_REAL_DATA does not name a folder with real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[None]:
+    """One Ray for all tests of a session: a second one with other settings does not come up."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Four workers and Ray Data; CPUs are shares of the machine's.
+        ray.init(address="local", num_cpus=5, object_store_memory=300 * 2**20, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

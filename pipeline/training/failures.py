@@ -77,6 +77,14 @@ def explained(error: Exception, relay: Any, *, job: TrainJob) -> PipelineError: 
     )
 
 
+def lost(error: Exception, *, job: TrainJob) -> TrainingError:
+    """Say that Ray itself went away under a run: a stopped cluster, a dead head node."""
+    return TrainingError(
+        f"Ray stopped under the run: {_short(error)}\nSee that the cluster is up with: ray status\n"
+        f"Go on from the last checkpoint with: {job.resume_command}"
+    )
+
+
 def _first_cause(failures: dict[int, Exception]) -> tuple[int, Exception]:
     """Pick the failure that the others follow from: a broken rule, a dead process, the rest."""
 

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from pipeline import storage
 from pipeline.data.plan import Chapter, chapters
 from pipeline.data.stream import StepBatch, ray_chapters, worker_batches
+from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.tracking.runs import MetricLog, RunHandle
 from pipeline.training.checkpoint import Place, find_latest
-from pipeline.training.failures import Watch, explained
+from pipeline.training.failures import Watch, explained, lost
 from pipeline.training.loop import Hooks, Outcome, TrainJob, train
 from pipeline.training.relay import open_relay
 from pipeline.training.step import World
@@ -42,7 +43,7 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
 
     Raises:
         PipelineError: a worker found something that is wrong with the data or the recipe.
-        TrainingError: the workers failed more often than the recipe allows.
+        TrainingError: the workers failed more often than the recipe allows, or Ray itself is gone.
     """
     recipe = job.recipe
     file_system, path = storage.resolve(recipe.storage)
@@ -61,27 +62,32 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
         chapters=parts,
         with_masks=with_masks(recipe),
     )
-    with open_relay() as relay:
-        trainer = _ray_train.torch.TorchTrainer(
-            _train_worker,
-            train_loop_config={"job": job, "handle": handle, "relay": relay, "chapters": parts},
-            scaling_config=_scaling(recipe),
-            run_config=_ray_train.RunConfig(
-                name=recipe.name,
-                storage_path=path,
-                storage_filesystem=file_system,
-                failure_config=_ray_train.FailureConfig(max_failures=recipe.scale.max_failures),
-                logging_config=_ray_train.LoggingConfig(log_level="ERROR"),
-                callbacks=[Watch(relay, max_failures=recipe.scale.max_failures)],
-            ),
-            datasets=datasets,
-            dataset_config=data_config,
-        )
-        _log.info("starting %d workers", recipe.scale.num_workers)
-        try:
-            result = trainer.fit()
-        except _ray_train.TrainingFailedError as error:
-            raise explained(error, relay, job=job) from None
+    try:
+        with open_relay() as relay:
+            trainer = _ray_train.torch.TorchTrainer(
+                _train_worker,
+                train_loop_config={"job": job, "handle": handle, "relay": relay, "chapters": parts},
+                scaling_config=_scaling(recipe),
+                run_config=_ray_train.RunConfig(
+                    name=recipe.name,
+                    storage_path=path,
+                    storage_filesystem=file_system,
+                    failure_config=_ray_train.FailureConfig(max_failures=recipe.scale.max_failures),
+                    logging_config=_ray_train.LoggingConfig(log_level="ERROR"),
+                    callbacks=[Watch(relay, max_failures=recipe.scale.max_failures)],
+                ),
+                datasets=datasets,
+                dataset_config=data_config,
+            )
+            _log.info("starting %d workers", recipe.scale.num_workers)
+            try:
+                result = trainer.fit()
+            except _ray_train.TrainingFailedError as error:
+                raise explained(error, relay, job=job) from None
+    except ray.exceptions.RayError as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise lost(error, job=job) from None
     returned: dict[str, Any] = result.return_value
     return Outcome(**returned)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-import ray
 from moto.server import ThreadedMotoServer
 
 from pipeline import storage
@@ -50,15 +49,19 @@ def s3(monkeypatch):
     server.stop()
 
 
-@pytest.fixture
-def one_node():
-    """A Ray of its own, started after the environment is set: workers inherit it."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def run_job(root: str, out: str, *flags: str) -> dict:
+    """Ingest in a process and on a Ray of its own: its workers inherit the environment."""
+    done = subprocess.run(
+        [sys.executable, str(JOB), "coco", "--root", root, "--split", SPLIT, "--out", out, *flags],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
 
 
-def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, s3, one_node):
+def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, s3):
     root = small_coco(tmp_path / "coco", images=100)
     breaker = Breaker(root)
     for kind in ("image_missing", "image_unreadable", "box_outside", "unknown_category"):
@@ -68,10 +71,10 @@ def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, 
         if place.is_file():
             name = str(place.relative_to(root))
             storage.write_bytes_atomic(storage.join(s3, "coco", name), place.read_bytes())
-    settings = {"on_bad": "fix", "rows_per_shard": 32}
-    alone = ingest_coco(_config(root, tmp_path / "out", workers=0, **settings))
+    alone = ingest_coco(_config(root, tmp_path / "out", workers=0, on_bad="fix", rows_per_shard=32))
+    flags = ("--on-bad", "fix", "--rows-per-shard", "32")
 
-    on_ray = ingest_coco(_config(f"{s3}/coco", f"{s3}/out", **settings))
+    on_ray = run_job(f"{s3}/coco", f"{s3}/out", *flags)
 
     assert _hashes(f"{s3}/out") == _hashes(str(tmp_path / "out"))
     assert on_ray["shards"] == 4
@@ -79,7 +82,7 @@ def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, 
         assert on_ray[key] == alone[key]
     assert audit(f"{s3}/out", deep=True)["images"] == 98
     # Shards with a missing or broken image are looked at again: it may have been mended.
-    assert ingest_coco(_config(f"{s3}/coco", f"{s3}/out", **settings))["shards_kept"] >= 2
+    assert run_job(f"{s3}/coco", f"{s3}/out", *flags)["shards_kept"] >= 2
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):

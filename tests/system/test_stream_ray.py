@@ -41,16 +41,6 @@ def split(tmp_path_factory):
     return write_tiny_split(tmp_path_factory.mktemp("shards") / "train")
 
 
-@pytest.fixture(scope="module")
-def small_ray():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        ray.init(num_cpus=3, object_store_memory=200 * 2**20, log_to_driver=False)
-        yield
-        ray.shutdown()
-
-
 def digests_of(step):
     """(step, lane) -> image id and a hash of all that the model gets of it, without its padding."""
     found = {}
@@ -99,7 +89,7 @@ def local_digests(split):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("decode_in", ["trainer", "tasks"])
 def test_every_worker_count_trains_the_tensors_of_the_local_stream(
-    small_ray, split, local_digests, decode_in
+    one_ray, split, local_digests, decode_in
 ):
     data = replace(DATA, decode_in=decode_in)
     names, config = ray_chapters(split, data, **PLAN, chapters=CHAPTERS, with_masks=True)
@@ -117,7 +107,7 @@ def test_every_worker_count_trains_the_tensors_of_the_local_stream(
 
 
 @pytest.mark.timeout(120)
-def test_a_resume_enters_a_chapter_near_its_step(small_ray, split, local_digests):
+def test_a_resume_enters_a_chapter_near_its_step(one_ray, split, local_digests):
     names, config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS, with_masks=True)
     ranks = drawn(config, names, CHAPTERS[0], data=DATA, workers=2, first_step=6)
     found = {
@@ -130,7 +120,7 @@ def test_a_resume_enters_a_chapter_near_its_step(small_ray, split, local_digests
 
 @pytest.mark.timeout(120)
 @pytest.mark.filterwarnings("ignore")
-def test_what_a_data_task_finds_reaches_the_worker_as_it_was_said(small_ray, tmp_path):
+def test_what_a_data_task_finds_reaches_the_worker_as_it_was_said(one_ray, tmp_path):
     split = write_tiny_split(tmp_path / "train")
     names, config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS)
     Path(split, "part-00001.parquet").write_bytes(b"damaged")
@@ -172,7 +162,7 @@ def train_worker(config):
 
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore")
-def test_a_killed_worker_changes_neither_order_nor_count(small_ray, split, local_digests, tmp_path):
+def test_a_killed_worker_changes_neither_order_nor_count(one_ray, split, local_digests, tmp_path):
     datasets, data_config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from pipeline import storage
 from pipeline.errors import PipelineError, TrainingError
 from pipeline.recipe import Recipe
 from pipeline.tracking import runs
 from pipeline.training import checkpoint, launch
-from pipeline.training.cluster import start_ray
 from pipeline.training.loop import Outcome, TrainJob
 from pipeline.training.preflight import Checked, check
 from pipeline.training.samples import merge
@@ -39,13 +37,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shards(folder) -> Path:
     return write_shards(folder)
-
-
-@pytest.fixture(scope="module")
-def cluster(shards, folder) -> Iterator[None]:
-    start_ray(tiny_recipe(shards, folder, name="any", num_workers=4))
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +122,7 @@ def worker_pids() -> list[int]:
     ]
 
 
-def test_a_killed_worker_changes_nothing(shards, folder, cluster, reference, said):
+def test_a_killed_worker_changes_nothing(shards, folder, one_ray, reference, said):
     recipe = tiny_recipe(shards, folder / "runs", name="killed", num_workers=2)
     with one_worker_killed(f"{recipe.storage}/killed", after_step=5) as killed:
         checked, outcome = train(recipe)
@@ -147,7 +138,7 @@ def test_a_killed_worker_changes_nothing(shards, folder, cluster, reference, sai
         assert sum(part in line for line in said) == 1, said
 
 
-def test_a_run_of_two_workers_goes_on_without_ray(shards, folder, cluster, reference):
+def test_a_run_of_two_workers_goes_on_without_ray(shards, folder, one_ray, reference):
     recipe = tiny_recipe(shards, folder / "runs", name="handed_over", num_workers=2)
     recipe = replace(recipe, scale=replace(recipe.scale, max_failures=0))
     with (
@@ -164,14 +155,14 @@ def test_a_run_of_two_workers_goes_on_without_ray(shards, folder, cluster, refer
     assert checkpoint.find_latest(checked.run_uri).step == STEPS
 
 
-def test_four_workers_train_the_same_samples(shards, folder, cluster, reference):
+def test_four_workers_train_the_same_samples(shards, folder, one_ray, reference):
     recipe = tiny_recipe(shards, folder / "runs", name="four", num_workers=4)
     checked, outcome = train(recipe)
     assert outcome.step == STEPS
     assert digest(checked) == reference
 
 
-def test_what_another_attempt_cannot_help_ends_at_once(shards, folder, cluster, said):
+def test_what_another_attempt_cannot_help_ends_at_once(shards, folder, one_ray, said):
     recipe = tiny_recipe(shards, folder / "runs", name="hopeless", num_workers=1)
 
     def lose_a_shard(checked: Checked) -> None:

@@ -150,14 +150,9 @@ def test_the_truth_needs_no_image_column(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_ray_workers_give_the_numbers_of_one_process(split: str) -> None:
-    ray = pytest.importorskip("ray")
+def test_ray_workers_give_the_numbers_of_one_process(split: str, one_ray: None) -> None:
     alone = evaluate_model(Knowing(), split, DATA, EvaluationConfig())
-    ray.init(num_cpus=2, include_dashboard=False)
-    try:
-        shared = evaluate_model(Knowing(), split, DATA, EvaluationConfig(), num_workers=2)
-    finally:
-        ray.shutdown()
+    shared = evaluate_model(Knowing(), split, DATA, EvaluationConfig(), num_workers=2)
     assert shared.detections == alone.detections
     timing = ("seconds", "images_per_s")
     for name, value in alone.metrics.items():

@@ -82,15 +82,24 @@ def build_trunk(config: BackboneConfig) -> tuple[nn.Module, list[dict[str, Any]]
         A module that gives features at strides 4 to 32, and timm's description of each feature.
 
     Raises:
-        ValueError: timm does not know the name, the strides are others, or the weights do not fit.
+        ValueError: timm does not know the name, the strides are others, or the weights do not fit
+            or cannot be had.
     """
     stages = _four_stages(config.name)
-    trunk: nn.Module = timm.create_model(
-        config.name,
-        features_only=True,
-        out_indices=[stage["index"] for stage in stages],
-        pretrained=config.weights == "timm",
-    )
+    try:
+        trunk: nn.Module = timm.create_model(
+            config.name,
+            features_only=True,
+            out_indices=[stage["index"] for stage in stages],
+            pretrained=config.weights == "timm",
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"backbone.weights 'timm': the weights of {config.name} cannot be had "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). Is the hub in reach? "
+            "Else give a file: --model.backbone.weights FILE.safetensors, or start at random: "
+            '--model.backbone.weights "" --model.backbone.norm group --model.backbone.freeze-at 0'
+        ) from error
     if config.weights not in {"", "timm"}:
         with torch.device("meta"):
             whole: nn.Module = timm.create_model(config.name)

@@ -189,7 +189,7 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
     from pycocotools.coco import COCO
 
     from pipeline.report.boundary_picture import Panel, boundary_picture
-    from pipeline.report.draw import shape
+    from pipeline.report.draw import shape, shapes_of
     from pipeline.serving.photos import read_photo
     from pipeline.serving.predict import pull
 
@@ -211,15 +211,7 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
                 name,
                 photo,
                 [shape(rle, category_index=c.category_index, name=c.name) for rle, c in true],
-                [
-                    shape(
-                        row["rle"],
-                        category_index=row["category_index"],
-                        name=row["category_name"],
-                        score=row["score"],
-                    )
-                    for row in found
-                ],
+                shapes_of(found),
             )
         )
         print(f"{name}: {len(found)} objects found, {len(true)} there")

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -137,3 +141,24 @@ def test_weights_of_another_trunk_are_refused_with_their_keys(tmp_path):
         backbone(weights=str(path))
     assert "layer1.1.conv1.weight" in str(error.value)
     assert "fc.weight" not in str(error.value)
+
+
+def test_pretrained_weights_out_of_reach_are_told_with_the_ways_on(tmp_path):
+    program = (
+        "from bsm.backbone import build_trunk\n"
+        "from bsm.config import BackboneConfig\n"
+        "try:\n"
+        "    build_trunk(BackboneConfig(name='resnet18', weights='timm'))\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    assert "resnet18" in told
+    assert "--model.backbone.weights" in told

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray.train.torch
 
 from pipeline import storage
 from pipeline.errors import PipelineError, TrainingError
@@ -176,3 +177,13 @@ def test_what_another_attempt_cannot_help_ends_at_once(shards, folder, one_ray, 
         kept = Path(recipe.data.root, "train", "kept.bak")
         kept.rename(kept.with_name("part-00000.parquet"))
     assert not any("starting all workers again" in line for line in said)
+
+
+def test_when_ray_itself_goes_away_the_way_on_is_told(shards, folder, one_ray, monkeypatch):
+    def gone(_):
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray.train.torch.TorchTrainer, "fit", gone)
+    recipe = tiny_recipe(shards, folder / "runs", name="gone", num_workers=2)
+    with pytest.raises(TrainingError, match=r"(?s)ray status.*python jobs/tiny\.py"):
+        train(recipe)

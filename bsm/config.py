@@ -6,7 +6,7 @@ with one config is said in one error.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from bsm.instance.rcnn import MaskRCNN
@@ -16,6 +16,14 @@ def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
     broken = [rule for holds, rule in rules if not holds]
     if broken:
         raise ValueError(f"{part}: " + "; ".join(broken))
+
+
+def _choices(**choices: tuple[str, tuple[str, ...]]) -> list[tuple[bool, str]]:
+    """Rules for a config that is made in Python, where nothing checks a Literal."""
+    return [
+        (value in allowed, f"{name} {value!r} is none of {allowed}")
+        for name, (value, allowed) in choices.items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +112,8 @@ class ProposalConfig:
 class BoxHeadConfig:
     """The second stage: which RoIs are trained, and the two-layer box head."""
 
+    kind: Literal["single", "cascade"] = "single"
+    """One box head, or three, each of which refines the boxes of the one before (Cascade R-CNN)."""
     roi_side: int = 7
     """Cells along a side of the pooled RoI."""
     hidden: int = 1024
@@ -114,6 +124,8 @@ class BoxHeadConfig:
     """At most this share is foreground."""
     foreground_iou: float = 0.5
     """A proposal is foreground from this overlap with a target box on."""
+    cascade_ious: tuple[float, ...] = (0.5, 0.6, 0.7)
+    """The same for each stage of a cascade; there are as many stages as values."""
     score_threshold: float = 0.05
     """Detections below are dropped."""
     nms_iou: float = 0.5
@@ -132,6 +144,10 @@ class BoxHeadConfig:
                 (
                     0 < self.foreground_iou <= 1,
                     f"foreground_iou must be in (0, 1], got {self.foreground_iou}",
+                ),
+                (
+                    len(self.cascade_ious) == 3 and all(0 < iou <= 1 for iou in self.cascade_ious),
+                    f"cascade_ious needs 3 values in (0, 1], got {self.cascade_ious}",
                 ),
                 (
                     min(
@@ -170,20 +186,99 @@ class TargetConfig:
         )
 
 
+Branch = Literal["boundary", "contraction", "expansion"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SqueezeConfig:
-    """The boundary squeeze module."""
+    """The boundary squeeze module; bsm/squeeze.py says what each choice does."""
 
-    wiring: Literal["paper", "released"] = "released"
-    """The paper's text or the authors' released code; bsm/squeeze.py lists each difference."""
+    wiring: Literal["paper", "released", "light"] = "released"
+    """The paper's text, the authors' released code, or ours at a fraction of the work."""
+    branches: tuple[Branch, ...] = ("boundary", "contraction", "expansion")
+    """Which branches there are (Table 1a); boundary is a supervision, the others are towers too."""
+    fine_features: bool = True
+    """Add the finer feature of P2 to what the towers see (Table 1c)."""
+    mask_feature: bool = True
+    """Add the RoI feature to the squeezed ones in eq. 1 (Table 1d)."""
     fusion: Literal["plus", "minus"] = "plus"
     """Sign of the RoI feature in eq. 1: the paper adds, most of the released code subtracts."""
-    warp: Literal["flow", "none"] = "flow"
+    boundary_to_mask: bool = True
+    """Pass the boundary feature through a 1 x 1 convolution to the mask (Table 1d)."""
+    mask_fusion: bool = True
+    """The 3 x 3 convolution that ends the released wiring."""
+    warp: Literal["flow", "dcnv2", "dgmn", "none"] = "flow"
     """What fills the generator's slot (Table 1e)."""
     legacy_warp: bool = False
     """The released code's sampling grid, under which zero flow is not the identity."""
     initialization: Literal["released", "kaiming"] = "kaiming"
     """The released N(0, 0.01) towers, or Kaiming towers and a zero flow."""
+    norm: Literal["none", "batch", "group"] = "none"
+    """After each convolution but the flow's; nothing in the paper's heads for RoIs."""
+    light_channels: int = 64
+    """Width at which the light wiring squeezes."""
+
+    def __post_init__(self) -> None:
+        light = self.wiring == "light"
+        plain = SqueezeConfig.__dataclass_fields__
+        fixed = ("branches", "fine_features", "mask_feature", "boundary_to_mask", "mask_fusion")
+        switched = [name for name in fixed if getattr(self, name) != plain[name].default]
+        _raise_all(
+            "squeeze",
+            [
+                *_choices(
+                    wiring=(self.wiring, ("paper", "released", "light")),
+                    fusion=(self.fusion, ("plus", "minus")),
+                    warp=(self.warp, ("flow", "dcnv2", "dgmn", "none")),
+                    initialization=(self.initialization, ("released", "kaiming")),
+                    norm=(self.norm, ("none", "batch", "group")),
+                    **{
+                        f"branches[{place}]": (name, ("boundary", "contraction", "expansion"))
+                        for place, name in enumerate(self.branches)
+                    },
+                ),
+                (
+                    len(set(self.branches)) == len(self.branches) > 0,
+                    f"branches needs at least one name and none twice, got {self.branches}; "
+                    'a head without any is kind "plain"',
+                ),
+                (
+                    self.light_channels > 0,
+                    f"light_channels must be positive, got {self.light_channels}",
+                ),
+                (
+                    not (light and switched),
+                    f"the light wiring has no switch {', '.join(switched)}; "
+                    'take wiring "released" or "paper" for that ablation',
+                ),
+                (
+                    not (light and self.warp in {"dcnv2", "dgmn"}),
+                    f'the light wiring warps by flow or not at all, got warp "{self.warp}"',
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuidedFlowConfig:
+    """Supervision of the two flows by the way to the outline (ours, bsm/guided_flow.py)."""
+
+    weight: float = 0.0
+    """Of the loss of either flow; 0 leaves the flows to the other losses, as the paper does."""
+    reach: float = 2.0
+    """How far from the outline a flow is supervised, in cells of the RoI's feature."""
+
+    def __post_init__(self) -> None:
+        _raise_all(
+            "guided_flow",
+            [
+                (self.weight >= 0, f"weight may not be negative, got {self.weight}"),
+                (self.reach > 0, f"reach must be positive, got {self.reach}"),
+            ],
+        )
+
+
+BandLoss = Literal["bce", "weighted_bce", "dice", "bce_dice", "weighted_bce_dice"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,9 +290,9 @@ class LossWeights:
     boundary: float = 1.0
     """Cross-entropy and Dice of the boundary."""
     contraction: float = 1.0
-    """Dice of the contraction band."""
+    """The contraction band."""
     expansion: float = 1.0
-    """Dice of the expansion band."""
+    """The expansion band."""
 
     def __post_init__(self) -> None:
         values = (self.mask, self.boundary, self.contraction, self.expansion)
@@ -205,11 +300,63 @@ class LossWeights:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PointRendConfig:
+    """PointRend (facts of detectron2's projects/PointRend)."""
+
+    coarse_side: int = 7
+    """Cells along a side of the coarse mask."""
+    coarse_hidden: int = 1024
+    """Width of the two fully connected layers that predict it."""
+    num_layers: int = 3
+    """Layers of the point head before its predictor."""
+    num_points: int = 196
+    """Points of a RoI that carry loss."""
+    oversample: int = 3
+    """Candidates for each of these points."""
+    importance: float = 0.75
+    """Share of the points that are the least sure of the candidates."""
+    start_side: int = 28
+    """Inference predicts every cell of a mask of this side, then doubles it."""
+    subdivisions: int = 3
+    """How many times; three make 224."""
+    subdivision_points: int = 784
+    """Cells that are predicted anew after each doubling."""
+
+    def __post_init__(self) -> None:
+        counts = (
+            self.coarse_side,
+            self.coarse_hidden,
+            self.num_points,
+            self.oversample,
+            self.start_side,
+            self.subdivision_points,
+        )
+        _raise_all(
+            "pointrend",
+            [
+                (min(counts) > 0, "sides, widths and numbers of points must be positive"),
+                (
+                    min(self.num_layers, self.subdivisions) >= 0,
+                    "num_layers and subdivisions may not be negative",
+                ),
+                (
+                    0 <= self.importance <= 1,
+                    f"importance must be in [0, 1], got {self.importance}",
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MaskHeadConfig:
     """The mask head: which one, its size, its targets and its losses."""
 
-    kind: Literal["plain", "squeeze"] = "squeeze"
-    """Mask R-CNN's own head, or the boundary squeeze."""
+    kind: Literal["plain", "bmask", "pointrend", "squeeze"] = "squeeze"
+    """Mask R-CNN's own head, BMask R-CNN, PointRend, or the boundary squeeze."""
+    train_on: Literal["method", "proposals", "predicted"] = "method"
+    """The boxes that masks are trained in: proposals, the boxes that the box head makes of them, or
+    what the method's authors do: BMask R-CNN and PointRend predicted boxes unless there is a
+    cascade, the others proposals."""
     roi_side: int = 14
     """Cells along a side of the pooled RoI; masks have twice as many."""
     channels: int = 256
@@ -217,17 +364,32 @@ class MaskHeadConfig:
     num_convs: int = 4
     """3 x 3 convolutions before the squeeze or the predictor."""
     squeeze: SqueezeConfig = field(default_factory=SqueezeConfig)
+    pointrend: PointRendConfig = field(default_factory=PointRendConfig)
     targets: TargetConfig = field(default_factory=TargetConfig)
     loss_weights: LossWeights = field(default_factory=LossWeights)
+    band_loss: BandLoss = "dice"
+    """Loss of the contraction and expansion bands (Table 1b)."""
+    guided_flow: GuidedFlowConfig = field(default_factory=GuidedFlowConfig)
 
     def __post_init__(self) -> None:
         _raise_all(
             "mask_head",
             [
+                *_choices(
+                    kind=(self.kind, ("plain", "bmask", "pointrend", "squeeze")),
+                    train_on=(self.train_on, ("method", "proposals", "predicted")),
+                    band_loss=(self.band_loss, get_args(BandLoss)),
+                ),
                 (
                     min(self.roi_side, self.channels) > 0 and self.num_convs >= 0,
                     "roi_side and channels must be positive, num_convs not negative",
-                )
+                ),
+                (
+                    self.guided_flow.weight == 0
+                    or (self.kind == "squeeze" and self.squeeze.warp == "flow"),
+                    "guided_flow.weight is set, but there is no flow to guide: it needs kind "
+                    f'"squeeze" and warp "flow", got "{self.kind}" and "{self.squeeze.warp}"',
+                ),
             ],
         )
 

@@ -1,10 +1,10 @@
-"""The four losses of the mask head: cross-entropy and Dice, on the mask and on the squeeze's bands.
+"""The losses of mask heads: cross-entropy and Dice, on the mask and on the squeeze's bands.
 
 Every loss is a mean over real RoIs. A batch has a fixed number of RoI slots, so each loss takes a
 weight for every slot: 1 for a real RoI, 0 for an empty one. Without any real RoI a loss is exactly
 0, and its gradient too, so that a batch without objects is a step like any other.
 
-    R rois, M side of a mask.
+    R rois, H, W sides of a mask or of any other grid, M side of a square one.
 """
 
 from typing import NamedTuple
@@ -14,24 +14,31 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bsm.config import LossWeights
+from bsm.config import BandLoss, LossWeights
 from bsm.field import MaskTargets
 
 _DICE_SMOOTH = 1.0  # in numerator and denominator (released code)
 
+_MOST_WEIGHT = 20.0
+"""Cap on the weight of a band's cells in weighted cross-entropy: a band of one cell would count 783
+times."""
+
 
 class SqueezeLogits(NamedTuple):
-    """What the four predictors say of R rois, each (R, M, M), of the roi's own category."""
+    """What the predictors say of R rois, each (R, M, M), of the roi's own category.
+
+    None where the branch is left out.
+    """
 
     mask: Tensor
-    boundary: Tensor
-    contraction: Tensor
-    expansion: Tensor
+    boundary: Tensor | None
+    contraction: Tensor | None
+    expansion: Tensor | None
 
 
 def bce_loss(
-    logits: Float[Tensor, "R M M"],
-    targets: Float[Tensor, "R M M"],
+    logits: Float[Tensor, "R H W"],
+    targets: Float[Tensor, "R H W"],
     *,
     weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -47,9 +54,34 @@ def bce_loss(
     return _mean_of_rois(cells.flatten(1).sum(1) / _cells_of(logits), weights)
 
 
+def weighted_bce_loss(
+    logits: Float[Tensor, "R H W"],
+    targets: Float[Tensor, "R H W"],
+    *,
+    weights: Float[Tensor, " R"] | None = None,
+) -> Float[Tensor, ""]:
+    """Average the cross-entropy with a band's cells weighted up to those outside of it.
+
+    Neither the paper nor its code says how it weights (Table 1b). Here the cells of a band count
+    (number of others) / (number of theirs) each, roi by roi, at most 20.
+
+    Args:
+        logits: before the sigmoid.
+        targets: 0/1.
+        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
+    """
+    wanted = targets.float()
+    ones = wanted.flatten(1).sum(1)
+    up = ((_cells_of(logits) - ones) / ones.clamp(min=1.0)).clamp(min=1.0, max=_MOST_WEIGHT)
+    cells = F.binary_cross_entropy_with_logits(
+        logits.float(), wanted, reduction="none", pos_weight=up[:, None, None]
+    )
+    return _mean_of_rois(cells.flatten(1).sum(1) / _cells_of(logits), weights)
+
+
 def dice_loss(
-    logits: Float[Tensor, "R M M"],
-    targets: Float[Tensor, "R M M"],
+    logits: Float[Tensor, "R H W"],
+    targets: Float[Tensor, "R H W"],
     *,
     weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -67,14 +99,44 @@ def dice_loss(
     return _mean_of_rois(1 - (2 * shared + _DICE_SMOOTH) / (total + _DICE_SMOOTH), weights)
 
 
+def band_loss(
+    logits: Float[Tensor, "R H W"],
+    targets: Float[Tensor, "R H W"],
+    *,
+    kind: BandLoss,
+    weights: Float[Tensor, " R"] | None = None,
+) -> Float[Tensor, ""]:
+    """Compare a prediction with its band by one of the losses of Table 1b.
+
+    Args:
+        logits: before the sigmoid.
+        targets: 0/1.
+        kind: cross-entropy, weighted or not, Dice, or a sum of two.
+        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
+    """
+    match kind:
+        case "bce":
+            return bce_loss(logits, targets, weights=weights)
+        case "weighted_bce":
+            return weighted_bce_loss(logits, targets, weights=weights)
+        case "dice":
+            return dice_loss(logits, targets, weights=weights)
+        case "bce_dice":
+            entropy = bce_loss(logits, targets, weights=weights)
+        case "weighted_bce_dice":
+            entropy = weighted_bce_loss(logits, targets, weights=weights)
+    return entropy + dice_loss(logits, targets, weights=weights)
+
+
 def squeeze_losses(
     logits: SqueezeLogits,
     targets: MaskTargets,
     *,
     weights: Float[Tensor, " R"] | None = None,
     loss_weights: LossWeights | None = None,
+    band: BandLoss = "dice",
 ) -> dict[str, Tensor]:
-    """Compare the four predictions with the four targets (eq. 5).
+    """Compare the predictions with their targets (eq. 5).
 
     Cross-entropy for the mask, cross-entropy and Dice for the boundary, Dice for the contraction
     and expansion bands (sec. 3.2).
@@ -84,22 +146,26 @@ def squeeze_losses(
         targets: from the squeeze field or from morphology.
         weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
         loss_weights: weights of the four in the sum; without them all are 1, as in the paper.
+        band: loss of the contraction and expansion bands (Table 1b).
 
     Returns:
-        the weighted losses by name: loss_mask, loss_boundary, loss_contraction, loss_expansion.
+        the weighted losses by name: loss_mask, loss_boundary, loss_contraction, loss_expansion;
+        without those of a branch that is left out.
     """
     scale = loss_weights or LossWeights()
-    mask = bce_loss(logits.mask, targets.mask, weights=weights)
-    boundary = bce_loss(logits.boundary, targets.boundary, weights=weights)
-    boundary = boundary + dice_loss(logits.boundary, targets.boundary, weights=weights)
-    contraction = dice_loss(logits.contraction, targets.contraction, weights=weights)
-    expansion = dice_loss(logits.expansion, targets.expansion, weights=weights)
-    return {
-        "loss_mask": mask * scale.mask,
-        "loss_boundary": boundary * scale.boundary,
-        "loss_contraction": contraction * scale.contraction,
-        "loss_expansion": expansion * scale.expansion,
+    kinds: dict[str, BandLoss] = {
+        "mask": "bce",
+        "boundary": "bce_dice",
+        "contraction": band,
+        "expansion": band,
     }
+    losses = {}
+    for name, kind in kinds.items():
+        predicted, wanted = getattr(logits, name), getattr(targets, name)
+        if predicted is not None:
+            loss = band_loss(predicted, wanted, kind=kind, weights=weights)
+            losses[f"loss_{name}"] = loss * getattr(scale, name)
+    return losses
 
 
 def _cells_of(logits: Tensor) -> int:

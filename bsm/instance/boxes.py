@@ -1,7 +1,9 @@
 """The box head: what is in a RoI, and where exactly.
 
-N images, S RoI slots, R RoIs of all images, K categories, D detection slots
+N images, S RoI slots, P proposals, R RoIs of all images, K categories, D detection slots
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,8 @@ from bsm.config import BoxHeadConfig
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.proposals import Proposals
-from bsm.instance.roi import SampledRois
-from bsm.instance.tensors import Detections
+from bsm.instance.roi import SampledRois, pool_rois, rois_of_slots, used_slots
+from bsm.instance.tensors import Detections, Targets
 
 CODE_WEIGHTS = (10.0, 5.0)
 """detectron2's ROI_BOX_HEAD.BBOX_REG_WEIGHTS, center and size."""
@@ -26,15 +28,29 @@ class BoxHead(nn.Module):
     """Two fully connected layers, then a score for each category and a box regression for each.
 
     The background is the last of the K + 1 scores; it has no regression.
+
+    Args:
+        channels: of the pyramid.
+        num_classes: K.
+        config: sizes, thresholds and counts.
+        is_agnostic: one regression for all categories, as in the stages of a cascade.
     """
 
-    def __init__(self, channels: int, *, num_classes: int, config: BoxHeadConfig) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_classes: int,
+        config: BoxHeadConfig,
+        is_agnostic: bool = False,
+    ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.config = config
+        self.num_regressions = 1 if is_agnostic else num_classes
         self.fc1 = nn.Linear(channels * config.roi_side**2, config.hidden)
         self.fc2 = nn.Linear(config.hidden, config.hidden)
         self.scores = nn.Linear(config.hidden, num_classes + 1)
-        self.deltas = nn.Linear(config.hidden, 4 * num_classes)
+        self.deltas = nn.Linear(config.hidden, 4 * self.num_regressions)
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_uniform_(layer.weight, a=1)  # detectron2: c2_xavier_fill
         nn.init.normal_(self.scores.weight, std=0.01)
@@ -46,31 +62,91 @@ class BoxHead(nn.Module):
         """Score and regress pooled RoIs (R, D, side, side).
 
         Returns:
-            Logits (R, K + 1) and regressions (R, K, 4), float32.
+            Logits (R, K + 1) and regressions (R, K, 4), or (R, 1, 4) of all, float32.
         """
         hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
-        deltas = self.deltas(hidden).float().view(-1, self.num_classes, 4)
+        deltas = self.deltas(hidden).float().view(-1, self.num_regressions, 4)
         return self.scores(hidden).float(), deltas
+
+    def losses(
+        self,
+        pyramid: Sequence[Tensor],
+        rois: SampledRois,
+        targets: Targets,
+        image_sizes_hw: Tensor,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of sampled RoIs, and the boxes (N, S, 4) that they are regressed to.
+
+        A RoI is regressed as its target's category; empty and background slots hold any box.
+        """
+        used = used_slots(rois.valid)
+        logits, deltas = self._of_slots(pyramid, rois.boxes_xyxy, used)
+        losses = box_losses(
+            logits, deltas, rois=rois, target_boxes_xyxy=targets.boxes_xyxy, used=used
+        )
+        own = own_regression(deltas.detach(), rois.category_index.flatten()[used])
+        boxes = rois.boxes_xyxy.flatten(0, 1)
+        refined = decode_boxes(own, boxes[used], weights=CODE_WEIGHTS)
+        return losses, boxes.index_copy(0, used, refined).view_as(rois.boxes_xyxy)
+
+    def detect(
+        self, pyramid: Sequence[Tensor], proposals: Proposals, image_sizes_hw: Tensor
+    ) -> Detections:
+        """The best boxes of N images after NMS in each category, without masks."""
+        every = torch.arange(proposals.valid.numel(), device=proposals.valid.device)
+        logits, deltas = self._of_slots(pyramid, proposals.boxes_xyxy, every)
+        n, num_proposals = proposals.valid.shape
+        deltas = deltas.view(n, num_proposals, -1, 4)
+        boxes = decode_boxes(deltas, proposals.boxes_xyxy[:, :, None], weights=CODE_WEIGHTS)
+        return detect_boxes(
+            logits.softmax(-1).view(n, num_proposals, -1)[..., :-1],
+            boxes,
+            valid=proposals.valid,
+            image_sizes_hw=image_sizes_hw,
+            config=self.config,
+        )
+
+    def _of_slots(
+        self, pyramid: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rois = rois_of_slots(boxes_xyxy, used)
+        logits, deltas = self(pool_rois(pyramid, rois, side=self.config.roi_side))
+        return logits, deltas
+
+
+def own_regression(deltas: Tensor, category_index: Tensor) -> Tensor:
+    """Of regressions (R, K or 1, 4) the one (R, 4) of each RoI's category (R,).
+
+    Background, which has none, gets that of the last category.
+    """
+    own = category_index.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
+    return deltas.gather(1, own).squeeze(1)
 
 
 def box_losses(
-    logits: Tensor, deltas: Tensor, *, rois: SampledRois, target_boxes_xyxy: Tensor, used: Tensor
+    logits: Tensor,
+    deltas: Tensor,
+    *,
+    rois: SampledRois,
+    target_boxes_xyxy: Tensor,
+    used: Tensor,
+    weights: tuple[float, float] = CODE_WEIGHTS,
 ) -> dict[str, Tensor]:
     """Cross-entropy of the category and L1 of the regression, both over the number of RoIs.
 
     Args:
         logits: (R, K + 1).
-        deltas: (R, K, 4).
+        deltas: (R, K, 4), or (R, 1, 4) of all categories.
         rois: The sampled RoIs.
         target_boxes_xyxy: (N, T, 4).
         used: (R,) flat indices into the slots of `rois`: which of them `logits` belong to.
+        weights: Of the regression's center and size.
     """
     slot = rois.target_slot[..., None].expand(-1, -1, 4)
     matched = target_boxes_xyxy.gather(1, slot).flatten(0, 1)[used]
     category = rois.category_index.flatten()[used]
-    code = encode_boxes(rois.boxes_xyxy.flatten(0, 1)[used], matched, weights=CODE_WEIGHTS)
-    own = category.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
-    error = (deltas.gather(1, own).squeeze(1) - code).abs().sum(1)
+    code = encode_boxes(rois.boxes_xyxy.flatten(0, 1)[used], matched, weights=weights)
+    error = (own_regression(deltas, category) - code).abs().sum(1)
     num_rois = rois.valid.sum().clamp(min=1)
     entropy = F.cross_entropy(logits, category, reduction="none")
     return {
@@ -81,33 +157,30 @@ def box_losses(
 
 @torch.no_grad()
 def detect_boxes(
-    logits: Tensor,
-    deltas: Tensor,
+    probs: Tensor,
+    boxes_xyxy: Tensor,
     *,
-    proposals: Proposals,
+    valid: Tensor,
     image_sizes_hw: Tensor,
     config: BoxHeadConfig,
 ) -> Detections:
     """The best boxes of N images after NMS in each category, without masks.
 
     Args:
-        logits: (N * P, K + 1).
-        deltas: (N * P, K, 4).
-        proposals: What was pooled, (N, P).
+        probs: (N, P, K) scores, 0 to 1.
+        boxes_xyxy: (N, P, K, 4), or (N, P, 1, 4) where all categories share a box.
+        valid: (N, P) bool: which rows hold a proposal.
         image_sizes_hw: (N, 2).
         config: Thresholds and counts.
     """
-    n, num_proposals = proposals.valid.shape
-    num_classes = deltas.shape[1]
-    probs = logits.softmax(-1)[:, :-1].view(n, num_proposals, num_classes)
-    usable = (probs > config.score_threshold) & proposals.valid[:, :, None]
+    n, _, num_classes = probs.shape
+    usable = (probs > config.score_threshold) & valid[:, :, None]
     scores = probs.masked_fill(~usable, 0.0).flatten(1)
     best, index = scores.topk(min(_MAX_CANDIDATES, scores.shape[1]), dim=1)
-    of_roi = (index // num_classes)[..., None].expand(-1, -1, 4)
-    chosen = deltas.view(n, -1, 4).gather(1, index[..., None].expand(-1, -1, 4))
-    decoded = decode_boxes(chosen, proposals.boxes_xyxy.gather(1, of_roi), weights=CODE_WEIGHTS)
-    boxes = clip_boxes(decoded, image_sizes_hw)
     category = index % num_classes
+    of_box = index if boxes_xyxy.shape[2] == num_classes else index // num_classes
+    chosen = boxes_xyxy.flatten(1, 2).gather(1, of_box[..., None].expand(-1, -1, 4))
+    boxes = clip_boxes(chosen, image_sizes_hw)
     keep = keep_after_nms(
         boxes, (best > 0) & has_area(boxes), iou_threshold=config.nms_iou, category_index=category
     )
@@ -116,11 +189,11 @@ def detect_boxes(
     best, order = best.topk(config.detections_per_image, dim=1)
     boxes = F.pad(boxes, (0, 0, 0, lacking)).gather(1, order[..., None].expand(-1, -1, 4))
     category = F.pad(category, (0, lacking)).gather(1, order)
-    valid = best > 0
+    found = best > 0
     return Detections(
-        boxes.masked_fill(~valid[..., None], 0.0),
+        boxes.masked_fill(~found[..., None], 0.0),
         best,
-        category.masked_fill(~valid, 0),
-        valid,
+        category.masked_fill(~found, 0),
+        found,
         boxes.new_zeros(n, config.detections_per_image, 0, 0),
     )

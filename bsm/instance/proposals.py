@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from bsm.config import ProposalConfig
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
 from bsm.instance.nms import keep_after_nms
-from bsm.instance.sampling import ANCHORS, pick, random_keys
 from bsm.instance.tensors import Targets
+from bsm.sampling import ANCHORS, pick, random_keys
 
 STRIDES = (4, 8, 16, 32, 64)
 """Of P2 to P6."""

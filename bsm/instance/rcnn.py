@@ -11,22 +11,13 @@ from torch import Tensor, nn
 
 from bsm.backbone import Backbone
 from bsm.config import MaskRCNNConfig
-from bsm.field import MaskTargets, sample_field, targets_from_distance
-from bsm.instance.boxes import BoxHead, box_losses, detect_boxes
-from bsm.instance.mask_heads.plain import PlainMaskHead
-from bsm.instance.mask_heads.squeeze import SqueezeMaskHead
-from bsm.instance.proposals import ProposalNetwork, Proposals, make_anchors
-from bsm.instance.roi import (
-    SampledRois,
-    pool_finest,
-    pool_rois,
-    rois_of_slots,
-    sample_rois,
-    used_slots,
-)
+from bsm.instance.boxes import BoxHead
+from bsm.instance.cascade import CascadeBoxHead
+from bsm.instance.mask_heads.build import build_mask_head
+from bsm.instance.proposals import ProposalNetwork, make_anchors
+from bsm.instance.roi import SampledRois, rois_of_slots, sample_rois, used_slots
+from bsm.instance.roi_targets import MaskRois
 from bsm.instance.tensors import Detections, Targets
-from bsm.losses import bce_loss, squeeze_losses
-from bsm.morphology import crop_masks, targets_from_masks
 
 
 class MaskRCNN(nn.Module):
@@ -38,17 +29,9 @@ class MaskRCNN(nn.Module):
         width, num_classes = config.backbone.fpn_channels, config.num_classes
         self.backbone = Backbone(config.backbone)
         self.proposals = ProposalNetwork(width, config=config.proposals)
-        self.box_head = BoxHead(width, num_classes=num_classes, config=config.box_head)
-        self.mask_head: PlainMaskHead | SqueezeMaskHead
-        match config.mask_head.kind:
-            case "plain":
-                self.mask_head = PlainMaskHead(
-                    width, num_classes=num_classes, config=config.mask_head
-                )
-            case "squeeze":
-                self.mask_head = SqueezeMaskHead(
-                    width, num_classes=num_classes, config=config.mask_head
-                )
+        box_head = CascadeBoxHead if config.box_head.kind == "cascade" else BoxHead
+        self.box_head = box_head(width, num_classes=num_classes, config=config.box_head)
+        self.mask_head = build_mask_head(width, num_classes=num_classes, config=config.mask_head)
 
     def forward(
         self, images: Tensor, image_sizes_hw: Tensor, targets: Targets | None = None
@@ -61,25 +44,40 @@ class MaskRCNN(nn.Module):
             targets: Needed in training mode, ignored otherwise.
 
         Returns:
-            Scalars to be added: loss_objectness, loss_proposal_box, loss_class, loss_box, loss_mask
-            and, with the squeeze, loss_boundary, loss_contraction, loss_expansion. Or the
-            detections.
+            Scalars to be added: loss_objectness, loss_proposal_box, loss_class and loss_box (of
+            each stage in a cascade), and those of the mask head. Or the detections.
 
         Raises:
             ValueError: targets are missing, or lack the masks that the "roi" target source reads.
         """
         if not self.training:
             return self._detect(images, image_sizes_hw)
-        if targets is None:
-            raise ValueError(
-                "targets: missing. In training mode call model(images, sizes, targets)."
-            )
-        if self.config.mask_head.targets.source == "roi" and targets.masks is None:
-            raise ValueError(
-                "targets.masks: missing. The target source 'roi' cuts masks out of images: collate "
-                "them with the batch, or set mask_head.targets.source to 'field'."
-            )
-        return self._losses(images, image_sizes_hw, _with_a_slot(targets))
+        return self._losses(images, image_sizes_hw, self._checked(targets))
+
+    def mask_losses_in_boxes(
+        self, images: Tensor, image_sizes_hw: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """The losses of masks alone, in the boxes of the targets: what a study of heads trains.
+
+        Args:
+            images: (N, 3, H, W) uint8.
+            image_sizes_hw: (N, 2) int64.
+            targets: of these images.
+
+        Raises:
+            ValueError: targets lack the masks that the "roi" target source reads.
+        """
+        targets = self._checked(targets)
+        features: list[Tensor] = self.backbone(images, image_sizes_hw)
+        slots = torch.arange(targets.valid.shape[1], device=images.device)
+        rois = SampledRois(
+            targets.boxes_xyxy,
+            targets.category_index,
+            slots.expand(len(images), -1),
+            targets.valid,
+            targets.valid,
+        )
+        return self.mask_head.losses(features[:4], _mask_rois(rois), targets)
 
     @torch.no_grad()
     def masks_for_boxes(
@@ -100,6 +98,18 @@ class MaskRCNN(nn.Module):
         used = torch.arange(category_index.numel(), device=images.device)
         return self._mask_probs(features, boxes_xyxy, category_index, used)
 
+    def _checked(self, targets: Targets | None) -> Targets:
+        if targets is None:
+            raise ValueError(
+                "targets: missing. In training mode call model(images, sizes, targets)."
+            )
+        if self.config.mask_head.targets.source == "roi" and targets.masks is None:
+            raise ValueError(
+                "targets.masks: missing. The target source 'roi' cuts masks out of images: collate "
+                "them with the batch, or set mask_head.targets.source to 'field'."
+            )
+        return _with_a_slot(targets)
+
     def _losses(
         self, images: Tensor, image_sizes_hw: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
@@ -108,106 +118,38 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.proposals(features)
         losses = self.proposals.losses(logits, deltas, anchors, targets)
         proposals = self.proposals.propose(logits, deltas, anchors, image_sizes_hw)
-        rois = sample_rois(
+        sampled = sample_rois(
             proposals,
             targets,
             config=self.config.box_head,
             num_classes=self.config.num_classes,
         )
-        losses |= self._box_losses(features, rois, targets)
-        losses |= self._mask_losses(features, rois, targets)
-        return losses
+        box_losses, refined = self.box_head.losses(features[:4], sampled, targets, image_sizes_hw)
+        boxes = refined if self._trains_on_predicted_boxes() else sampled.boxes_xyxy
+        rois = self._foreground(sampled._replace(boxes_xyxy=boxes))
+        return losses | box_losses | self.mask_head.losses(features[:4], rois, targets)
 
-    def _box_losses(
-        self, features: Sequence[Tensor], rois: SampledRois, targets: Targets
-    ) -> dict[str, Tensor]:
-        used = used_slots(rois.valid)
-        logits, deltas = self._score_boxes(features, rois.boxes_xyxy, used)
-        return box_losses(
-            logits, deltas, rois=rois, target_boxes_xyxy=targets.boxes_xyxy, used=used
-        )
+    def _trains_on_predicted_boxes(self) -> bool:
+        """Whether masks are trained in the boxes that the box head predicts (MaskHeadConfig)."""
+        head = self.config.mask_head
+        if head.train_on != "method":
+            return head.train_on == "predicted"
+        # BMask R-CNN's and PointRend's configurations; detectron2's cascade has no such choice.
+        return head.kind in {"bmask", "pointrend"} and self.config.box_head.kind == "single"
 
-    def _score_boxes(
-        self, features: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        pooled = pool_rois(
-            features[:4], rois_of_slots(boxes_xyxy, used), side=self.config.box_head.roi_side
-        )
-        logits, deltas = self.box_head(pooled)
-        return logits, deltas
-
-    def _mask_losses(
-        self, features: Sequence[Tensor], rois: SampledRois, targets: Targets
-    ) -> dict[str, Tensor]:
-        config = self.config
+    def _foreground(self, rois: SampledRois) -> MaskRois:
         # Foreground fills the first slots: the rest cannot hold any.
-        num_slots = max(
-            1, int(config.box_head.samples_per_image * config.box_head.positive_fraction)
-        )
-        foreground = rois.foreground[:, :num_slots]
-        boxes = rois.boxes_xyxy[:, :num_slots]
-        used = used_slots(foreground)
-        weights = foreground.flatten()[used].float()
-        # An empty slot has the background's index, which is no mask's.
-        category = (
-            rois.category_index[:, :num_slots].flatten()[used].clamp(max=config.num_classes - 1)
-        )
-        slot = rois.target_slot[:, :num_slots].flatten()[used]
-        mask_targets = self._mask_targets(rois_of_slots(boxes, used), slot, targets)
-        pooled = self._pool_for_masks(features, boxes, used)
-        if isinstance(self.mask_head, SqueezeMaskHead):
-            return squeeze_losses(
-                self.mask_head(*pooled, category),
-                mask_targets,
-                weights=weights,
-                loss_weights=config.mask_head.loss_weights,
-            )
-        loss = bce_loss(self.mask_head(*pooled, category), mask_targets.mask, weights=weights)
-        return {"loss_mask": loss * config.mask_head.loss_weights.mask}
-
-    @torch.no_grad()
-    def _mask_targets(self, rois: Tensor, slot: Tensor, targets: Targets) -> MaskTargets:
-        """The targets of RoIs (R, 5) whose objects are in the given slots (R,) of their images."""
-        config = self.config.mask_head
-        side, boxes = 2 * config.roi_side, rois[:, 1:]
-        image = rois[:, 0].long()
-        kernel_size, unite = config.targets.kernel_size, config.targets.unite_boundary
-        if config.targets.source == "roi" and targets.masks is not None:
-            masks = crop_masks(targets.masks, boxes, image, slot, side=side)
-            return targets_from_masks(masks, kernel_size=kernel_size, unite_boundary=unite)
-        distance = sample_field(
-            targets.squeeze_field[image, slot],
-            targets.field_frame_xyxy[image, slot],
-            boxes,
-            side=side,
-        )
-        return targets_from_distance(distance, kernel_size=kernel_size, unite_boundary=unite)
-
-    def _pool_for_masks(
-        self, features: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
-    ) -> tuple[Tensor, ...]:
-        side = self.config.mask_head.roi_side
-        rois = rois_of_slots(boxes_xyxy, used)
-        pooled = pool_rois(features[:4], rois, side=side)
-        if isinstance(self.mask_head, SqueezeMaskHead):
-            return pooled, pool_finest(features[0], rois, side=2 * side)
-        return (pooled,)
+        config = self.config.box_head
+        num_slots = max(1, int(config.samples_per_image * config.positive_fraction))
+        return _mask_rois(SampledRois(*(each[:, :num_slots] for each in rois)))
 
     @torch.no_grad()
     def _detect(self, images: Tensor, image_sizes_hw: Tensor) -> Detections:
         features: list[Tensor] = self.backbone(images, image_sizes_hw)
         anchors = make_anchors(features, image_sizes_hw, config=self.config.proposals)
         logits, deltas = self.proposals(features)
-        proposals: Proposals = self.proposals.propose(logits, deltas, anchors, image_sizes_hw)
-        every = torch.arange(proposals.valid.numel(), device=images.device)
-        scores, boxes = self._score_boxes(features, proposals.boxes_xyxy, every)
-        found = detect_boxes(
-            scores,
-            boxes,
-            proposals=proposals,
-            image_sizes_hw=image_sizes_hw,
-            config=self.config.box_head,
-        )
+        proposals = self.proposals.propose(logits, deltas, anchors, image_sizes_hw)
+        found: Detections = self.box_head.detect(features[:4], proposals, image_sizes_hw)
         probs = self._mask_probs(
             features, found.boxes_xyxy, found.category_index, used_slots(found.valid)
         )
@@ -216,17 +158,27 @@ class MaskRCNN(nn.Module):
     def _mask_probs(
         self, features: Sequence[Tensor], boxes_xyxy: Tensor, category_index: Tensor, used: Tensor
     ) -> Tensor:
-        pooled = self._pool_for_masks(features, boxes_xyxy, used)
-        category = category_index.flatten()[used]
-        head = self.mask_head
-        drawn: Tensor = (
-            head.masks(pooled[0], pooled[1], category)
-            if isinstance(head, SqueezeMaskHead)
-            else head(*pooled, category)
+        drawn = self.mask_head.predict(
+            features[:4], rois_of_slots(boxes_xyxy, used), category_index.flatten()[used]
         )
         probs = drawn.new_zeros(category_index.numel(), *drawn.shape[1:], dtype=torch.float32)
         probs = probs.index_copy(0, used, drawn.float().sigmoid())
         return probs.view(*category_index.shape, *drawn.shape[1:])
+
+
+def _mask_rois(rois: SampledRois) -> MaskRois:
+    """The slots to compute, flat over the images."""
+    used = used_slots(rois.foreground)
+    weights = rois.foreground.flatten()[used].float()
+    # An empty slot has the background's index, which is no mask's.
+    category = rois.category_index.flatten()[used] * rois.foreground.flatten()[used]
+    return MaskRois(
+        rois_of_slots(rois.boxes_xyxy, used),
+        category,
+        rois.target_slot.flatten()[used],
+        weights,
+        used % rois.valid.shape[1],
+    )
 
 
 def _with_a_slot(targets: Targets) -> Targets:

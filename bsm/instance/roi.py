@@ -13,8 +13,8 @@ from torchvision.ops import roi_align
 from bsm.config import BoxHeadConfig
 from bsm.instance.geometry import box_area, has_area, pairwise_iou
 from bsm.instance.proposals import Proposals
-from bsm.instance.sampling import ROIS, pick, random_keys
 from bsm.instance.tensors import Targets
+from bsm.sampling import ROIS, pick, random_keys
 
 STRIDES = (4, 8, 16, 32)
 """Of P2 to P5."""
@@ -26,7 +26,7 @@ _TARGET_IDENTITY = 7 << 28
 
 
 class SampledRois(NamedTuple):
-    """The RoIs that carry loss, foreground first."""
+    """The RoIs that carry loss; foreground comes first, but in the later stages of a cascade."""
 
     boxes_xyxy: Tensor
     """(N, S, 4)."""
@@ -47,9 +47,9 @@ def sample_rois(
     """Pick the RoIs of a training step from the proposals and the target boxes themselves."""
     boxes = torch.cat((proposals.boxes_xyxy, targets.boxes_xyxy), dim=1)
     valid = torch.cat((proposals.valid, targets.valid), dim=1) & has_area(boxes)
-    iou = pairwise_iou(targets.boxes_xyxy, boxes)
-    best, matched = iou.masked_fill_(~targets.valid[:, :, None], -1.0).max(dim=1)
-    positive = valid & (best >= config.foreground_iou)
+    best, matched = _best_targets(boxes, targets)
+    iou = config.cascade_ious[0] if config.kind == "cascade" else config.foreground_iou
+    positive = valid & (best >= iou)
     # A proposal is picked by its anchor, not its rank: rounding swaps ranks.
     slot_identity = torch.arange(targets.valid.shape[1], device=boxes.device) + _TARGET_IDENTITY
     identity = torch.cat((proposals.identity, slot_identity.expand(len(boxes), -1)), dim=1)
@@ -72,6 +72,25 @@ def sample_rois(
         slots.positive,
         slots.valid,
     )
+
+
+@torch.no_grad()
+def rematch_rois(
+    boxes_xyxy: Tensor, valid: Tensor, targets: Targets, *, foreground_iou: float, num_classes: int
+) -> SampledRois:
+    """Match boxes (N, S, 4) of the slots that are valid (N, S) with the targets, all of them."""
+    valid = valid & has_area(boxes_xyxy)
+    best, matched = _best_targets(boxes_xyxy, targets)
+    foreground = valid & (best >= foreground_iou)
+    category = targets.category_index.gather(1, matched).masked_fill(~foreground, num_classes)
+    return SampledRois(boxes_xyxy, category, matched, foreground, valid)
+
+
+def _best_targets(boxes_xyxy: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """The largest overlap (N, S) of each box with a target, and which target that is."""
+    iou = pairwise_iou(targets.boxes_xyxy, boxes_xyxy)
+    best, matched = iou.masked_fill_(~targets.valid[:, :, None], -1.0).max(dim=1)
+    return best, matched
 
 
 def used_slots(valid: Tensor) -> Tensor:
@@ -117,6 +136,26 @@ def pool_finest(feature: Tensor, rois: Tensor, *, side: int) -> Tensor:
     return _roi_align(feature, rois, side, STRIDES[0])
 
 
+def pool_cell_centers(feature: Tensor, rois: Tensor, *, side: int) -> Tensor:
+    """Read P2 at the centers of each RoI's cells, one sample a cell: (R, D, side, side)."""
+    return _roi_align(feature, rois, side, STRIDES[0], sampling_ratio=1)
+
+
+def read_points(
+    feature: Tensor, image_index: Tensor, pixels_xy: Tensor, *, stride: int = STRIDES[0]
+) -> Tensor:
+    """Read a feature (N, D, H, W), bilinear, at pixels (R, P, 2) of images (R,): (R, D, P).
+
+    RoIAlign of a box without extent, with one sample, reads just there. So nothing need know how
+    many RoIs an image has, and nothing of the size of R features is made.
+    """
+    num_rois, num_points = pixels_xy.shape[:2]
+    image = image_index.to(pixels_xy.dtype)[:, None, None].expand(-1, num_points, 1)
+    boxes = torch.cat((image, pixels_xy, pixels_xy), dim=2).flatten(0, 1)
+    found = _roi_align(feature, boxes, 1, stride, sampling_ratio=1)
+    return found.view(num_rois, num_points, -1).transpose(1, 2)
+
+
 def pool_without_host(
     features: Sequence[Tensor], rois: Tensor, level: Tensor, *, side: int
 ) -> Tensor:
@@ -150,10 +189,17 @@ def _pool_level_by_level(
     return torch.cat(pooled)[back]
 
 
-def _roi_align(feature: Tensor, rois: Tensor, side: int, stride: int) -> Tensor:
+def _roi_align(
+    feature: Tensor, rois: Tensor, side: int, stride: int, *, sampling_ratio: int = 0
+) -> Tensor:
     # In float32, whatever the features are: bfloat16 holds 8 bits, and would move a box that lies
     # at pixel 1,000 by up to 4.
     pooled: Tensor = roi_align(
-        feature.float(), rois.float(), side, 1.0 / stride, sampling_ratio=0, aligned=True
+        feature.float(),
+        rois.float(),
+        side,
+        1.0 / stride,
+        sampling_ratio=sampling_ratio,
+        aligned=True,
     )
     return pooled.to(feature.dtype)

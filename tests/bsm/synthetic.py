@@ -8,9 +8,12 @@ from torch import Tensor
 from bsm.config import (
     BackboneConfig,
     BoxHeadConfig,
+    GuidedFlowConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
+    PointRendConfig,
     ProposalConfig,
+    SqueezeConfig,
     TargetConfig,
 )
 from bsm.field import field_frame_xyxy, mask_to_field
@@ -18,10 +21,25 @@ from bsm.instance.tensors import Targets
 
 FIELD_SIDE = 56
 
+KINDS = ("plain", "bmask", "pointrend", "squeeze", "light", "guided")
+"""What `tiny_config` knows."""
+
 
 def tiny_config(
-    *, kind: str = "squeeze", source: str = "field", trunk: str = "resnet10t", num_classes: int = 3
+    *,
+    kind: str = "squeeze",
+    source: str = "field",
+    trunk: str = "resnet10t",
+    num_classes: int = 3,
+    boxes: str = "single",
+    train_on: str = "method",
 ) -> MaskRCNNConfig:
+    """A small detector; kind is a mask head, or "light" or "guided" for a squeeze of that sort."""
+    squeeze, guided = SqueezeConfig(), GuidedFlowConfig()
+    if kind in {"light", "guided"}:
+        squeeze = SqueezeConfig(wiring="light" if kind == "light" else "released", light_channels=8)
+        guided = GuidedFlowConfig(weight=0.5)
+        kind = "squeeze"
     return MaskRCNNConfig(
         num_classes=num_classes,
         backbone=BackboneConfig(name=trunk, norm="batch", freeze_at=0, fpn_channels=16),
@@ -32,12 +50,22 @@ def tiny_config(
             top_k_after_nms=60,
         ),
         box_head=BoxHeadConfig(
-            hidden=32, samples_per_image=32, positive_fraction=0.5, detections_per_image=10
+            kind=boxes,
+            hidden=32,
+            samples_per_image=32,
+            positive_fraction=0.5,
+            detections_per_image=10,
         ),
         mask_head=MaskHeadConfig(
             kind=kind,
             channels=16,
             num_convs=1,
+            squeeze=squeeze,
+            guided_flow=guided,
+            train_on=train_on,
+            pointrend=PointRendConfig(
+                coarse_hidden=32, num_points=24, start_side=7, subdivisions=2, subdivision_points=40
+            ),
             targets=TargetConfig(source=source),
         ),
     )

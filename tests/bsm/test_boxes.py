@@ -2,7 +2,7 @@ import torch
 from torchvision.ops import batched_nms, box_iou
 
 from bsm.config import BoxHeadConfig
-from bsm.instance.boxes import BoxHead, box_losses, detect_boxes
+from bsm.instance.boxes import CODE_WEIGHTS, BoxHead, box_losses, detect_boxes
 from bsm.instance.geometry import (
     SCALE_CLAMP,
     clip_boxes,
@@ -10,7 +10,6 @@ from bsm.instance.geometry import (
     encode_boxes,
     pairwise_iou,
 )
-from bsm.instance.proposals import Proposals
 from bsm.instance.roi import SampledRois
 
 
@@ -104,10 +103,11 @@ def test_detections_are_those_of_a_plain_loop():
     logits = torch.randn(n * p, k + 1, generator=generator) * 2
     deltas = torch.randn(n * p, k, 4, generator=generator)
     sizes = torch.tensor([[100, 90], [70, 100]])
+    every = decode_boxes(deltas.view(n, p, k, 4), boxes[:, :, None], weights=CODE_WEIGHTS)
     found = detect_boxes(
-        logits,
-        deltas,
-        proposals=Proposals(boxes, valid, valid.long()),
+        logits.view(n, p, k + 1).softmax(-1)[..., :k],
+        every,
+        valid=valid,
         image_sizes_hw=sizes,
         config=config,
     )
@@ -126,16 +126,10 @@ def test_detections_are_those_of_a_plain_loop():
 
 def test_fewer_candidates_than_slots_leave_empty_slots():
     config = BoxHeadConfig(detections_per_image=10)
-    logits = torch.tensor([[5.0, 0.0], [-5.0, 5.0]])
-    proposals = Proposals(
-        torch.tensor([[[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]]),
-        torch.ones(1, 2).bool(),
-        torch.arange(2)[None],
-    )
     found = detect_boxes(
-        logits,
-        torch.zeros(2, 1, 4),
-        proposals=proposals,
+        torch.tensor([[[0.99], [0.01]]]),
+        torch.tensor([0.0, 0.0, 9.0, 9.0]).expand(1, 2, 1, 4),
+        valid=torch.ones(1, 2).bool(),
         image_sizes_hw=torch.tensor([[20, 20]]),
         config=config,
     )

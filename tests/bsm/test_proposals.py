@@ -4,7 +4,7 @@ from synthetic import shapes_batch, targets_from
 from bsm.config import ProposalConfig
 from bsm.instance.geometry import pairwise_iou
 from bsm.instance.proposals import ProposalNetwork, make_anchors, match_anchors
-from bsm.instance.sampling import ANCHORS, ROIS, pick, random_keys
+from bsm.sampling import ANCHORS, ROIS, pick, random_keys
 
 CONFIG = ProposalConfig(
     anchor_sizes_px=(16.0, 32.0, 64.0, 128.0, 256.0),

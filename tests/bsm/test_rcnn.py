@@ -1,17 +1,34 @@
 import dataclasses
+import sys
 
 import pytest
 import torch
-from synthetic import shapes_batch, tiny_config
+import torch.nn.functional as F
+from synthetic import KINDS, shapes_batch, tiny_config
 
-from bsm.config import build_model
+from bsm.config import TargetConfig, build_model
 from bsm.instance import nms, rcnn, roi
 from bsm.instance.geometry import pairwise_iou
+from bsm.instance.roi_targets import MaskRois, grid_targets
 from bsm.instance.tensors import Targets
 from bsm.morphology import crop_masks
 
-MASK_LOSSES = {"loss_mask", "loss_boundary", "loss_contraction", "loss_expansion"}
-DETECTION_LOSSES = {"loss_objectness", "loss_proposal_box", "loss_class", "loss_box"}
+SQUEEZE_LOSSES = {"loss_mask", "loss_boundary", "loss_contraction", "loss_expansion"}
+GUIDED_LOSSES = SQUEEZE_LOSSES | {"loss_flow_contraction", "loss_flow_expansion"}
+MASK_LOSSES = {
+    "plain": {"loss_mask"},
+    "bmask": {"loss_mask", "loss_boundary"},
+    "pointrend": {"loss_mask", "loss_mask_point"},
+    "squeeze": SQUEEZE_LOSSES,
+    "light": GUIDED_LOSSES,
+    "guided": GUIDED_LOSSES,
+}
+BOX_LOSSES = {
+    "single": {"loss_class", "loss_box"},
+    "cascade": {f"loss_{name}_stage{k}" for name in ("class", "box") for k in (1, 2, 3)},
+}
+DETECTION_LOSSES = {"loss_objectness", "loss_proposal_box"}
+DETECTORS = [(kind, boxes) for boxes in ("single", "cascade") for kind in KINDS]
 
 
 def model_of(seed: int = 0, **fields):
@@ -25,10 +42,23 @@ def grads(model, losses) -> dict:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("kind", "source"), [("plain", "field"), ("squeeze", "roi")])
+def rois_of(targets: Targets, slot: int = 0) -> MaskRois:
+    """The target boxes in one slot of each image."""
+    n = len(targets.valid)
+    return MaskRois(
+        torch.cat((torch.arange(n)[:, None].float(), targets.boxes_xyxy[:, slot]), dim=1),
+        targets.category_index[:, slot],
+        torch.full((n,), slot),
+        torch.ones(n),
+        torch.full((n,), slot),
+    )
+
+
+@pytest.mark.parametrize(("kind", "boxes"), DETECTORS)
 @pytest.mark.parametrize("slots", ["none", "invalid", "one image"])
-def test_images_without_objects_train(kind: str, source: str, slots: str):
-    model = model_of(kind=kind, source=source)
+def test_images_without_objects_train(kind: str, boxes: str, slots: str):
+    source = "roi" if kind in {"squeeze", "pointrend"} else "field"
+    model = model_of(kind=kind, source=source, boxes=boxes)
     images, sizes, targets = shapes_batch()
     if slots == "none":
         targets = Targets(*(t if t.dim() == 1 else t[:, :0] for t in targets))
@@ -38,47 +68,66 @@ def test_images_without_objects_train(kind: str, source: str, slots: str):
         empty = torch.where(valid[..., None], targets.boxes_xyxy, 0.0)
         targets = targets._replace(valid=valid, boxes_xyxy=empty)
     losses = model(images, sizes, targets)
-    expected = DETECTION_LOSSES | (MASK_LOSSES if kind == "squeeze" else {"loss_mask"})
-    assert set(losses) == expected
+    assert set(losses) == DETECTION_LOSSES | BOX_LOSSES[boxes] | MASK_LOSSES[kind]
     assert all(value.isfinite() for value in losses.values())
     if slots != "one image":
-        for name in (MASK_LOSSES & set(losses)) | {"loss_box", "loss_proposal_box"}:
+        boxless = {name for name in losses if name.startswith("loss_box")}
+        for name in MASK_LOSSES[kind] | boxless | {"loss_proposal_box"}:
             assert losses[name] == 0
     for name, grad in grads(model, losses).items():
         assert grad is not None, name
         assert grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("kind", ["plain", "squeeze"])
-def test_the_way_of_a_gpu_gives_the_numbers_of_the_cpu(monkeypatch, kind: str):
+def go_the_way_of_a_gpu(monkeypatch) -> list[str]:
+    """Do on the CPU what is done on a GPU; give the list of what was called."""
+    called = []
+
+    def used_slots(valid):
+        called.append("slots")
+        return torch.arange(valid.numel())
+
+    def keep_after_nms(boxes, valid, **options):
+        called.append("nms")
+        return nms.keep_without_host(boxes, valid, **options)
+
+    def pool_rois(features, rois, *, side):
+        called.append("pool")
+        return roi.pool_without_host(features, rois, roi.roi_levels(rois[:, 1:]), side=side)
+
+    users = [m for n, m in sys.modules.items() if n.startswith("bsm.instance") and m is not roi]
+    for function in (used_slots, keep_after_nms, pool_rois):
+        for module in users:
+            if hasattr(module, function.__name__) and module is not nms:
+                monkeypatch.setattr(module, function.__name__, function)
+    return called
+
+
+@pytest.mark.parametrize(
+    ("kind", "boxes", "train_on"),
+    [
+        ("plain", "single", "method"),
+        ("squeeze", "single", "predicted"),
+        ("bmask", "single", "method"),
+        ("pointrend", "single", "method"),
+        ("guided", "cascade", "method"),
+        ("light", "cascade", "predicted"),
+    ],
+)
+def test_the_way_of_a_gpu_gives_the_numbers_of_the_cpu(monkeypatch, kind, boxes, train_on):
     """Empty slots kept, NMS as a fixed point, pooling by shrinking: same losses, same gradients."""
-    model = model_of(kind=kind)
+    options = {"kind": kind, "boxes": boxes, "train_on": train_on}
+    model = model_of(**options)
     images, sizes, targets = shapes_batch()
     targets = targets._replace(valid=torch.tensor([[True, True, True], [True, False, False]]))
     compact = model(images, sizes, targets)
     compact_grads = grads(model, compact)
-    called = []
-
-    def all_slots(valid):
-        called.append("slots")
-        return torch.arange(valid.numel())
-
-    def fixed_point(boxes, valid, **options):
-        called.append("nms")
-        return nms.keep_without_host(boxes, valid, **options)
-
-    def shrinking(features, rois, *, side):
-        called.append("pool")
-        return roi.pool_without_host(features, rois, roi.roi_levels(rois[:, 1:]), side=side)
-
-    monkeypatch.setattr(rcnn, "used_slots", all_slots)
-    monkeypatch.setattr(rcnn, "pool_rois", shrinking)
-    monkeypatch.setattr("bsm.instance.proposals.keep_after_nms", fixed_point)
-    dense = model_of(kind=kind)(images, sizes, targets)
+    called = go_the_way_of_a_gpu(monkeypatch)
+    dense = model_of(**options)(images, sizes, targets)
     assert set(called) == {"slots", "nms", "pool"}
     for name, value in compact.items():
         assert torch.allclose(dense[name], value, rtol=1e-5, atol=1e-7), name
-    model = model_of(kind=kind)
+    model = model_of(**options)
     for name, grad in grads(model, model(images, sizes, targets)).items():
         assert torch.allclose(grad, compact_grads[name], rtol=1e-3, atol=1e-5), name
 
@@ -87,9 +136,8 @@ def test_both_target_sources_are_nearly_the_same_task():
     images, sizes, targets = shapes_batch()
     by_source = {}
     for source in ("field", "roi"):
-        model = model_of(source=source)
-        rois = torch.cat((torch.tensor([[0.0], [1.0]]), targets.boxes_xyxy[:, 0]), dim=1)
-        by_source[source] = model._mask_targets(rois, torch.zeros(2, dtype=torch.int64), targets)
+        rois = rois_of(targets)
+        by_source[source] = grid_targets(rois, targets, config=TargetConfig(source=source), side=28)
     for name in ("mask", "boundary", "contraction", "expansion"):
         a, b = (getattr(by_source[source], name).bool() for source in ("field", "roi"))
         iou = (a & b).sum() / (a | b).sum()
@@ -153,15 +201,24 @@ def test_empty_images_give_empty_detections():
     assert found.mask_probs.eq(0).all()
 
 
-@pytest.mark.parametrize("kind", ["plain", "squeeze"])
-def test_a_tiny_model_learns_boxes_and_masks(kind: str):
-    config = tiny_config(kind=kind, num_classes=2)
+@pytest.mark.parametrize(
+    ("kind", "boxes"),
+    [
+        ("plain", "single"),
+        ("bmask", "single"),
+        ("pointrend", "single"),
+        ("guided", "single"),
+        ("light", "cascade"),
+    ],
+)
+def test_a_tiny_model_learns_boxes_and_masks(kind: str, boxes: str):
+    config = tiny_config(kind=kind, num_classes=2, boxes=boxes)
     torch.manual_seed(0)
     model = build_model(config)
     images, sizes, targets = shapes_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=100)
-    for _ in range(100):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=120)
+    for _ in range(120):
         optimizer.zero_grad()
         sum(model(images, sizes, targets).values()).backward()
         optimizer.step()
@@ -180,7 +237,7 @@ def test_a_tiny_model_learns_boxes_and_masks(kind: str):
         wanted = crop_masks(
             targets.masks, found.boxes_xyxy[n, slot], torch.full((3,), n), torch.arange(3), side=28
         )
-        mask = found.mask_probs[n, slot] >= 0.5
+        mask = F.interpolate(found.mask_probs[n, slot][None], size=28, mode="area")[0] >= 0.5
         mask_iou = (mask & wanted.bool()).sum((1, 2)) / (mask | wanted.bool()).sum((1, 2))
         assert mask_iou.min() > 0.7
 

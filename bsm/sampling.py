@@ -16,6 +16,8 @@ ANCHORS = 1
 """Purpose of a pick: which anchors carry loss."""
 ROIS = 2
 """Purpose of a pick: which RoIs are trained."""
+POINTS = 3
+"""Purpose of a draw: where in a grid a mask is trained."""
 
 _MASK_32 = 0xFFFFFFFF
 
@@ -53,11 +55,28 @@ def random_keys(seed: Tensor, index: Tensor, *, purpose: int) -> Tensor:
         index: (C,) or (N, C) int64 in 0..2^31-1, different for different candidates.
         purpose: Separates the picks that one sample needs.
     """
-    low = _mix((seed & _MASK_32) ^ purpose)
-    base = _mix(((seed >> 32) & _MASK_32) ^ low)
-    hashed = _mix(_mix(index & _MASK_32) ^ base[:, None])
+    hashed = _hashed(seed, index, purpose=purpose)
     # The index is the low half, so equal hashes cannot make a tie for topk to break its own way.
     return ((hashed >> 1) << 31) | index
+
+
+def random_uniforms(seed: Tensor, index: Tensor, *, purpose: int) -> Tensor:
+    """Random float32 numbers (N, C) in 0..1, 1 excluded.
+
+    Args:
+        seed: (N,) int64.
+        index: (C,) or (N, C) int64 in 0..2^31-1, different for different numbers.
+        purpose: Separates the draws that one sample needs.
+    """
+    # 24 bits: what a float32 holds without rounding, so never up to 1.
+    return (_hashed(seed, index, purpose=purpose) >> 8).float() * 2.0**-24
+
+
+def _hashed(seed: Tensor, index: Tensor, *, purpose: int) -> Tensor:
+    """Mix seed (N,), purpose and index into 32 random bits (N, C), in int64."""
+    low = _mix((seed & _MASK_32) ^ purpose)
+    base = _mix(((seed >> 32) & _MASK_32) ^ low)
+    return _mix(_mix(index & _MASK_32) ^ base[:, None])
 
 
 def pick(

@@ -1,0 +1,83 @@
+"""Points of PointRend: where a mask is looked at closely, in training and in inference.
+
+A point is (x, y) in 0..1 over a grid (a RoI or a whole map), whose value there is bilinear between
+the centers of its cells. In training most points are where the coarse prediction is least sure; in
+inference a coarse mask is doubled in size, its least sure cells are predicted anew, and so on.
+Everything has a fixed shape and is drawn from integer hashes: no point depends on the device or on
+what else is in a batch.
+
+    R grids (RoIs or maps), C channels, P points, Q candidates, H, W sides of a grid
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from bsm.sampling import POINTS, random_uniforms
+
+
+def sample_at(
+    grids: Float[Tensor, "R C H W"], points: Float[Tensor, "R P 2"]
+) -> Float[Tensor, "R C P"]:
+    """Read grids at points, bilinear; beyond the border is zero."""
+    # In float32: a position in bfloat16 would be off by a cell.
+    where = 2 * points.float()[:, :, None] - 1
+    return F.grid_sample(grids.float(), where, align_corners=False)[..., 0].to(grids.dtype)
+
+
+def cell_centers(size_hw: tuple[int, int], *, device: torch.device) -> Float[Tensor, "P 2"]:
+    """The centers of a grid's cells as points, row after row."""
+    y, x = ((torch.arange(side, device=device) + 0.5) / side for side in size_hw)
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns, rows], dim=-1).flatten(0, 1)
+
+
+@torch.no_grad()
+def training_points(
+    seed: Int64[Tensor, " R"],
+    identity: Int64[Tensor, " R"],
+    uncertainty_at: Callable[[Tensor], Tensor],
+    *,
+    num_points: int,
+    oversample: int,
+    importance: float,
+) -> Float[Tensor, "R P 2"]:
+    """Draw the points that carry loss (PointRend, sec. 3.1).
+
+    Args:
+        seed: of the sample that each grid belongs to.
+        identity: tells the grids of a sample apart, from 0; times 2 (Q + P) it stays below 2^31.
+        uncertainty_at: gives for points (R, Q, 2) how unsure the prediction is there (R, Q).
+        num_points: P.
+        oversample: Q is so many times P.
+        importance: share of P that are the least sure of the Q candidates; the rest is uniform.
+    """
+    num_important = int(importance * num_points)
+    num_candidates = oversample * num_points
+    count = 2 * (num_candidates + num_points - num_important)
+    index = identity[:, None] * count + torch.arange(count, device=identity.device)
+    drawn = random_uniforms(seed, index, purpose=POINTS).view(len(seed), -1, 2)
+    candidates, rest = drawn[:, :num_candidates], drawn[:, num_candidates:]
+    best = uncertainty_at(candidates).topk(num_important, dim=1).indices
+    important = candidates.gather(1, best[..., None].expand(-1, -1, 2))
+    return torch.cat([important, rest], dim=1)
+
+
+def least_sure_cells(
+    uncertainty: Float[Tensor, "R H W"], *, num_points: int
+) -> tuple[Int64[Tensor, "R P"], Float[Tensor, "R P 2"]]:
+    """Find the cells that a prediction is least sure of: their flat indices, and their centers."""
+    size_hw = (uncertainty.shape[-2], uncertainty.shape[-1])
+    index = uncertainty.flatten(1).topk(min(num_points, size_hw[0] * size_hw[1]), dim=1).indices
+    return index, cell_centers(size_hw, device=uncertainty.device)[index]
+
+
+def replace_cells(
+    grids: Float[Tensor, "R C H W"], index: Int64[Tensor, "R P"], values: Float[Tensor, "R C P"]
+) -> Float[Tensor, "R C H W"]:
+    """Put values into the cells with the given flat indices."""
+    where = index[:, None].expand(-1, grids.shape[1], -1)
+    return grids.flatten(2).scatter(2, where, values.to(grids.dtype)).view_as(grids)

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from bsm.deform import flow_warp
+from bsm.deform import DynamicGraph, FlowWarp, ModulatedDeformConv, flow_warp
 
 SIZES = pytest.mark.parametrize("size_hw", [(14, 14), (7, 13), (28, 28), (1, 1), (33, 130)])
 
@@ -83,3 +83,45 @@ def test_the_warp_never_asks_the_host(legacy):
             if device == "cpu":
                 warped.sum().backward()
         assert warped.device.type == device
+
+
+def test_dcnv2_starts_as_half_a_convolution_and_then_moves_its_taps():
+    torch.manual_seed(0)
+    tower, roi = torch.randn(2, 6, 9, 9), torch.randn(2, 6, 9, 9)
+    slot = ModulatedDeformConv(6)
+    plain = F.conv2d(tower, slot.weight, padding=1)
+    assert torch.allclose(slot(tower, roi).feature, plain / 2, atol=1e-5)
+    torch.nn.init.zeros_(slot.offset.weight)
+    with torch.no_grad():
+        slot.offset.bias[1:18:2] = 1.0  # all taps one cell to the right
+        slot.offset.bias[18:] = 20.0  # and in full
+    moved = F.pad(tower, (0, 2))[..., 1:-1]
+    inner = (..., slice(None), slice(1, -2))
+    expected = F.conv2d(moved, slot.weight, padding=1)
+    assert torch.allclose(slot(tower, roi).feature[inner], expected[inner], atol=1e-4)
+
+
+def test_dgmn_gathers_what_its_filters_say():
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 14, 14)
+    slot = DynamicGraph(64)
+    kernel = torch.randn(2, 9 * 7, 14, 14)
+    kernel[:, 36:54] = 0  # no offsets: then it is an unfold
+    for dilation in (1, 4, 12):
+        patches = F.unfold(x, 3, padding=dilation, dilation=dilation).view(2, 4, 16, 9, 14, 14)
+        filters = kernel[:, :36].view(2, 4, 1, 9, 14, 14).softmax(3)
+        weights = kernel[:, 54:].view(2, 1, 1, 9, 14, 14).sigmoid()
+        expected = (patches * filters * weights).sum(3).flatten(1, 2)
+        found = slot._gather(x, kernel, dilation=dilation)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_only_the_flow_warp_has_a_flow_and_follows_it():
+    torch.manual_seed(0)
+    tower, roi = torch.randn(2, 8, 14, 14), torch.randn(2, 8, 14, 14)
+    slot = FlowWarp(8, zero_flow=False)
+    deformed = slot(tower, roi)
+    assert torch.equal(deformed.flow, slot.flow(torch.cat([tower, roi], 1)))
+    assert torch.equal(deformed.feature, flow_warp(tower, deformed.flow))
+    assert ModulatedDeformConv(8)(tower, roi).flow is None
+    assert DynamicGraph(8)(tower, roi).flow is None

@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from bsm.config import LossWeights
 from bsm.field import MaskTargets
-from bsm.losses import SqueezeLogits, bce_loss, dice_loss, squeeze_losses
+from bsm.losses import (
+    SqueezeLogits,
+    band_loss,
+    bce_loss,
+    dice_loss,
+    squeeze_losses,
+    weighted_bce_loss,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
@@ -51,6 +59,43 @@ def test_losses_are_what_the_formulas_say():
     }
     losses = squeeze_losses(logits, targets)
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(want, abs=1e-6)
+
+
+def test_weighted_cross_entropy_counts_the_cells_of_a_band_up():
+    logits = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(2, 6, 6)
+    targets[0, :2] = 1  # 12 of 36: each counts twice
+    targets[1, 0, 0] = 1  # 1 of 36: would count 35 times, and counts 20
+    cells = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    up = torch.tensor([2.0, 20.0])[:, None, None]
+    expected = torch.where(targets > 0, up * cells, cells).mean()
+    assert weighted_bce_loss(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert weighted_bce_loss(logits, torch.zeros(2, 6, 6)).isfinite()
+
+
+def test_the_bands_take_the_loss_they_are_given():
+    logits, targets = inputs()
+    a, b = logits.contraction, targets.contraction
+    bce, weighted, dice = bce_loss(a, b), weighted_bce_loss(a, b), dice_loss(a, b)
+    expected = {
+        "bce": bce,
+        "weighted_bce": weighted,
+        "dice": dice,
+        "bce_dice": bce + dice,
+        "weighted_bce_dice": weighted + dice,
+    }
+    default = squeeze_losses(logits, targets)
+    for kind, loss in expected.items():
+        assert band_loss(a, b, kind=kind).item() == pytest.approx(loss.item())
+        losses = squeeze_losses(logits, targets, band=kind)
+        assert losses["loss_contraction"].item() == pytest.approx(loss.item())
+        assert losses["loss_boundary"] == default["loss_boundary"]
+
+
+def test_a_branch_that_is_left_out_has_no_loss():
+    logits, targets = inputs()
+    losses = squeeze_losses(logits._replace(boundary=None, expansion=None), targets)
+    assert set(losses) == {"loss_mask", "loss_contraction"}
 
 
 def test_dice_of_nothing_predicted_and_nothing_there_is_zero():

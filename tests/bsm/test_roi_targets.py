@@ -1,0 +1,83 @@
+"""Targets of RoIs: the same object on a grid, at points, from the field or from masks."""
+
+import torch
+from synthetic import shapes_batch
+from torch.nn import functional as F
+
+from bsm.config import TargetConfig
+from bsm.instance.roi import read_points
+from bsm.instance.roi_targets import MaskRois, grid_targets, point_targets, points_in_image
+from bsm.points import cell_centers
+
+
+def rois_of(targets, shift=0.0):
+    n, t = targets.valid.shape
+    image = torch.arange(n).repeat_interleave(t)
+    boxes = targets.boxes_xyxy.flatten(0, 1) + shift
+    return MaskRois(
+        torch.cat((image[:, None].float(), boxes), dim=1),
+        targets.category_index.flatten(),
+        torch.arange(t).repeat(n),
+        torch.ones(n * t),
+        torch.arange(t).repeat(n),
+    )
+
+
+def test_points_of_a_feature_are_read_bilinear():
+    generator = torch.Generator().manual_seed(0)
+    feature = torch.randn(2, 5, 16, 20, generator=generator, requires_grad=True)
+    image = torch.tensor([1, 0, 1])
+    pixels = 4 * (0.5 + torch.rand(3, 9, 2, generator=generator) * torch.tensor([19.0, 15.0]))
+    grid = 2 * pixels / (4 * torch.tensor([20.0, 16.0])) - 1
+    expected = F.grid_sample(feature[image], grid[:, None], align_corners=False)[:, :, 0]
+    found = read_points(feature, image, pixels)
+    assert torch.allclose(found, expected, atol=1e-4)
+    weight = torch.randn(found.shape, generator=generator)
+    (mine,) = torch.autograd.grad((found * weight).sum(), feature, retain_graph=True)
+    (theirs,) = torch.autograd.grad((expected * weight).sum(), feature)
+    assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_both_sources_say_the_same_at_points():
+    _, _, targets = shapes_batch()
+    rois = rois_of(targets, shift=1.5)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(len(rois.rois), 200, 2, generator=generator)
+    field, roi = (
+        point_targets(rois, targets, points, config=TargetConfig(source=source))
+        for source in ("field", "roi")
+    )
+    assert (field - roi).abs().mean() < 0.03
+    assert ((roi > 0) & (roi < 1)).any()  # soft at the outline
+    outside = point_targets(rois, targets, points + 5.0, config=TargetConfig())
+    assert not outside.any()
+
+
+def test_a_mirrored_object_is_mirrored():
+    _, _, targets = shapes_batch()
+    rois = rois_of(targets, shift=2.0)
+    points = cell_centers((28, 28), device=rois.rois.device).expand(len(rois.rois), -1, -1)
+    plain = point_targets(rois, targets, points, config=TargetConfig())
+    frame = targets.field_frame_xyxy.clone()
+    frame[..., 0::2] = 64 - frame[..., 0::2]
+    boxes = rois.rois.clone()
+    boxes[:, 1], boxes[:, 3] = 64 - rois.rois[:, 3], 64 - rois.rois[:, 1]
+    mirrored = point_targets(
+        rois._replace(rois=boxes),
+        targets._replace(field_frame_xyxy=frame),
+        points,
+        config=TargetConfig(),
+    )
+    flipped = mirrored.view(-1, 28, 28).flip(-1).flatten(1)
+    assert torch.allclose(flipped, plain, atol=1e-3)
+
+
+def test_points_and_grid_agree_inside_and_outside():
+    _, _, targets = shapes_batch()
+    rois = rois_of(targets)
+    points = cell_centers((28, 28), device=rois.rois.device).expand(len(rois.rois), -1, -1)
+    soft = point_targets(rois, targets, points, config=TargetConfig()).view(-1, 28, 28)
+    mask = grid_targets(rois, targets, config=TargetConfig(), side=28).mask
+    assert ((soft > 0.5).float() - mask).abs().mean() < 0.01
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
+    assert points_in_image(boxes, torch.tensor([[[0.5, 0.25]]])).tolist() == [[[20.0, 30.0]]]

@@ -400,6 +400,8 @@ class MaskRCNNConfig:
 
     num_classes: int = 80
     """Categories, without background; the mask and box heads both take it from here."""
+    trains: Literal["all", "masks"] = "all"
+    """Everything, or the masks alone in the boxes of the targets, as a study of mask heads does."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)

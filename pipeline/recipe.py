@@ -204,6 +204,8 @@ class EvaluationConfig:
     """Images of one forward pass."""
     paste_bytes: int = 64 * 2**20
     """Masks are pasted in chunks of at most so many bytes."""
+    boxes: Literal["predicted", "truth"] = "predicted"
+    """Judge what the model finds, or its masks alone, drawn in the boxes of the truth."""
 
     def __post_init__(self) -> None:
         _raise_all(

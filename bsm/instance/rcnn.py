@@ -32,6 +32,10 @@ class MaskRCNN(nn.Module):
         box_head = CascadeBoxHead if config.box_head.kind == "cascade" else BoxHead
         self.box_head = box_head(width, num_classes=num_classes, config=config.box_head)
         self.mask_head = build_mask_head(width, num_classes=num_classes, config=config.mask_head)
+        if config.trains == "masks":
+            # No loss reaches them: DDP and the optimizer leave out what asks for no gradient.
+            self.proposals.requires_grad_(requires_grad=False)
+            self.box_head.requires_grad_(requires_grad=False)
 
     def forward(
         self, images: Tensor, image_sizes_hw: Tensor, targets: Targets | None = None
@@ -45,39 +49,16 @@ class MaskRCNN(nn.Module):
 
         Returns:
             Scalars to be added: loss_objectness, loss_proposal_box, loss_class and loss_box (of
-            each stage in a cascade), and those of the mask head. Or the detections.
+            each stage in a cascade), and those of the mask head; the latter alone where only masks
+            are trained. Or the detections.
 
         Raises:
             ValueError: targets are missing, or lack the masks that the "roi" target source reads.
         """
         if not self.training:
             return self._detect(images, image_sizes_hw)
-        return self._losses(images, image_sizes_hw, self._checked(targets))
-
-    def mask_losses_in_boxes(
-        self, images: Tensor, image_sizes_hw: Tensor, targets: Targets
-    ) -> dict[str, Tensor]:
-        """The losses of masks alone, in the boxes of the targets: what a study of heads trains.
-
-        Args:
-            images: (N, 3, H, W) uint8.
-            image_sizes_hw: (N, 2) int64.
-            targets: of these images.
-
-        Raises:
-            ValueError: targets lack the masks that the "roi" target source reads.
-        """
-        targets = self._checked(targets)
-        features: list[Tensor] = self.backbone(images, image_sizes_hw)
-        slots = torch.arange(targets.valid.shape[1], device=images.device)
-        rois = SampledRois(
-            targets.boxes_xyxy,
-            targets.category_index,
-            slots.expand(len(images), -1),
-            targets.valid,
-            targets.valid,
-        )
-        return self.mask_head.losses(features[:4], _mask_rois(rois), targets)
+        losses = self._mask_losses if self.config.trains == "masks" else self._losses
+        return losses(images, image_sizes_hw, self._checked(targets))
 
     @torch.no_grad()
     def masks_for_boxes(
@@ -128,6 +109,23 @@ class MaskRCNN(nn.Module):
         boxes = refined if self._trains_on_predicted_boxes() else sampled.boxes_xyxy
         rois = self._foreground(sampled._replace(boxes_xyxy=boxes))
         return losses | box_losses | self.mask_head.losses(features[:4], rois, targets)
+
+    def _mask_losses(
+        self, images: Tensor, image_sizes_hw: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        features: list[Tensor] = self.backbone(images, image_sizes_hw)
+        slots = torch.arange(targets.valid.shape[1], device=images.device)
+        rois = SampledRois(
+            targets.boxes_xyxy,
+            targets.category_index,
+            slots.expand(len(images), -1),
+            targets.valid,
+            targets.valid,
+        )
+        losses: dict[str, Tensor] = self.mask_head.losses(features[:4], _mask_rois(rois), targets)
+        # A level that no box is pooled from has a gradient too: DDP waits for all of them.
+        nothing = torch.stack([level.float().sum() for level in features]).sum() * 0.0
+        return losses | {"loss_mask": losses["loss_mask"] + nothing}
 
     def _trains_on_predicted_boxes(self) -> bool:
         """Whether masks are trained in the boxes that the box head predicts (MaskHeadConfig)."""

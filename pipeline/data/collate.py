@@ -133,20 +133,27 @@ def prepare_rows(rows: pa.Table, data: DataConfig, *, seed: int) -> pa.Table:
     return rows.drop_columns(["image"]).append_column("pixels", pixels)
 
 
-def collate_for_test(rows: pa.Table, data: DataConfig) -> Batch:
-    """Make an evaluation batch of rows: the fixed size, no flip, no targets.
+def collate_for_test(rows: pa.Table, data: DataConfig, *, with_targets: bool = False) -> Batch:
+    """Make an evaluation batch of rows: the fixed size, no flip.
 
     Args:
         rows: rows of a shard.
         data: how an image is prepared.
+        with_targets: with the objects of the images, crowds left out, in their order.
 
     Raises:
         DatasetError: an image cannot be decoded, or is not of the size that its row says.
     """
     geometries = [evaluation_geometry(size_hw, data) for size_hw in _row_sizes(rows)]
     padded, sizes = _padded(_decoded_and_laid(rows, geometries))
-    return _without_targets(
+    batch = _without_targets(
         padded, sizes, image_id=_int64(rows, "image_id"), original_sizes_hw=_original_sizes(rows)
+    )
+    if not with_targets:
+        return batch
+    nothing_drawn = np.zeros(len(rows), dtype=np.int64)
+    return replace(
+        batch, targets=_targets(rows, geometries, seeds=nothing_drawn, mask_size_hw=None)
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.errors import DatasetError
 from pipeline.evaluation.coco_files import write_detections
 from pipeline.evaluation.infer import Detection, detect, to_results
+from pipeline.evaluation.mask_quality import MaskQuality, quality_in_true_boxes
 from pipeline.evaluation.metrics import MetricName, Metrics, evaluate_metrics, flat_names
 from pipeline.evaluation.shards import Piece, plan_pieces, read_piece, truth_from_shards
 from pipeline.recipe import DataConfig, EvaluationConfig
@@ -49,8 +50,9 @@ class Evaluation:
     """What a model reaches on a split."""
 
     metrics: dict[str, float]
-    """mask_ap, mask_ap50, ..., boundary_ap, ..., box_ap, ..., images, seconds, images_per_s; NaN
-    where the split has no such objects."""
+    """mask_ap, mask_ap50, ..., boundary_ap, ..., box_ap, ..., images, seconds, images_per_s, and
+    with the boxes of the truth mask_iou, boundary_iou, ...; NaN where the split has no such
+    objects."""
     per_category: dict[str, dict[str, float]] = field(default_factory=dict)
     """mask_ap, boundary_ap and box_ap by the category's name."""
     by_metric: dict[MetricName, Metrics] = field(default_factory=dict)
@@ -59,6 +61,8 @@ class Evaluation:
     """Rows of a COCO results file, in the order of image ids, each image's best first."""
     notices: tuple[str, ...] = ()
     """What who reads the numbers should know."""
+    quality: MaskQuality | None = None
+    """Of each object, where the boxes are those of the truth."""
 
 
 def evaluate_model(
@@ -111,7 +115,11 @@ def evaluate_model(
         "seconds": seconds,
         "images_per_s": len(image_ids) / seconds,
     }
-    return _measured(truth, rows, speed=speed)
+    measured = _measured(truth, rows, speed=speed)
+    if evaluation.boxes == "predicted":
+        return measured
+    quality = quality_in_true_boxes(truth, rows)
+    return replace(measured, quality=quality, metrics=measured.metrics | quality.means())
 
 
 def detect_pieces(
@@ -131,13 +139,16 @@ def detect_pieces(
     """
     manifest = read_manifest(split_uri)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    step = evaluation.images_per_pass
+    step, given = evaluation.images_per_pass, evaluation.boxes == "truth"
     for piece in pieces:
-        table = read_piece(split_uri, piece)
+        table = read_piece(split_uri, piece, with_targets=given)
         rows: list[Row] = []
         for start in range(0, len(table), step):
-            batch = collate_for_test(table.slice(start, step), data).to(device)
-            for found in detect(model, batch, paste_bytes=evaluation.paste_bytes):
+            part = table.slice(start, step)
+            batch = collate_for_test(part, data, with_targets=given).to(device)
+            for found in detect(
+                model, batch, paste_bytes=evaluation.paste_bytes, in_true_boxes=given
+            ):
                 rows += _rows(found, manifest, split_uri)
         yield piece, rows
 

@@ -31,8 +31,10 @@ class Detection(NamedTuple):
 
 
 @torch.inference_mode()
-def detect(model: nn.Module, batch: Batch, *, paste_bytes: int) -> list[list[Detection]]:
-    """Find the objects in a batch.
+def detect(
+    model: nn.Module, batch: Batch, *, paste_bytes: int, in_true_boxes: bool = False
+) -> list[list[Detection]]:
+    """Find the objects in a batch, or draw the masks of those that are there.
 
     Boxes are scaled back to the original size and clipped to the image; those that are then without
     area are left out, as detectron2 does.
@@ -41,14 +43,19 @@ def detect(model: nn.Module, batch: Batch, *, paste_bytes: int) -> list[list[Det
         model: gives `bsm.instance.tensors.Detections` in evaluation mode; its own mode is kept.
         batch: on the model's device.
         paste_bytes: dense masks take at most so many bytes at a time.
+        in_true_boxes: draw masks in the boxes of the batch's targets, each with a score of 1.
 
     Returns:
-        For each image of the batch its detections, best first.
+        For each image of the batch its detections, best first; those in true boxes in their order.
     """
     was_training = model.training
     model.eval()
     try:
-        found: tensors.Detections = model(batch.images, batch.image_sizes_hw)
+        found: tensors.Detections = (
+            _in_true_boxes(model, batch)
+            if in_true_boxes
+            else model(batch.images, batch.image_sizes_hw)
+        )
     finally:
         model.train(was_training)
     original_hw = batch.original_sizes_hw.to(found.boxes_xyxy.device)
@@ -92,6 +99,16 @@ def to_results(
         }
         for each in detections
     ]
+
+
+def _in_true_boxes(model: Any, batch: Batch) -> tensors.Detections:  # noqa: ANN401  any model
+    targets = batch.targets
+    probs = model.masks_for_boxes(
+        batch.images, batch.image_sizes_hw, targets.boxes_xyxy, targets.category_index
+    )
+    return tensors.Detections(
+        targets.boxes_xyxy, targets.valid.float(), targets.category_index, targets.valid, probs
+    )
 
 
 def _at_original_size(boxes_xyxy: Tensor, *, from_hw: Tensor, to_hw: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ _TRUTH_COLUMNS = [
 _IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "image"]
 
 
+_TARGET_COLUMNS = ["boxes_xyxy", "category_index", "is_crowd", "squeeze_field"]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Some rows of one row group."""
@@ -66,9 +69,10 @@ def plan_pieces(split_uri: str, *, max_images: int | None, images_each: int) -> 
     return pieces
 
 
-def read_piece(split_uri: str, piece: Piece) -> pa.Table:
-    """Read the rows of a piece: the encoded images and what names them, no truth."""
-    table = _row_group(split_uri, piece.file, piece.row_group, columns=_IMAGE_COLUMNS)
+def read_piece(split_uri: str, piece: Piece, *, with_targets: bool = False) -> pa.Table:
+    """Read the rows of a piece: the encoded images and what names them, and the truth if wanted."""
+    columns = _IMAGE_COLUMNS + (_TARGET_COLUMNS if with_targets else [])
+    table = _row_group(split_uri, piece.file, piece.row_group, columns=columns)
     return table.take(pa.array(piece.rows))
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from pipeline.evaluation.mask_quality import THRESHOLDS, MaskQuality
 from pipeline.evaluation.metrics import DILATION_RATIO, MetricName, Metrics
 
 Categories = Literal["extremes", "all", "none"]
@@ -64,6 +65,18 @@ def format_summary(by_metric: Mapping[MetricName, Metrics]) -> str:
         lines.append(row + "".join(f"{ap:>10}" for ap in aps))
     notices = dict.fromkeys(notice for metrics in by_metric.values() for notice in metrics.notices)
     return "\n".join([*lines, *(f"note: {notice}" for notice in notices)])
+
+
+def format_quality(quality: MaskQuality) -> str:
+    """Lay out how good masks are in the boxes of the truth, overall and for large objects."""
+    means = quality.means()
+    heads = ["mean", *(f">={threshold:g}" for threshold in THRESHOLDS), "large"]
+    keys = ["", *(f"_over_{threshold * 100:.0f}" for threshold in THRESHOLDS), "_large"]
+    lines = [f"{'in true boxes':<14}" + "".join(f"{head:>8}" for head in heads)]
+    for name in ("mask_iou", "boundary_iou"):
+        values = (number(means[name + key]) for key in keys)
+        lines.append(f"{name.replace('_iou', ' IoU'):<14}" + "".join(f"{v:>8}" for v in values))
+    return "\n".join(lines)
 
 
 def number(value: float) -> str:

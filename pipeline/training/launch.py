@@ -24,7 +24,7 @@ from pipeline import storage
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import Evaluation, evaluate_model, write_detections
-from pipeline.evaluation.table import format_summary
+from pipeline.evaluation.table import format_quality, format_summary
 from pipeline.recipe import Recipe, fingerprint, to_json
 from pipeline.tracking import runs
 from pipeline.tracking.registry import RegisteredVersion, register
@@ -215,6 +215,8 @@ def _evaluate(checked: Checked) -> Evaluation:
         use_gpu=recipe.scale.use_gpu,
     )
     _log.info("%s", format_summary(evaluation.by_metric))
+    if evaluation.quality is not None:
+        _log.info("%s", format_quality(evaluation.quality))
     return evaluation
 
 

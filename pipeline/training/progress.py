@@ -16,8 +16,13 @@ _SHORT = {
     "loss_boundary": "bnd",
     "loss_contraction": "con",
     "loss_expansion": "exp",
+    "loss_mask_point": "pnt",
+    "loss_flow_contraction": "fcon",
+    "loss_flow_expansion": "fexp",
     "loss_class": "cls",
     "loss_box": "box",
+    **{f"loss_class_stage{stage}": f"cls{stage}" for stage in (1, 2, 3)},
+    **{f"loss_box_stage{stage}": f"box{stage}" for stage in (1, 2, 3)},
     "loss_objectness": "obj",
     "loss_proposal_box": "rpn",
 }

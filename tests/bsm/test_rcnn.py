@@ -10,7 +10,7 @@ from bsm.config import TargetConfig, build_model
 from bsm.instance import nms, rcnn, roi
 from bsm.instance.geometry import pairwise_iou
 from bsm.instance.roi_targets import MaskRois, grid_targets
-from bsm.instance.tensors import Targets
+from bsm.instance.tensors import Detections, Targets
 from bsm.morphology import crop_masks
 
 SQUEEZE_LOSSES = {"loss_mask", "loss_boundary", "loss_contraction", "loss_expansion"}
@@ -180,6 +180,31 @@ def test_mixed_precision_gives_nearly_the_same_losses():
     model.eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(images, sizes).mask_probs.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "pointrend", "guided"])
+def test_masks_alone_are_trained_in_the_boxes_of_the_targets(monkeypatch, kind: str):
+    torch.manual_seed(0)
+    model = build_model(dataclasses.replace(tiny_config(kind=kind), trains="masks"))
+    images, sizes, targets = shapes_batch()
+    targets = targets._replace(valid=torch.tensor([[True, True, False], [True, False, True]]))
+    seen = []
+    real = model.mask_head.losses
+
+    def spy(levels, rois, targets):
+        seen.append(rois)
+        return real(levels, rois, targets)
+
+    monkeypatch.setattr(model.mask_head, "losses", spy)
+    losses = model(images, sizes, targets)
+    assert set(losses) == MASK_LOSSES[kind]
+    assert torch.equal(seen[0].boxes_xyxy, targets.boxes_xyxy[targets.valid])
+    assert torch.equal(seen[0].category_index, targets.category_index[targets.valid])
+    found = grads(model, losses)
+    untrained = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert untrained == {n for n in found if n.startswith(("proposals.", "box_head."))}
+    assert all(found[name] is not None for name in found if name not in untrained)
+    assert isinstance(model.eval()(images, sizes), Detections)
 
 
 def test_missing_targets_are_said():

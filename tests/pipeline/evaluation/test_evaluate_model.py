@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pycocotools import mask as mask_api
 
 from pipeline.data.manifest import MANIFEST_FILE
 from pipeline.errors import DatasetError
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.evaluate import evaluate_model, write_detections
+from pipeline.evaluation.mask_quality import quality_in_true_boxes
 from pipeline.evaluation.metrics import evaluate_detections
 from pipeline.evaluation.shards import plan_pieces, truth_from_shards
+from pipeline.evaluation.table import format_quality
 from pipeline.recipe import DataConfig, EvaluationConfig
 from tests.pipeline.evaluation.tiny_split import FIRST_ID, Knowing, objects_of, write_split
 
@@ -72,6 +75,64 @@ def test_shares_joined_in_any_order_are_the_whole(split: str) -> None:
     ]
     rows = evaluate._gathered([p for share in shares for p in share], total=20, started=0)
     assert rows == whole.detections
+
+
+def test_masks_are_judged_in_the_boxes_of_the_truth(split: str) -> None:
+    evaluation = EvaluationConfig(boxes="truth", images_per_pass=4)
+    found = evaluate_model(Knowing(), split, DATA, evaluation)
+    assert len(found.detections) == 30
+    assert {row["score"] for row in found.detections} == {1.0}
+    assert found.metrics["box_ap"] == pytest.approx(1)
+    assert found.quality is not None
+    assert found.metrics["mask_iou"] == pytest.approx(found.quality.mask_iou.mean())
+    assert found.metrics["mask_iou"] > 0.98
+    assert found.metrics["mask_iou_over_90"] == 1
+    assert math.isnan(found.metrics["boundary_iou_large"])
+    # Each object's number is its own.
+    truth = truth_from_shards(split)
+    masks = [mask for place in range(20) for _, mask in objects_of(place)]
+    by_image = {image["id"]: place for place, image in enumerate(truth["images"])}
+    order = sorted(range(30), key=lambda k: by_image[found.detections[k]["image_id"]])
+    for iou, place in zip(found.quality.mask_iou, order, strict=True):
+        drawn = mask_api.decode(found.detections[place]["segmentation"])
+        both = (drawn & masks[place]).sum() / (drawn | masks[place]).sum()
+        assert iou == pytest.approx(both)
+
+
+def test_only_the_truths_boxes_and_not_the_models_count(split: str) -> None:
+    evaluation = EvaluationConfig(boxes="truth")
+    shifted = evaluate_model(Knowing(shift_px=4), split, DATA, evaluation).metrics
+    assert shifted["box_ap"] == pytest.approx(1)
+    assert shifted["boundary_iou"] < shifted["mask_iou"] < 0.98
+    assert shifted["boundary_iou_over_90"] < 1
+    assert "mask_iou" not in evaluate_model(Knowing(), split, DATA, EvaluationConfig()).metrics
+
+
+def test_boundary_iou_is_that_of_the_bands() -> None:
+    true, found = np.zeros((60, 80), np.uint8), np.zeros((60, 80), np.uint8)
+    true[10:40, 20:60], found[12:42, 20:60] = 1, 1
+    truth = {
+        "images": [{"id": 1}],
+        "annotations": [{"image_id": 1, "iscrowd": 0, "area": 9e3, "segmentation": rle(true)}],
+    }
+    row = {"image_id": 1, "segmentation": rle(found)}
+    quality = quality_in_true_boxes(truth, [row])
+    assert quality.mask_iou[0] == pytest.approx(28 / 32)
+    # The band is 2 px wide: 2 % of a diagonal of 100.
+    bands = [np.pad(np.zeros((26, 36), np.uint8), 2, constant_values=1) for _ in range(2)]
+    a, b = np.zeros_like(true), np.zeros_like(true)
+    a[10:40, 20:60], b[12:42, 20:60] = bands
+    assert quality.boundary_iou[0] == pytest.approx((a & b).sum() / (a | b).sum())
+    nothing = quality_in_true_boxes(
+        truth, [{"image_id": 1, "segmentation": rle(np.zeros_like(true))}]
+    )
+    assert (nothing.mask_iou[0], nothing.boundary_iou[0]) == (0, 0)
+    assert nothing.means()["mask_iou_over_50"] == 0
+    assert "boundary IoU" in format_quality(quality)
+
+
+def rle(mask: np.ndarray) -> dict:
+    return mask_api.encode(np.asfortranarray(mask))
 
 
 def test_every_image_is_in_one_piece(split: str) -> None:

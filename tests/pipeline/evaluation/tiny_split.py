@@ -105,6 +105,20 @@ class Knowing(nn.Module):
         found = [self._one(*each) for each in zip(images, image_sizes_hw, strict=True)]
         return Detections(*(torch.stack(each) for each in zip(*found, strict=True)))
 
+    def masks_for_boxes(
+        self, images: Tensor, image_sizes_hw: Tensor, boxes_xyxy: Tensor, category_index: Tensor
+    ) -> Tensor:
+        """The true masks in the boxes asked for, which must be the true ones."""
+        known = self(images, image_sizes_hw)
+        slots = boxes_xyxy.shape[1]
+        moved = torch.tensor([self.shift_px, 0, self.shift_px, 0])
+        moved = moved * (image_sizes_hw[0, 1] / SIZE_HW[1])
+        for found, asked, index in zip(known.boxes_xyxy, boxes_xyxy, category_index, strict=True):
+            real = asked.any(dim=1)
+            assert torch.allclose(found[:slots][real] - moved, asked[real], atol=1e-3)
+            assert index.shape == (slots,)
+        return known.mask_probs[:, :slots].roll(round(self.shift_px), dims=-1)
+
     def _one(self, image: Tensor, size_hw: Tensor) -> tuple[Tensor, ...]:
         place = int(image[0, 0, 0])
         self.seen.append(place)

@@ -27,10 +27,10 @@ times."""
 class SqueezeLogits(NamedTuple):
     """What the predictors say of R rois, each (R, M, M), of the roi's own category.
 
-    None where the branch is left out.
+    None where a branch is left out, and where a model takes care of its mask itself.
     """
 
-    mask: Tensor
+    mask: Tensor | None
     boundary: Tensor | None
     contraction: Tensor | None
     expansion: Tensor | None

@@ -6,10 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from torch import nn
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 450
@@ -128,26 +126,6 @@ def test_the_readme_maps_every_source_file():
         relative = path.relative_to(ROOT)
         if relative.parts[0] in {"bsm", "pipeline", "jobs"} and path.name != "__init__.py":
             assert path.name in text, f"{relative} is not in the README's map of files"
-
-
-def test_the_readme_plugs_the_squeeze_into_a_model():
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (block,) = [block for block in blocks if "BoundarySqueeze(256)" in block]
-    assert len([line for line in block.splitlines() if line and "import" not in line]) == 5
-    names = {
-        "roi_features": torch.randn(3, 256, 14, 14, requires_grad=True),
-        "fine_features": torch.randn(3, 256, 28, 28, requires_grad=True),
-        "predictors": [
-            nn.Sequential(nn.ConvTranspose2d(256, 1, 2, stride=2), nn.Flatten(1, 2))
-            for _ in range(4)
-        ],
-        "roi_masks": torch.rand(3, 28, 28).round(),
-    }
-    exec(block, names)  # noqa: S102  our own text
-    names["loss"].backward()
-    assert names["roi_features"].grad.abs().sum() > 0
-    assert names["fine_features"].grad.abs().sum() > 0
 
 
 def test_scripts_can_be_executed():

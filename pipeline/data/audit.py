@@ -20,8 +20,8 @@ from pipeline.data.examine import MAX_PIXELS, check_image
 from pipeline.data.fields import squeeze_field
 from pipeline.data.manifest import Manifest, ShardInfo, manifest_uri, read_manifest
 from pipeline.data.run_lengths import MaskError, RunLengths, decode_counts
-from pipeline.data.schema import FIELD_SIDE, INSTANCE_SCHEMA
-from pipeline.data.shards import read_footer, row_digest
+from pipeline.data.schema import FIELD_SIDE, row_digest, schema_of
+from pipeline.data.shards import read_footer
 from pipeline.errors import DatasetError, StorageError
 
 _log = logging.getLogger(__name__)
@@ -115,7 +115,9 @@ def _audit_footer(uri: str, shard: ShardInfo, manifest: Manifest) -> list[str]:
     if footer is None:
         return [f"{shard.file} is no shard: its footer cannot be read"]
     metadata, stored = footer
-    if not metadata.schema.to_arrow_schema().equals(INSTANCE_SCHEMA):
+    if not metadata.schema.to_arrow_schema().equals(
+        schema_of(manifest.task, federated=manifest.federated)
+    ):
         return [f"{shard.file} has other columns than a shard of this version"]
     row_groups = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
     rules = [

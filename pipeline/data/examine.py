@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.fields import squeeze_field
-from pipeline.data.problems import Problem
+from pipeline.data.places import Found
+from pipeline.data.problems import Entry, Problem, problem_of
 from pipeline.data.run_lengths import (
     MaskError,
     RunLengths,
     polygons_reach_px,
     read_segmentation,
 )
-from pipeline.data.schema import FIELD_SIDE
-from pipeline.data.sources.coco import Entry, problem_of
+from pipeline.data.schema import FEDERATED, FIELD_SIDE
 
 MAX_IMAGE_BYTES = 64_000_000
 """A file may not be longer: 32 of them, a row group, fit into one Arrow array of 2 GiB."""
@@ -63,29 +63,29 @@ class _Instance:
 
 def examine(
     image: Entry,
-    data: bytes | None,
+    file: Found,
     category_index: dict[int, int],
     *,
     max_pixels: int = MAX_PIXELS,
     clip_boxes: bool = False,
+    federated: bool = False,
 ) -> Examined:
     """Check an image and its annotations, and make its row of what is sound.
 
     Args:
         image: the entry, with its annotations under "annotations".
-        data: the encoded file; None when it is not there.
+        file: the encoded file, as it was read.
         category_index: by category_id.
         max_pixels: a larger image is refused before it is decoded.
         clip_boxes: cut boxes at the image's border instead of dropping them.
+        federated: the entry says which categories were looked for, and so shall the row.
 
     Returns:
         The row, unless the image itself is bad, and all problems; annotations with a `bad` problem
         that was not fixed are not in the row.
     """
     size_hw = (image["height"], image["width"])
-    told = [("image_missing", "no such file")]
-    if data is not None:
-        told = check_image(data, size_hw, max_pixels=max_pixels)
+    told = check_file(file, size_hw, max_pixels=max_pixels)
     if size_hw[0] * size_hw[1] > max_pixels:
         # Masks of that size are not painted either.
         listed = f"listed as {size_hw[1]} x {size_hw[0]} pixels, the limit is {max_pixels}"
@@ -93,9 +93,22 @@ def examine(
     of_file = [problem_of(kind, reason, image) for kind, reason in told]
     kept, of_annotations = _annotations(image, clip_boxes=clip_boxes)
     found = Examined(problems=of_file + of_annotations)
-    if data is not None and not any(each.severity == "bad" for each in of_file):
-        found.row = _row(image, data, kept, category_index)
+    if file.data is not None and not any(each.severity == "bad" for each in of_file):
+        found.row = _row(image, file.data, kept, category_index)
+        if federated:
+            found.row |= {
+                column: [category_index[each] for each in image[key]]
+                for key, column in FEDERATED.items()
+            }
     return found
+
+
+def check_file(file: Found, size_hw: tuple[int, int], *, max_pixels: int) -> list[tuple[str, str]]:
+    """Check an image file as it was read; else like check_image."""
+    if file.data is None:
+        kind = "image_unreadable" if file.fault else "image_missing"
+        return [(kind, file.fault or "no such file")]
+    return check_image(file.data, size_hw, max_pixels=max_pixels)
 
 
 def check_image(data: bytes, size_hw: tuple[int, int], *, max_pixels: int) -> list[tuple[str, str]]:

@@ -1,6 +1,13 @@
-"""What a shard holds: the columns of a row, and the dataset.json beside the shards."""
+"""What a shard holds: the columns of a row, and a hash of what is in them."""
 
+import hashlib
+import json
+from typing import Any, Literal
+
+import numpy as np
 import pyarrow as pa
+
+Task = Literal["instance", "semantic"]
 
 SCHEMA_VERSION = 1
 
@@ -28,3 +35,52 @@ INSTANCE_SCHEMA = pa.schema(
     ]
 )
 """A row of an instance shard."""
+
+
+FEDERATED = {
+    "neg_category_ids": "neg_category_index",
+    "not_exhaustive_category_ids": "not_exhaustive_category_index",
+}
+"""LVIS looked for a few categories in each image. Key of its file: column of a row.
+
+Negative categories were looked for and are not there; of not exhaustive ones, instances may be
+missing; positive ones are those that have annotations; nothing is known of the others.
+"""
+
+FEDERATED_SCHEMA = pa.schema(
+    [
+        *INSTANCE_SCHEMA,
+        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in FEDERATED.values()),
+    ]
+)
+"""A row of an instance shard of a federated data set."""
+
+
+def schema_of(task: Task, *, federated: bool) -> pa.Schema:
+    """Give the columns of a row."""
+    return FEDERATED_SCHEMA if federated else INSTANCE_SCHEMA
+
+
+_PLAIN = (
+    "image_id",
+    "file_name",
+    "height",
+    "width",
+    "annotation_id",
+    "category_index",
+    "is_crowd",
+)
+
+
+def row_digest(row: dict[str, Any]) -> bytes:
+    """Hash what a row holds, as it is written and as it is read back."""
+    digest = hashlib.sha256(row["image"])
+    digest.update(json.dumps([row[name] for name in _PLAIN]).encode())
+    for name in ("boxes_xyxy", "area_px"):
+        digest.update(np.asarray(row[name], dtype=np.float32).tobytes())
+    for name in ("rle", "squeeze_field"):
+        for encoded in row[name]:
+            digest.update(encoded)
+    lists = [row[name] for name in FEDERATED.values() if name in row]
+    digest.update(json.dumps(lists).encode() if lists else b"")
+    return digest.digest()

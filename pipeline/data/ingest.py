@@ -16,7 +16,15 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from pipeline import storage
-from pipeline.data.ingest_config import CocoIngest, IngestConfig, LvisIngest
+from pipeline.data.ingest_config import (
+    BddIngest,
+    CityscapesIngest,
+    CityscapesSemanticIngest,
+    CocoIngest,
+    IngestConfig,
+    LvisIngest,
+    SemanticIngest,
+)
 from pipeline.data.listing import Listing, is_federated, task_of
 from pipeline.data.manifest import Manifest, manifest_uri, read_manifest, write_manifest
 from pipeline.data.problems import Problem, Tally, rejects_file
@@ -30,11 +38,23 @@ from pipeline.data.shards import (
     pack,
     peak_rss_mb,
 )
+from pipeline.data.sources.bdd import list_bdd
+from pipeline.data.sources.cityscapes import list_cityscapes, list_cityscapes_semantic
 from pipeline.data.sources.coco import list_coco
+from pipeline.data.sources.label_maps import list_label_maps
 from pipeline.data.sources.lvis import list_lvis
 from pipeline.errors import DatasetError
 
-__all__ = ["CocoIngest", "LvisIngest", "ingest_coco", "ingest_lvis", "rows_per_shard"]
+__all__ = [
+    "CocoIngest",
+    "ingest_bdd",
+    "ingest_cityscapes",
+    "ingest_cityscapes_semantic",
+    "ingest_coco",
+    "ingest_lvis",
+    "ingest_semantic",
+    "rows_per_shard",
+]
 
 REJECTS_FILE = "rejects.parquet"
 
@@ -46,13 +66,33 @@ Config = TypeVar("Config", bound=IngestConfig)
 
 
 def ingest_coco(config: CocoIngest) -> dict[str, Any]:
-    """Check a COCO data set and write it as shards; see `_ingest`."""
+    """Check a data set in the COCO layout and write it as shards; see `_ingest`."""
     return _ingest(config, list_coco)
 
 
 def ingest_lvis(config: LvisIngest) -> dict[str, Any]:
-    """Check an LVIS data set and write it as shards; see `_ingest`."""
+    """Check LVIS and write it as shards; see `_ingest`."""
     return _ingest(config, list_lvis)
+
+
+def ingest_cityscapes(config: CityscapesIngest) -> dict[str, Any]:
+    """Check the instances of Cityscapes and write them as shards; see `_ingest`."""
+    return _ingest(config, list_cityscapes)
+
+
+def ingest_cityscapes_semantic(config: CityscapesSemanticIngest) -> dict[str, Any]:
+    """Check the label maps of Cityscapes and write them as shards; see `_ingest`."""
+    return _ingest(config, list_cityscapes_semantic)
+
+
+def ingest_bdd(config: BddIngest) -> dict[str, Any]:
+    """Check the label maps of BDD100K and write them as shards; see `_ingest`."""
+    return _ingest(config, list_bdd)
+
+
+def ingest_semantic(config: SemanticIngest) -> dict[str, Any]:
+    """Check anyone's label maps and write them as shards; see `_ingest`."""
+    return _ingest(config, list_label_maps)
 
 
 def _ingest(config: Config, list_source: Callable[[Config], Listing]) -> dict[str, Any]:
@@ -84,10 +124,11 @@ def _ingest(config: Config, list_source: Callable[[Config], Listing]) -> dict[st
     _finish(config, manifest, problems)
     if tally.counts:
         _log.info("%s", tally.table())
+    listed = listing.listed_annotations
+    of_all = "" if listed is None else f"of {listed} "
     _log.info(
-        "ingest: kept %d of %d images and %d of %d annotations",
-        *(manifest.images, listing.listed_images),
-        *(manifest.annotations, listing.listed_annotations),
+        "ingest: kept %d of %d images and %d %sannotations",
+        *(manifest.images, listing.listed_images, manifest.annotations, of_all),
     )
     return _result(config, manifest, reports, time.perf_counter() - started)
 
@@ -198,6 +239,8 @@ def _refusal(config: IngestConfig, listing: Listing, tally: Tally) -> str:
     """Say what is wrong and how to go on."""
     count = tally.total("stop", "bad")
     text = f"{count} problems in {listing.title} and its images\n\n{tally.table()}\n\n"
+    if tally.counts["image_missing"] + tally.counts["label_missing"] and listing.where:
+        text += f"{listing.where}.\n\n"
     if tally.total("stop"):
         return text + (
             "Images were not looked at yet and nothing was written: mend what always stops, then "
@@ -231,6 +274,7 @@ def _manifest(
         task=task_of(listing.rules),
         categories=listing.categories,
         category_images=_summed(report.category_images for report in reports),
+        category_px=_summed(report.category_px for report in reports),
         shards=shards,
         images=sum(shard.rows for shard in shards),
         annotations=sum(shard.annotations for shard in shards),

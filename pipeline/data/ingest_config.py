@@ -5,11 +5,14 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from pipeline.data.examine import MAX_PIXELS
+from pipeline.data.listing import UNKNOWN_VALUE
 from pipeline.data.shards import ROW_GROUP_ROWS, OnBad
 from pipeline.errors import DatasetError
 
 _WIDEST_LIMIT = 2 * MAX_PIXELS
 """Pillow opens no larger image, whatever we allow."""
+
+_MOST_CLASSES = UNKNOWN_VALUE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,3 +99,59 @@ class LvisIngest(IngestConfig):
     only_coco_categories: bool = False
     """LVIS*: keep all images and COCO's 80 categories, under COCO's ids, to measure models trained
     on COCO."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CityscapesIngest(IngestConfig):
+    """Cityscapes' instances: leftImg8bit/SPLIT and gtFine/SPLIT, or the official zips."""
+
+    verb: ClassVar[str] = "cityscapes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CityscapesSemanticIngest(IngestConfig):
+    """Cityscapes' label maps: leftImg8bit/SPLIT and gtFine/SPLIT, or the official zips."""
+
+    verb: ClassVar[str] = "cityscapes-semantic"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BddIngest(IngestConfig):
+    """BDD100K's 10,000 images and label maps: images/10k and labels/sem_seg/masks, or zips."""
+
+    verb: ClassVar[str] = "bdd"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SemanticIngest(IngestConfig):
+    """Your own images with label PNGs: images/SPLIT, labels/SPLIT and the names of the classes."""
+
+    verb: ClassVar[str] = "semantic"
+
+    images: str = ""
+    """Folder of the images, where it is not images/SPLIT, SPLIT/images or images under root."""
+    labels: str = ""
+    """Folder of the label PNGs, where it is not labels/SPLIT, SPLIT/labels or labels under root."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their values from 0."""
+    classes_file: str = ""
+    """File with a class a line, NAME or VALUE NAME, where it is not classes.txt under root."""
+    void: tuple[int, ...] = (255,)
+    """Values that carry no class and no loss."""
+    image_ending: str = ""
+    """What stands between the common name and .jpg or .png of an image."""
+    label_ending: str = ".png"
+    """What follows the common name in a label's, such as _mask.png."""
+
+    def wrong(self) -> list[str]:
+        """List the flags that break a rule."""
+        wrong = IngestConfig.wrong(self)
+        if len(set(self.classes)) < len(self.classes):
+            wrong.append("a name stands in classes twice")
+        if len(self.classes) > _MOST_CLASSES:
+            wrong.append(f"there may be {_MOST_CLASSES} classes, got {len(self.classes)}")
+        if not all(0 <= value <= 255 for value in self.void):
+            wrong.append(f"void values are in 0..255, got {self.void}")
+        if not self.label_ending.lower().endswith(".png"):
+            wrong.append(f"label-ending must end with .png, got {self.label_ending!r}")
+        return wrong

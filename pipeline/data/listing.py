@@ -40,7 +40,24 @@ class AnnotationRules:
     """Entries hold the lists of FEDERATED too, as LVIS writes them."""
 
 
-Rules = AnnotationRules
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameRules:
+    """Label files are instanceIds.png or polygons.json of Cityscapes."""
+
+
+UNKNOWN_VALUE = 254
+"""Stands for a value that is in no table; so there may be 254 classes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelRules:
+    """Label files are PNGs with one class a pixel."""
+
+    index_of_value: tuple[int, ...]
+    """256 long: category_index, 255 for no class, or UNKNOWN_VALUE."""
+
+
+Rules = AnnotationRules | FrameRules | LabelRules
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,18 +72,23 @@ class Listing:
     problems: list[Problem]
     listed_images: int
     """Entries in the source, sound or not."""
-    listed_annotations: int
+    listed_annotations: int | None
+    """None where only files tell."""
     title: str
     """What was read, in words."""
     source: str
     """Names the content of the list, without naming its place."""
+    where: str = ""
+    """Where users get files that are missing."""
 
 
 def task_of(rules: Rules) -> Task:
     """Tell what kind of rows the images become."""
     match rules:
-        case AnnotationRules():
+        case AnnotationRules() | FrameRules():
             return "instance"
+        case LabelRules():
+            return "semantic"
 
 
 def is_federated(rules: Rules) -> bool:

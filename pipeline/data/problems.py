@@ -44,6 +44,18 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "image_format": ("bad", "the image file is neither JPEG nor PNG"),
     "image_too_large": ("bad", "the image has more pixels or bytes than the limit"),
     "image_size": ("bad", "the image's size differs from the annotation file's"),
+    "image_twice": ("bad", "two image files differ only in their ending; the first is kept"),
+    "label_missing": ("bad", "the image's label file is not there"),
+    "label_unreadable": ("bad", "the label file cannot be decoded to its end"),
+    "label_format": ("bad", "the label file is no PNG with one gray channel"),
+    "label_palette": (
+        "bad",
+        "the label has a palette; --on-bad fix takes the numbers of its colors as values",
+    ),
+    "label_depth": ("bad", "the label has another number of bits a pixel than it must have"),
+    "label_size": ("bad", "the label's size differs from its image's"),
+    "label_value": ("bad", "the label holds values that the table of classes does not have"),
+    "polygon_file": ("bad", "the file holds no polygons as Cityscapes writes them"),
     "not_finite": ("bad", "NaN or infinity"),
     "polygon_short": ("bad", "a polygon needs at least 6 numbers, and an even count"),
     "mask_format": (
@@ -60,11 +72,13 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "box_off": ("notice", "the box is more than 3 px off the mask, and IoU is 0.5 or more"),
     "box_rounding": ("notice", "the box reaches up to 1 px outside the image"),
     "polygon_outside": ("notice", "a polygon reaches more than 1 px outside the image; cut there"),
+    "label_void": ("notice", "no pixel of the label has a class"),
+    "label_drawn": ("notice", "there is no instanceIds.png; it was drawn from polygons.json"),
     "image_turned": ("notice", "EXIF asks to turn the image; pixels are used as stored"),
 }
 """Every kind of problem: how grave it is, and the rule in words."""
 
-FIXABLE = frozenset({"box_outside"})
+FIXABLE = frozenset({"box_outside", "label_palette"})
 """Kinds that --on-bad fix repairs; all others it drops."""
 
 REJECTS_SCHEMA = pa.schema(

@@ -18,11 +18,29 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.examine import MAX_IMAGE_BYTES, MAX_PIXELS, Examined, examine
-from pipeline.data.listing import AnnotationRules, File, Listed, Rules, is_federated, task_of
+from pipeline.data.examine_frame import examine_frame
+from pipeline.data.examine_label import examine_label
+from pipeline.data.listing import (
+    AnnotationRules,
+    File,
+    FrameRules,
+    LabelRules,
+    Listed,
+    Rules,
+    is_federated,
+    task_of,
+)
 from pipeline.data.manifest import ShardInfo
 from pipeline.data.places import Files, Found
 from pipeline.data.problems import EXAMPLES, Problem
-from pipeline.data.schema import FIELD_SIDE, SCHEMA_VERSION, row_digest, schema_of
+from pipeline.data.schema import (
+    FEDERATED,
+    FIELD_SIDE,
+    PLANES,
+    SCHEMA_VERSION,
+    row_digest,
+    schema_of,
+)
 
 ROW_GROUP_ROWS = 32
 """Rows that are read at once, and the grain of the shuffle (architecture: the data plan)."""
@@ -37,13 +55,7 @@ _RULES_VERSION = 1
 _READERS = 8
 """Files read at once: object stores answer slowly and many at a time."""
 
-_IMAGE_KINDS = (
-    "image_missing",
-    "image_unreadable",
-    "image_format",
-    "image_too_large",
-    "image_size",
-)
+_FILE_KINDS = ("image_", "label_", "polygon_file")
 """What is wrong with a file can be mended without a trace in the listing."""
 
 # Of short numbers the footer keeps least and greatest, which the audit reads; encoded images do not
@@ -54,6 +66,7 @@ _NUMBERS = [
     "width",
     "category_index.list.element",
     "area_px.list.element",
+    "class_px.list.element",
 ]
 _COMPRESSION = {
     "file_name": "zstd",
@@ -63,6 +76,8 @@ _COMPRESSION = {
     "is_crowd.list.element": "zstd",
     "rle.list.element": "zstd",
     "squeeze_field.list.element": "zstd",
+    **{f"{name}.list.element": "zstd" for name in FEDERATED.values()},
+    **dict.fromkeys(PLANES, "none"),
     **dict.fromkeys(_NUMBERS, "zstd"),
 }
 
@@ -94,6 +109,8 @@ class ShardReport:
     """Image entries looked at, sound or not."""
     category_images: list[int] = field(default_factory=list)
     """Rows in which a category is, by category_index; crowds do not count."""
+    category_px: list[int] = field(default_factory=list)
+    """Pixels of each class of a semantic shard, by category_index."""
     was_done: bool = False
     peak_rss_mb: int = 0
 
@@ -157,6 +174,7 @@ class _Shard:
         self._row_groups: list[int] = []
         self._annotations = 0
         self._category_images = [0] * settings.num_categories
+        self._category_px = [0] * settings.num_categories
         self._digest = hashlib.sha256()
         self._images = 0
         self._problems: list[Problem] = []
@@ -189,6 +207,7 @@ class _Shard:
             notice_counts=self._notice_counts,
             images=self._images,
             category_images=self._category_images,
+            category_px=self._category_px,
             peak_rss_mb=peak_rss_mb(),
         )
         # A shard without problems is the same whatever is done with problems.
@@ -208,6 +227,8 @@ class _Shard:
         self._annotations += len(row.get("annotation_id", ()))
         for index in _categories_in(row):
             self._category_images[index] += 1
+        for index, pixels in zip(row["category_index"], row.get("class_px", ()), strict=False):
+            self._category_px[index] += pixels
         self._digest.update(row_digest(row))
         if len(self._rows) == ROW_GROUP_ROWS:
             self._flush()
@@ -248,6 +269,19 @@ def _examined(image: Listed, files: _FilesOf, settings: ShardSettings) -> Examin
                 max_pixels=settings.max_pixels,
                 clip_boxes=fix,
                 federated=rules.federated,
+            )
+        case FrameRules():
+            return examine_frame(
+                image.entry, files.image, files.label, max_pixels=settings.max_pixels
+            )
+        case LabelRules():
+            return examine_label(
+                image.entry,
+                files.image,
+                files.label,
+                rules,
+                max_pixels=settings.max_pixels,
+                take_palette=fix,
             )
 
 
@@ -300,7 +334,9 @@ def _read_report(place: str, source: str, on_bad: str) -> ShardReport | None:
         return None
     stored = footer[1]
     problems = [Problem(**each) for each in stored["problems"]]
-    if stored["on_bad"] not in ("", on_bad) or any(each.kind in _IMAGE_KINDS for each in problems):
+    if stored["on_bad"] not in ("", on_bad) or any(
+        each.kind.startswith(_FILE_KINDS) for each in problems
+    ):
         return None
     fs, path = storage.resolve(place)
     info = {**stored["info"], "row_groups": tuple(stored["info"]["row_groups"])}
@@ -312,6 +348,7 @@ def _read_report(place: str, source: str, on_bad: str) -> ShardReport | None:
         notice_counts=stored["notice_counts"],
         images=stored["images"],
         category_images=stored["category_images"],
+        category_px=stored["category_px"],
         was_done=True,
         peak_rss_mb=peak_rss_mb(),
     )

@@ -26,6 +26,11 @@ Keys = Mapping[str, Callable[..., bool]]
 
 _log = logging.getLogger(__name__)
 
+_WHERE = (
+    "COCO itself comes from cocodataset.org: annotations_trainval2017.zip, train2017.zip, "
+    "val2017.zip; no zip need be unpacked"
+)
+
 _IMAGES = "images"
 
 _LONGEST_PATH = 1024
@@ -61,6 +66,7 @@ def list_coco(config: CocoIngest) -> Listing:
         mounts={_IMAGES: images},
         images=lambda entry: File(_IMAGES, entry["file_name"]),
         title=annotations.rsplit("/", 1)[-1],
+        where=_WHERE,
     )
 
 
@@ -134,6 +140,7 @@ def listing_of(
     mounts: dict[str, str],
     images: Callable[[Entry], File],
     title: str,
+    where: str,
     federated: bool = False,
 ) -> Listing:
     """Make a listing of annotations.
@@ -143,6 +150,7 @@ def listing_of(
         mounts: where files lie.
         images: gives the file of an image entry.
         title: what was read.
+        where: where users get what is missing.
         federated: image entries say which categories were looked for.
     """
     index = {each.category_id: each.category_index for each in coco.categories}
@@ -156,6 +164,7 @@ def listing_of(
         listed_annotations=coco.listed_annotations,
         title=title,
         source=f"annotations sha256:{coco.digest}",
+        where=where,
     )
 
 
@@ -178,9 +187,7 @@ def _places(config: CocoIngest) -> tuple[str, str]:
         place = config.images or storage.join(config.root, config.split)
         wrong.append(f"{place} is not there; name the images' folder with --images")
     if wrong or not annotations or not images:
-        raise DatasetError(
-            "\n".join([*wrong, "COCO comes from cocodataset.org; its zips need not be unpacked"])
-        )
+        raise DatasetError("\n".join([*wrong, _WHERE]))
     return annotations, images
 
 

@@ -56,6 +56,7 @@ def list_lvis(config: LvisIngest) -> Listing:
         mounts=_mounts(config, Counter(_folder(image) for image in coco.images)),
         images=_file,
         title=place.rsplit("/", 1)[-1],
+        where=_WHERE,
         federated=True,
     )
     only = " only_coco_categories" if config.only_coco_categories else ""
@@ -142,12 +143,13 @@ def _check_kind(top: Entry, place: str) -> None:
 
 def _read(top: Entry, digest: str) -> CocoAnnotations:
     """Bring entries into COCO's form, check them, and give categories their frequency."""
-    images = [_with_name(each) for each in top["images"]]
-    annotations = [
-        {"iscrowd": 0, **each} if isinstance(each, dict) else each for each in top["annotations"]
-    ]
+    for entry in top["images"]:
+        _name(entry)
+    for entry in top["annotations"]:
+        if isinstance(entry, dict):
+            entry.setdefault("iscrowd", 0)
     coco = checked(
-        {**top, "images": images, "annotations": annotations},
+        top,
         digest=digest,
         image_keys=dict.fromkeys(FEDERATED, _are_ids),
         category_keys={"synset": is_name, "frequency": ("r", "c", "f").__contains__},
@@ -180,18 +182,15 @@ def _synsets(top: Entry) -> dict[int, str]:
     return {each["id"]: each["synset"] for each in _sound(top["categories"])}
 
 
-def _with_name(entry: object) -> object:
+def _name(entry: object) -> None:
     """Name an image by the end of its coco_url, as LVIS's own tools do.
 
     v1 has no file_name, and v0.5 names files of 2014 that nobody has; the photo's folder is not
     the split: LVIS's val holds photos of train2017 too.
     """
-    if not isinstance(entry, dict):
-        return entry
-    url = entry.get("coco_url")
-    if isinstance(url, str) and url.count("/") > 1:
-        return {**entry, "file_name": "/".join(url.split("/")[-2:])}
-    return entry
+    url = entry.get("coco_url") if isinstance(entry, dict) else None
+    if isinstance(entry, dict) and isinstance(url, str) and url.count("/") > 1:
+        entry["file_name"] = "/".join(url.split("/")[-2:])
 
 
 def _folder(image: Entry) -> str:

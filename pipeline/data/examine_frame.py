@@ -151,7 +151,7 @@ def _instances(masks: dict[int, RunLengths]) -> list[Instance]:
             f"{each} ({masks[each].area_px} pixels)" for each in strange[:_MOST_VALUES]
         )
         more = f" and {len(strange) - _MOST_VALUES} more" if len(strange) > _MOST_VALUES else ""
-        raise LabelError("label_value", f"{told}{more}; no class has such an id")
+        raise LabelError("label_value", f"ids {told}{more}; no class has such")
     return [
         Instance(
             annotation_id=number,

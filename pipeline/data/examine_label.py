@@ -89,7 +89,7 @@ def _of_values(counts: NDArray[np.int64], rules: LabelRules, entry: Entry) -> li
         told = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:_MOST_VALUES])
         more = f" and {len(strange) - _MOST_VALUES} more" if len(strange) > _MOST_VALUES else ""
         known = np.flatnonzero(meanings < UNKNOWN_VALUE)
-        told += f"{more}; classes have {known.min()} to {known.max()}"
+        told = f"values {told}{more}; classes have {known.min()} to {known.max()}"
         return [problem_of("label_value", told, entry)]
     if not counts[meanings != VOID].any():
         return [problem_of("label_void", f"all of {counts.sum()} pixels", entry)]

@@ -62,6 +62,12 @@ _log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 5.0
 
+_REPAIRS = {
+    "instance": "cuts boxes that reach outside at the image's border",
+    "semantic": "takes the numbers of palettes as values",
+}
+"""What --on-bad fix does."""
+
 Config = TypeVar("Config", bound=IngestConfig)
 
 
@@ -238,7 +244,7 @@ def _tally(problems: list[Problem], reports: Iterable[ShardReport]) -> Tally:
 def _refusal(config: IngestConfig, listing: Listing, tally: Tally) -> str:
     """Say what is wrong and how to go on."""
     count = tally.total("stop", "bad")
-    text = f"{count} problems in {listing.title} and its images\n\n{tally.table()}\n\n"
+    text = f"{count} problems in {listing.title}\n\n{tally.table()}\n\n"
     if tally.counts["image_missing"] + tally.counts["label_missing"] and listing.where:
         text += f"{listing.where}.\n\n"
     if tally.total("stop"):
@@ -252,7 +258,7 @@ def _refusal(config: IngestConfig, listing: Listing, tally: Tally) -> str:
         f"  {config.command('drop')}\n"
         "      leaves out every image and annotation listed above (notices stay)\n"
         f"  {config.command('fix')}\n"
-        "      cuts boxes that reach outside at the image's border, leaves out the rest"
+        f"      {_REPAIRS[task_of(listing.rules)]}, leaves out the rest"
     )
 
 

@@ -6,10 +6,11 @@ same, because nobody distributes one in good faith.
 """
 
 import re
+import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
@@ -21,6 +22,10 @@ _INSIDE = ".zip!"
 
 _BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What zipfile raises on a wrong checksum, cut off data, an unknown method and a password."""
+
+
+_NO_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error)
+"""What opening a file that is no whole zip may raise."""
 
 
 class Found(NamedTuple):
@@ -76,29 +81,29 @@ class Files:
 
 
 def find_folder(root: str, *names: str) -> str | None:
-    """Give the place of the first of these folders that is under root, or in a zip in root."""
+    """Give the place of the first of these folders that is under root, or in a zip in root.
+
+    Raises:
+        StorageError: it is not there, but a zip is that cannot be read.
+    """
     for name in names:
-        place = storage.join(root, name) if name else root
+        place = storage.join(root, name)
         if _is_folder(place):
             return place
-    for archive_uri, members in _archives_of(root):
-        for name in names:
-            if any(member.startswith(f"{name}/") for member in members):
-                return f"{archive_uri}!/{name}"
-    return None
+    return _find_in_zips(root, names, lambda name, each: each.startswith(f"{name}/"))
 
 
 def find_file(root: str, *names: str) -> str | None:
-    """Give the place of the first of these files that is under root, or in a zip in root."""
+    """Give the place of the first of these files that is under root, or in a zip in root.
+
+    Raises:
+        StorageError: it is not there, but a zip is that cannot be read.
+    """
     for name in names:
         place = storage.join(root, name)
         if storage.exists(place):
             return place
-    for archive_uri, members in _archives_of(root):
-        for name in names:
-            if name in members:
-                return f"{archive_uri}!/{name}"
-    return None
+    return _find_in_zips(root, names, str.__eq__)
 
 
 def is_there(place: str) -> bool:
@@ -182,9 +187,21 @@ def _last(uri: str) -> str:
     return uri.rsplit("/", 1)[-1]
 
 
-def _archives_of(root: str) -> Iterator[tuple[str, dict[str, int]]]:
+def _find_in_zips(root: str, names: Sequence[str], fits: Callable[[str, str], bool]) -> str | None:
+    broken = None
     for archive_uri in storage.list_files(root, suffix=".zip"):
-        yield archive_uri, _sizes(archive_uri)
+        try:
+            members = _sizes(archive_uri)
+        except StorageError as error:
+            # It may be another download that is still under way.
+            broken = broken or error
+            continue
+        for name in names:
+            if any(fits(name, member) for member in members):
+                return f"{archive_uri}!/{name}"
+    if broken is not None:
+        raise broken
+    return None
 
 
 def _sizes(archive_uri: str) -> dict[str, int]:
@@ -196,7 +213,7 @@ def _opened(archive_uri: str) -> zipfile.ZipFile:
     stream: Any = storage.open_file(archive_uri)
     try:
         archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, OSError) as error:
+    except _NO_ZIP as error:
         raise StorageError(f"{archive_uri} is no whole zip ({error}); {_AGAIN}") from error
     strange = [name for name in archive.namelist() if leaves_folder(name)]
     if strange:

@@ -65,7 +65,7 @@ def list_coco(config: CocoIngest) -> Listing:
         read_annotations(annotations),
         mounts={_IMAGES: images},
         images=lambda entry: File(_IMAGES, entry["file_name"]),
-        title=annotations.rsplit("/", 1)[-1],
+        title=f"{annotations.rsplit('/', 1)[-1]} and its images",
         where=_WHERE,
     )
 

@@ -55,7 +55,7 @@ def list_lvis(config: LvisIngest) -> Listing:
         coco,
         mounts=_mounts(config, Counter(_folder(image) for image in coco.images)),
         images=_file,
-        title=place.rsplit("/", 1)[-1],
+        title=f"{place.rsplit('/', 1)[-1]} and its images",
         where=_WHERE,
         federated=True,
     )

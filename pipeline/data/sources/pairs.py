@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,9 +99,11 @@ def paired(
     """
     image_of, twice = _by_stem(images, image_endings)
     label_of, _ = _by_stem(labels, label_endings)
+    endings = Counter(name[len(stem) :] for stem, name in image_of.items())
+    usual = endings.most_common(1)[0][0] if endings else image_endings[0]
     listed = []
     for number, stem in enumerate(sorted(image_of.keys() | label_of.keys()), start=1):
-        image = image_of.get(stem, stem + image_endings[0])
+        image = image_of.get(stem, stem + usual)
         label = label_of.get(stem, stem + label_endings[0])
         entry = {
             "id": number,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.cli import Result, run_verb
+from pipeline.cli import Result, Verb, run_verb
 from pipeline.data import ingest
 from pipeline.data.ingest_config import (
     BddIngest,
@@ -75,14 +75,14 @@ def semantic(config: Annotated[SemanticIngest, tyro.conf.arg(name="")]) -> Resul
     return ingest.ingest_semantic(config)
 
 
+VERBS: dict[str, Verb] = {
+    "coco": coco,
+    "lvis": lvis,
+    "cityscapes": cityscapes,
+    "cityscapes-semantic": cityscapes_semantic,
+    "bdd": bdd,
+    "semantic": semantic,
+}
+
 if __name__ == "__main__":
-    run_verb(
-        {
-            "coco": coco,
-            "lvis": lvis,
-            "cityscapes": cityscapes,
-            "cityscapes-semantic": cityscapes_semantic,
-            "bdd": bdd,
-            "semantic": semantic,
-        }
-    )
+    run_verb(VERBS)

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections import Counter
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,7 @@ from pipeline.data.manifest import read_manifest
 from pipeline.data.schema import FEDERATED, FEDERATED_SCHEMA
 from pipeline.data.sources.coco_synsets import COCO_CATEGORIES
 from pipeline.errors import DatasetError, StorageError
+from pipeline.evaluation.shards import truth_from_shards
 from tests.pipeline.data.coco_samples import small_coco
 from tests.pipeline.data.lvis_samples import load, lvis, save
 from tests.pipeline.data.street_samples import zipped
@@ -26,19 +28,18 @@ def config(root, **changes) -> LvisIngest:
 
 
 def truth_of(out: str) -> dict:
-    """Rebuild what an evaluation needs to know, from the shards alone."""
-    manifest = read_manifest(out)
-    ids = {each.category_index: each.category_id for each in manifest.categories}
-    truth = {"images": {}, "categories": {e.category_id: e.frequency for e in manifest.categories}}
-    for shard in manifest.shards:
-        for row in pq.read_table(f"{out}/{shard.file}").to_pylist():
-            lists = {key: [ids[each] for each in row[name]] for key, name in FEDERATED.items()}
-            found = zip(row["annotation_id"], row["category_index"], row["area_px"], strict=True)
-            truth["images"][row["image_id"]] = {
-                **lists,
-                "annotations": [(number, ids[index], area) for number, index, area in found],
-            }
-    return truth
+    """What an evaluation gets from the shards alone, laid out to compare."""
+    truth = truth_from_shards(out)
+    images = {
+        image["id"]: {**{key: image[key] for key in FEDERATED}, "annotations": []}
+        for image in truth["images"]
+    }
+    for each in truth["annotations"]:
+        images[each["image_id"]]["annotations"].append((each["category_id"], each["area"]))
+    return {
+        "images": images,
+        "categories": {each["id"]: each["frequency"] for each in truth["categories"]},
+    }
 
 
 def truth_in(doc: dict, new_id: dict[int, int] | None = None) -> dict:
@@ -53,7 +54,7 @@ def truth_in(doc: dict, new_id: dict[int, int] | None = None) -> dict:
             image["id"]: {
                 **{key: exchanged(image[key]) for key in FEDERATED},
                 "annotations": [
-                    (each["id"], new_id[each["category_id"]], each["area"])
+                    (new_id[each["category_id"]], each["area"])
                     for each in doc["annotations"]
                     if each["image_id"] == image["id"] and each["category_id"] in new_id
                 ],
@@ -99,10 +100,11 @@ def test_cocos_categories_keep_all_images_and_get_cocos_ids(root):
     expected = truth_in(doc, {2: 3, 3: 21, 5: 1, 9: 24})
     assert result["images"] == 6
     assert found["images"] == expected["images"]
+    assert found["categories"] == expected["categories"]
     # A model of COCO has all 80 categories, also those that LVIS lacks.
-    assert len(found["categories"]) == 80
-    assert {i: f for i, f in found["categories"].items() if f} == expected["categories"]
-    names = {e.category_id: e.name for e in read_manifest(f"{root}/out").categories}
+    categories = read_manifest(f"{root}/out").categories
+    assert [e.category_id for e in categories] == [e.category_id for e in COCO_CATEGORIES]
+    names = {e.category_id: e.name for e in categories}
     assert (names[1], names[3], names[21]) == ("person", "car", "cow")
     # The two are different data sets.
     with pytest.raises(DatasetError, match="--overwrite"):
@@ -235,9 +237,10 @@ def test_real_lvis(real_data, tmp_path):
     for image_id, image in expected["images"].items():
         mine = found["images"][image_id]
         assert [mine[key] for key in FEDERATED] == [image[key] for key in FEDERATED]
-        assert [each[:2] for each in mine["annotations"]] == sorted(
-            each[:2] for each in image["annotations"]
-        )
+        for (category_id, area), kept in zip(
+            image["annotations"], mine["annotations"], strict=True
+        ):
+            assert kept == (category_id, np.float32(area))
     only = ingest_lvis(config(place, out=f"{tmp_path}/coco", only_coco_categories=True, **given))
     synset = {each.synset for each in COCO_CATEGORIES}
     kept = {each["id"] for each in doc["categories"] if each["synset"] in synset}

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.data.examine import Examined, Instance, image_size_hw, instance_row
-from pipeline.data.examine_label import file_problems
+from pipeline.data.examine_label import file_problems, label_problem
 from pipeline.data.label_png import LabelError, read_values
 from pipeline.data.places import Found
-from pipeline.data.problems import Entry, problem_of, shortened
+from pipeline.data.problems import Entry, shortened
 from pipeline.data.run_lengths import RunLengths, read_numbers
 from pipeline.data.sources.cityscapes_classes import CLASSES, INSTANCE_CLASSES
 
@@ -47,20 +47,20 @@ def examine_frame(entry: Entry, image: Found, label: Found, *, max_pixels: int) 
     try:
         if entry["label_name"].endswith(".json"):
             ids = draw_ids(label.data, most_pixels=max_pixels)
-            found.problems.append(problem_of("label_drawn", entry["label_name"], entry))
+            found.problems.append(label_problem("label_drawn", "taken instead", entry))
         else:
             ids = read_values(label.data, bits=16, most_pixels=max_pixels).astype(np.uint16)
         instances = _instances(read_numbers(ids))
     except LabelError as error:
-        found.problems.append(problem_of(error.kind, str(error), entry))
+        found.problems.append(label_problem(error.kind, str(error), entry))
         return found
     if image.data is not None and all(each.severity == "notice" for each in found.problems):
         height, width = ids.shape
         if image_size_hw(image.data) == (height, width):
             found.row = instance_row(entry, (height, width), image.data, instances)
         else:
-            told = f"{width} x {height} in {entry['label_name']}, the image has another size"
-            found.problems.append(problem_of("label_size", told, entry))
+            told = f"{width} x {height}, the image has another size"
+            found.problems.append(label_problem("label_size", told, entry))
     return found
 
 

@@ -44,10 +44,10 @@ def examine_label(
             label.data, bits=8, most_pixels=max_pixels, take_palette=take_palette
         ).astype(np.uint8, copy=False)
     except LabelError as error:
-        found.problems.append(problem_of(error.kind, str(error), entry))
+        found.problems.append(label_problem(error.kind, str(error), entry))
         return found
     if read_header(label.data).has_palette:
-        fixed = problem_of("label_palette", "its numbers are taken as values", entry)
+        fixed = label_problem("label_palette", "its numbers are taken as values", entry)
         found.problems.append(replace(fixed, action="fixed"))
     counts = np.bincount(values.ravel(), minlength=256)
     found.problems += _of_values(counts, rules, entry)
@@ -57,28 +57,34 @@ def examine_label(
     return found
 
 
+def label_problem(kind: str, reason: str, entry: Entry) -> Problem:
+    """Make a problem of an image's label, which tells the label's name too."""
+    return problem_of(kind, f"{entry['label_name'].rsplit('/', 1)[-1]}: {reason}", entry)
+
+
 def file_problems(entry: Entry, image: Found, label: Found, *, max_pixels: int) -> list[Problem]:
     """List what is wrong with the files of a pair, before the label is decoded."""
     told = check_file(image, None, max_pixels=max_pixels)
-    image_is_sound = image.data is not None and all(kind == "image_turned" for kind, _ in told)
+    problems = [problem_of(kind, reason, entry) for kind, reason in told]
+    image_is_sound = all(each.severity == "notice" for each in problems)
     if label.data is None:
         kind = "label_unreadable" if label.fault else "label_missing"
-        told.append((kind, f"{entry['label_name']}: {label.fault or 'no such file'}"))
-    elif image.data is not None and image_is_sound and label.data.startswith(b"\x89PNG"):
-        told += _of_sizes(image_size_hw(image.data), label.data)
-    return [problem_of(kind, reason, entry) for kind, reason in told]
+        problems.append(label_problem(kind, label.fault or "no such file", entry))
+    elif image.data is not None and image_is_sound:
+        problems += _of_sizes(image_size_hw(image.data), label.data, entry)
+    return problems
 
 
-def _of_sizes(size_hw: tuple[int, int], label: bytes) -> list[tuple[str, str]]:
+def _of_sizes(size_hw: tuple[int, int], label: bytes, entry: Entry) -> list[Problem]:
     try:
         found = read_header(label).size_hw
     except LabelError:
-        # Told when it is decoded.
+        # It is no PNG: polygons, or told when it is decoded.
         return []
     if found == size_hw:
         return []
     shown = [f"{width} x {height}" for height, width in (found, size_hw)]
-    return [("label_size", f"{shown[0]}, the image is {shown[1]}")]
+    return [label_problem("label_size", f"{shown[0]}, the image is {shown[1]}", entry)]
 
 
 def _of_values(counts: NDArray[np.int64], rules: LabelRules, entry: Entry) -> list[Problem]:
@@ -90,9 +96,9 @@ def _of_values(counts: NDArray[np.int64], rules: LabelRules, entry: Entry) -> li
         more = f" and {len(strange) - _MOST_VALUES} more" if len(strange) > _MOST_VALUES else ""
         known = np.flatnonzero(meanings < UNKNOWN_VALUE)
         told = f"values {told}{more}; classes have {known.min()} to {known.max()}"
-        return [problem_of("label_value", told, entry)]
+        return [label_problem("label_value", told, entry)]
     if not counts[meanings != VOID].any():
-        return [problem_of("label_void", f"all of {counts.sum()} pixels", entry)]
+        return [label_problem("label_void", f"all of {counts.sum()} pixels", entry)]
     return []
 
 

@@ -25,7 +25,15 @@ from pipeline.data.ingest_config import (
     LvisIngest,
     SemanticIngest,
 )
-from pipeline.data.listing import Listing, is_federated, task_of
+from pipeline.data.listing import (
+    AnnotationRules,
+    FrameRules,
+    LabelRules,
+    Listing,
+    Rules,
+    is_federated,
+    task_of,
+)
 from pipeline.data.manifest import Manifest, manifest_uri, read_manifest, write_manifest
 from pipeline.data.problems import Problem, Tally, rejects_file
 from pipeline.data.schema import FIELD_SIDE, SCHEMA_VERSION
@@ -61,12 +69,6 @@ REJECTS_FILE = "rejects.parquet"
 _log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 5.0
-
-_REPAIRS = {
-    "instance": "cuts boxes that reach outside at the image's border",
-    "semantic": "takes the numbers of palettes as values",
-}
-"""What --on-bad fix does."""
 
 Config = TypeVar("Config", bound=IngestConfig)
 
@@ -252,14 +254,27 @@ def _refusal(config: IngestConfig, listing: Listing, tally: Tally) -> str:
             "Images were not looked at yet and nothing was written: mend what always stops, then "
             f"run again:\n  {config.command(config.on_bad)}"
         )
-    return text + (
+    text += (
         f"All of them: {_beside(config, REJECTS_FILE)}. No data set was finished. Mend them and "
         "run again, or go on without them:\n"
         f"  {config.command('drop')}\n"
-        "      leaves out every image and annotation listed above (notices stay)\n"
-        f"  {config.command('fix')}\n"
-        f"      {_REPAIRS[task_of(listing.rules)]}, leaves out the rest"
+        "      leaves out every image and annotation listed above (notices stay)"
     )
+    repair = _repair(listing.rules)
+    if not repair:
+        return text
+    return text + f"\n  {config.command('fix')}\n      {repair}, leaves out the rest"
+
+
+def _repair(rules: Rules) -> str:
+    """Say what --on-bad fix does; "" where it does no more than drop."""
+    match rules:
+        case AnnotationRules():
+            return "cuts boxes that reach outside at the image's border"
+        case LabelRules():
+            return "takes the numbers of palettes as values"
+        case FrameRules():
+            return ""
 
 
 def _manifest(

@@ -224,7 +224,7 @@ def test_polygons_of_another_size_are_told(root):
     place.with_name(place.name.replace("instanceIds.png", "polygons.json")).write_bytes(
         _polygons(imgHeight=50)
     )
-    with pytest.raises(DatasetError, match=r"label_size.*\n.*96 x 50 in .*polygons\.json"):
+    with pytest.raises(DatasetError, match=r"label_size.*\n.*polygons\.json: 96 x 50, the"):
         ingest_cityscapes(config(root))
     with pytest.raises(LabelError, match="the limit is 100"):
         draw_ids(_polygons(), most_pixels=100)

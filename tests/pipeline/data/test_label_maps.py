@@ -147,7 +147,9 @@ def test_values_outside_the_table_are_told_with_their_pixels(maps):
     label = blocks(1)
     label[0, :7], label[1, 0] = 77, 99
     Image.fromarray(label).save(maps / "labels" / "train" / "p1.png")
-    told = r"image 2, p1\.jpg: values 77 \(7 pixels\), 99 \(1 pixels\); classes have 0 to 2"
+    told = (
+        r"image 2, p1\.jpg: p1\.png: values 77 \(7 pixels\), 99 \(1 pixels\); classes have 0 to 2"
+    )
     with pytest.raises(DatasetError, match=told):
         ingest_semantic(config(maps))
 

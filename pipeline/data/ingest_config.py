@@ -29,8 +29,8 @@ class IngestConfig:
     out: str
     """Folder or URI for the shards."""
     on_bad: OnBad = "stop"
-    """stop: list what breaks a rule, and end. drop: leave it out. fix: repair what can be repaired,
-    leave out the rest."""
+    """stop: list what breaks a rule, and end. drop: leave it out. fix: cut boxes at the image's
+    border, take the numbers of palettes, leave out the rest."""
     rows_per_shard: int = 0
     """Images of one shard, a multiple of 32; 0 chooses by the number of images."""
     max_pixels: int = MAX_PIXELS

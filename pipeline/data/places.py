@@ -10,8 +10,9 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
@@ -22,7 +23,6 @@ _INSIDE = ".zip!"
 
 _BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What zipfile raises on a wrong checksum, cut off data, an unknown method and a password."""
-
 
 _NO_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error)
 """What opening a file that is no whole zip may raise."""
@@ -41,14 +41,14 @@ class Files:
 
     def __init__(self) -> None:
         self._archives: dict[str, zipfile.ZipFile] = {}
+        self._open = ExitStack()
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Files":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for archive in self._archives.values():
-            archive.close()
+        self._open.close()
 
     def read(self, mount: str, name: str, *, most_bytes: int) -> Found:
         """Read a file, or so much of it.
@@ -66,7 +66,7 @@ class Files:
             return _read(*storage.resolve(mount), name, most_bytes=most_bytes)
         with self._lock:
             if archive_uri not in self._archives:
-                self._archives[archive_uri] = _opened(archive_uri)
+                self._archives[archive_uri] = self._open.enter_context(_opened(archive_uri))
         archive = self._archives[archive_uri]
         try:
             with archive.open(f"{inner}/{name}" if inner else name) as stream:
@@ -209,19 +209,21 @@ def _sizes(archive_uri: str) -> dict[str, int]:
         return {each.filename: each.file_size for each in archive.infolist() if not each.is_dir()}
 
 
-def _opened(archive_uri: str) -> zipfile.ZipFile:
-    stream: Any = storage.open_file(archive_uri)
-    try:
-        archive = zipfile.ZipFile(stream)
-    except _NO_ZIP as error:
-        raise StorageError(f"{archive_uri} is no whole zip ({error}); {_AGAIN}") from error
-    strange = [name for name in archive.namelist() if leaves_folder(name)]
-    if strange:
-        raise StorageError(
-            f"{archive_uri} holds {len(strange)} names that lead out of its folder, such as "
-            f"{strange[0]!r}: no official archive does. Nothing of it was read"
-        )
-    return archive
+@contextmanager
+def _opened(archive_uri: str) -> Iterator[zipfile.ZipFile]:
+    with storage.open_file(archive_uri) as stream:
+        try:
+            archive = zipfile.ZipFile(stream)
+        except _NO_ZIP as error:
+            raise StorageError(f"{archive_uri} is no whole zip ({error}); {_AGAIN}") from error
+        strange = [name for name in archive.namelist() if leaves_folder(name)]
+        if strange:
+            raise StorageError(
+                f"{archive_uri} holds {len(strange)} names that lead out of its folder, such as "
+                f"{strange[0]!r}: no official archive does. Nothing of it was read"
+            )
+        with archive:
+            yield archive
 
 
 def _is_folder(place: str) -> bool:

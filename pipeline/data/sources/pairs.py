@@ -5,7 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline.data import places
 from pipeline.data.label_png import LabelError, read_header
@@ -73,7 +73,7 @@ def list_pairs(
         listed_images=len(listed),
         listed_annotations=None,
         title=title,
-        source=f"files sha256:{_digest(listed)}",
+        source=f"files sha256:{_digest(listed, rules, categories)}",
         where=where,
     )
 
@@ -187,5 +187,7 @@ def _is_map(data: bytes) -> bool:
     return header.is_gray or header.has_palette
 
 
-def _digest(listed: list[Listed]) -> str:
-    return hashlib.sha256(json.dumps([each.entry for each in listed]).encode()).hexdigest()
+def _digest(listed: list[Listed], rules: Rules, categories: tuple[Category, ...]) -> str:
+    meaning = [asdict(rules), [asdict(each) for each in categories]]
+    entries = [each.entry for each in listed]
+    return hashlib.sha256(json.dumps([meaning, entries]).encode()).hexdigest()

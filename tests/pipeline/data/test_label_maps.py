@@ -186,6 +186,15 @@ def test_a_label_that_was_drawn_anew_is_another_data_set(maps):
     assert not decode_plane(rows(maps)[1]["label"]).any()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"classes": ("ground", "house", "bush")}, {"void": (254, 255)}]
+)
+def test_classes_of_another_meaning_are_another_data_set(maps, changes):
+    ingest_semantic(config(maps))
+    with pytest.raises(DatasetError, match="--overwrite"):
+        ingest_semantic(config(maps, **changes))
+
+
 def test_swapped_folders_are_recognized(maps):
     swapped = {"images": f"{maps}/labels/train", "labels": f"{maps}/images/train"}
     with pytest.raises(DatasetError, match=r"no image has a label.*folders swapped"):

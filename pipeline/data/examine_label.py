@@ -46,14 +46,13 @@ def examine_label(
     except LabelError as error:
         found.problems.append(label_problem(error.kind, str(error), entry))
         return found
-    if read_header(label.data).has_palette:
-        fixed = label_problem("label_palette", "its numbers are taken as values", entry)
-        found.problems.append(replace(fixed, action="fixed"))
     counts = np.bincount(values.ravel(), minlength=256)
     found.problems += _of_values(counts, rules, entry)
-    sound = all(each.severity == "notice" or each.action == "fixed" for each in found.problems)
-    if image.data is not None and sound:
+    if image.data is not None and all(each.severity == "notice" for each in found.problems):
         found.row = _row(entry, image.data, values, counts, rules)
+        if read_header(label.data).has_palette:
+            fixed = label_problem("label_palette", "its numbers are taken as values", entry)
+            found.problems.append(replace(fixed, action="fixed"))
     return found
 
 

@@ -40,6 +40,9 @@ class DataConfig:
     """The long edge is at most this; then the short edge is shorter than drawn."""
     flip_probability: float = 0.5
     """Chance of a horizontal flip."""
+    repeat_threshold: float = 0.0
+    """Images with a category in a smaller share of the images are trained more often; 0 trains each
+    once an epoch (LVIS: 0.001)."""
     decode_in: Literal["trainer", "tasks"] = "trainer"
     """Decode in the trainer's collate threads, or in Ray Data tasks that CPU-only nodes can run."""
     prefetch_batches: int = 2
@@ -59,6 +62,10 @@ class DataConfig:
                 (
                     0 <= self.flip_probability <= 1,
                     f"flip_probability must be in [0, 1], got {self.flip_probability}",
+                ),
+                (
+                    0 <= self.repeat_threshold < 1,
+                    f"repeat_threshold must be in [0, 1), got {self.repeat_threshold}",
                 ),
                 (
                     self.prefetch_batches >= 1,

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import StorageError
@@ -57,6 +58,24 @@ def exists(uri: str) -> bool:
         return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def is_folder(uri: str) -> bool:
+    """Tell whether a folder is there."""
+    fs, path = resolve(uri)
+    with _explained(uri, "look at"):
+        return bool(fs.get_file_info(path).type == pafs.FileType.Directory)
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """Open a file to read it anywhere.
+
+    Raises:
+        StorageError: it is missing or cannot be read.
+    """
+    fs, path = resolve(uri)
+    with _explained(uri, "read"):
+        return fs.open_input_file(path)
+
+
 def read_bytes(uri: str) -> bytes:
     """Read a whole file.
 
@@ -86,13 +105,19 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
 
 def list_files(uri: str, *, suffix: str = "", recursive: bool = False) -> list[str]:
     """List the files of a folder by name; a folder that is not there is empty."""
+    prefix = "" if is_local(uri) else f"{_split(uri)[0]}://"
+    found = list_folder(uri, recursive=recursive)
+    files = (info.path for info in found if info.type == pafs.FileType.File)
+    return sorted(prefix + name for name in files if name.endswith(suffix))
+
+
+def list_folder(uri: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    """List what is in a folder, as the file system tells it: path inside it, type and size."""
     fs, path = resolve(uri)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
     with _explained(uri, "list"):
-        found = fs.get_file_info(selector)
-    prefix = "" if is_local(uri) else f"{_split(uri)[0]}://"
-    files = (info.path for info in found if info.type == pafs.FileType.File)
-    return sorted(prefix + name for name in files if name.endswith(suffix))
+        found: list[pafs.FileInfo] = fs.get_file_info(selector)
+    return found
 
 
 def remove(uri: str) -> None:

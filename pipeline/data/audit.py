@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.data.audit_planes import audit_planes
 from pipeline.data.examine import MAX_PIXELS, check_image
 from pipeline.data.fields import squeeze_field
 from pipeline.data.manifest import Manifest, ShardInfo, manifest_uri, read_manifest
 from pipeline.data.run_lengths import MaskError, RunLengths, decode_counts
-from pipeline.data.schema import FIELD_SIDE, INSTANCE_SCHEMA
-from pipeline.data.shards import read_footer, row_digest
+from pipeline.data.schema import FEDERATED, FIELD_SIDE, row_digest, schema_of
+from pipeline.data.shards import read_footer
 from pipeline.errors import DatasetError, StorageError
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def audit(data: str, *, deep: bool = False) -> dict[str, Any]:
 
     Args:
         data: folder or URI that ingest wrote.
-        deep: read every row too: checksums, images, run lengths and fields.
+        deep: read every row too: checksums, images, run lengths, label maps and fields.
 
     Returns:
         images, annotations, shards, problems and seconds, for the RESULT line.
@@ -115,7 +116,9 @@ def _audit_footer(uri: str, shard: ShardInfo, manifest: Manifest) -> list[str]:
     if footer is None:
         return [f"{shard.file} is no shard: its footer cannot be read"]
     metadata, stored = footer
-    if not metadata.schema.to_arrow_schema().equals(INSTANCE_SCHEMA):
+    if not metadata.schema.to_arrow_schema().equals(
+        schema_of(manifest.task, federated=manifest.federated)
+    ):
         return [f"{shard.file} has other columns than a shard of this version"]
     row_groups = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
     rules = [
@@ -159,7 +162,7 @@ def _audit_rows(uri: str, manifest: Manifest) -> list[str]:
         for row in _rows(uri, shard, problems):
             digest.update(row_digest(row))
             where = f"{shard.file}, image {row['image_id']}, {row['file_name']}"
-            problems += [f"{where}: {text}" for text in _audit_row(row)]
+            problems += [f"{where}: {text}" for text in _audit_row(row, manifest)]
             if row["image_id"] in seen:
                 problems.append(f"{where}: the image id is used twice")
             seen.add(row["image_id"])
@@ -186,21 +189,33 @@ def _rows(uri: str, shard: ShardInfo, problems: list[str]) -> Iterator[dict[str,
         problems.append(f"{shard.file} cannot be read: {str(error).splitlines()[0][:200]}")
 
 
-def _audit_row(row: dict[str, Any]) -> list[str]:
+def _audit_row(row: dict[str, Any], manifest: Manifest) -> list[str]:
     size_hw = (row["height"], row["width"])
     # Ingest let this image in, so its own limit does not apply again.
     found = check_image(row["image"], size_hw, max_pixels=2 * MAX_PIXELS)
     problems = [f"{kind}: {reason}" for kind, reason in found if kind != "image_turned"]
+    if manifest.task == "semantic":
+        return problems or audit_planes(row, num_classes=len(manifest.categories))
+    problems += _audit_lists(row, manifest)
+    if not problems:
+        problems += _audit_masks(row, size_hw)
+    return problems
+
+
+def _audit_lists(row: dict[str, Any], manifest: Manifest) -> list[str]:
     lists = ("annotation_id", "boxes_xyxy", "category_index", "is_crowd", "area_px", "rle")
     count = len(row["squeeze_field"])
-    problems += [
+    problems = [
         f"{len(row[name])} values of {name}, {count} fields"
         for name in lists
         if len(row[name]) != count
     ]
-    if not problems:
-        problems += _audit_masks(row, size_hw)
-    return problems
+    known = range(len(manifest.categories))
+    return problems + [
+        f"{name} has a category_index that is not in dataset.json"
+        for name in FEDERATED.values()
+        if manifest.federated and not set(row[name]) <= set(known)
+    ]
 
 
 def _audit_masks(row: dict[str, Any], size_hw: tuple[int, int]) -> list[str]:

@@ -93,7 +93,8 @@ def collate(rows: pa.Table, data: DataConfig, *, seed: int, with_masks: bool = F
     """Make a training batch of rows, decoding those that prepare_rows has not.
 
     Args:
-        rows: rows of a shard with the plan's columns `epoch` and `lane`.
+        rows: rows of a shard with the plan's columns `epoch` and `lane`, and with `repeat` where
+            an image may come several times an epoch.
         data: how an image is prepared.
         seed: the recipe's.
         with_masks: decode the masks too, for targets made on each RoI's own mask.
@@ -184,7 +185,8 @@ def collate_images(images: Sequence[bytes | Pixels], data: DataConfig) -> Batch:
 
 def _drawn(rows: pa.Table, data: DataConfig, seed: int) -> tuple[Ints, list[Geometry]]:
     epochs, image_ids = rows["epoch"].to_numpy(), rows["image_id"].to_numpy()
-    seeds = sample_seeds(seed, epochs=epochs, image_ids=image_ids)
+    repeats = rows["repeat"].to_numpy() if "repeat" in rows.column_names else 0
+    seeds = sample_seeds(seed, epochs=epochs, image_ids=image_ids, repeats=repeats)
     sizes = _row_sizes(rows)
     return seeds, [
         train_geometry(size_hw, data, sample_seed=int(sample_seed))

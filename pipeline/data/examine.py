@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.fields import squeeze_field
-from pipeline.data.problems import Problem
+from pipeline.data.places import Found
+from pipeline.data.problems import Entry, Problem, problem_of
 from pipeline.data.run_lengths import (
     MaskError,
     RunLengths,
     polygons_reach_px,
     read_segmentation,
 )
-from pipeline.data.schema import FIELD_SIDE
-from pipeline.data.sources.coco import Entry, problem_of
+from pipeline.data.schema import FEDERATED, FIELD_SIDE
 
 MAX_IMAGE_BYTES = 64_000_000
 """A file may not be longer: 32 of them, a row group, fit into one Arrow array of 2 GiB."""
@@ -55,51 +55,78 @@ class Examined:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Instance:
-    entry: Entry
+class Instance:
+    """An instance as a row holds it."""
+
+    annotation_id: int
+    category_index: int
+    is_crowd: bool
+    area_px: float
     box_xyxy: NDArray[np.float32]
     mask: RunLengths
 
 
 def examine(
     image: Entry,
-    data: bytes | None,
+    file: Found,
     category_index: dict[int, int],
     *,
     max_pixels: int = MAX_PIXELS,
     clip_boxes: bool = False,
+    federated: bool = False,
 ) -> Examined:
     """Check an image and its annotations, and make its row of what is sound.
 
     Args:
         image: the entry, with its annotations under "annotations".
-        data: the encoded file; None when it is not there.
+        file: the encoded file, as it was read.
         category_index: by category_id.
         max_pixels: a larger image is refused before it is decoded.
         clip_boxes: cut boxes at the image's border instead of dropping them.
+        federated: the entry says which categories were looked for, and so shall the row.
 
     Returns:
         The row, unless the image itself is bad, and all problems; annotations with a `bad` problem
         that was not fixed are not in the row.
     """
     size_hw = (image["height"], image["width"])
-    told = [("image_missing", "no such file")]
-    if data is not None:
-        told = check_image(data, size_hw, max_pixels=max_pixels)
+    told = check_file(file, size_hw, max_pixels=max_pixels)
     if size_hw[0] * size_hw[1] > max_pixels:
         # Masks of that size are not painted either.
         listed = f"listed as {size_hw[1]} x {size_hw[0]} pixels, the limit is {max_pixels}"
         return Examined(problems=[problem_of("image_too_large", listed, image)])
     of_file = [problem_of(kind, reason, image) for kind, reason in told]
-    kept, of_annotations = _annotations(image, clip_boxes=clip_boxes)
+    kept, of_annotations = _annotations(image, category_index, clip_boxes=clip_boxes)
     found = Examined(problems=of_file + of_annotations)
-    if data is not None and not any(each.severity == "bad" for each in of_file):
-        found.row = _row(image, data, kept, category_index)
+    if file.data is not None and not any(each.severity == "bad" for each in of_file):
+        found.row = instance_row(image, size_hw, file.data, kept)
+        if federated:
+            found.row |= {
+                column: [category_index[each] for each in image[key]]
+                for key, column in FEDERATED.items()
+            }
     return found
 
 
-def check_image(data: bytes, size_hw: tuple[int, int], *, max_pixels: int) -> list[tuple[str, str]]:
+def check_file(
+    file: Found, size_hw: tuple[int, int] | None, *, max_pixels: int
+) -> list[tuple[str, str]]:
+    """Check an image file as it was read; else like check_image."""
+    if file.data is None:
+        kind = "image_unreadable" if file.fault else "image_missing"
+        return [(kind, file.fault or "no such file")]
+    return check_image(file.data, size_hw, max_pixels=max_pixels)
+
+
+def check_image(
+    data: bytes, size_hw: tuple[int, int] | None, *, max_pixels: int
+) -> list[tuple[str, str]]:
     """Check an encoded image: its header first, then every byte of it.
+
+    Args:
+        data: the file.
+        size_hw: what it must be; None where nothing is listed.
+        max_pixels: a larger one is refused before it is decoded.
 
     Returns:
         Kind and reason of each problem.
@@ -121,8 +148,17 @@ def check_image(data: bytes, size_hw: tuple[int, int], *, max_pixels: int) -> li
         return _check_opened(opened, size_hw, max_pixels)
 
 
+def image_size_hw(data: bytes) -> tuple[int, int]:
+    """Give the size of an image that check_image has let in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+    return height, width
+
+
 def _check_opened(
-    opened: Image.Image, size_hw: tuple[int, int], max_pixels: int
+    opened: Image.Image, size_hw: tuple[int, int] | None, max_pixels: int
 ) -> list[tuple[str, str]]:
     width, height = opened.size
     if opened.format not in ("JPEG", "PNG"):
@@ -130,7 +166,7 @@ def _check_opened(
     if width * height > max_pixels:
         return [("image_too_large", f"{width} x {height} pixels, the limit is {max_pixels}")]
     found = []
-    if (height, width) != size_hw:
+    if size_hw is not None and (height, width) != size_hw:
         listed = f"{size_hw[1]} x {size_hw[0]}"
         found.append(("image_size", f"{width} x {height} in the file, {listed} in the annotations"))
     try:
@@ -145,28 +181,31 @@ def _check_opened(
     return found
 
 
-def _row(
-    image: Entry, data: bytes, kept: list[_Instance], category_index: dict[int, int]
+def instance_row(
+    image: Entry, size_hw: tuple[int, int], data: bytes, instances: list[Instance]
 ) -> dict[str, Any]:
+    """Make the row of an image and its instances."""
     return {
         "image_id": image["id"],
         "file_name": image["file_name"],
-        "height": image["height"],
-        "width": image["width"],
+        "height": size_hw[0],
+        "width": size_hw[1],
         "image": data,
-        "annotation_id": [each.entry["id"] for each in kept],
-        "boxes_xyxy": [each.box_xyxy for each in kept],
-        "category_index": [category_index[each.entry["category_id"]] for each in kept],
-        "is_crowd": [bool(each.entry["iscrowd"]) for each in kept],
-        "area_px": [float(each.entry["area"]) for each in kept],
-        "rle": [each.mask.encoded for each in kept],
+        "annotation_id": [each.annotation_id for each in instances],
+        "boxes_xyxy": [each.box_xyxy for each in instances],
+        "category_index": [each.category_index for each in instances],
+        "is_crowd": [each.is_crowd for each in instances],
+        "area_px": [each.area_px for each in instances],
+        "rle": [each.mask.encoded for each in instances],
         "squeeze_field": [
-            squeeze_field(each.mask, each.box_xyxy, side=FIELD_SIDE).tobytes() for each in kept
+            squeeze_field(each.mask, each.box_xyxy, side=FIELD_SIDE).tobytes() for each in instances
         ],
     }
 
 
-def _annotations(image: Entry, *, clip_boxes: bool) -> tuple[list[_Instance], list[Problem]]:
+def _annotations(
+    image: Entry, category_index: dict[int, int], *, clip_boxes: bool
+) -> tuple[list[Instance], list[Problem]]:
     """Give the sound instances of an image, and what is wrong with the others."""
     kept, problems = [], []
     size_hw = (image["height"], image["width"])
@@ -183,7 +222,16 @@ def _annotations(image: Entry, *, clip_boxes: bool) -> tuple[list[_Instance], li
         problems += made
         sound = not any(each.severity == "bad" and each.action != "fixed" for each in made)
         if box is not None and mask is not None and sound:
-            kept.append(_Instance(entry=entry, box_xyxy=box.astype(np.float32), mask=mask))
+            kept.append(
+                Instance(
+                    annotation_id=entry["id"],
+                    category_index=category_index[entry["category_id"]],
+                    is_crowd=bool(entry["iscrowd"]),
+                    area_px=float(entry["area"]),
+                    box_xyxy=box.astype(np.float32),
+                    mask=mask,
+                )
+            )
     return kept, problems
 
 

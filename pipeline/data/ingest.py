@@ -1,6 +1,6 @@
-"""Turn a COCO data set into shards: everything is checked, nothing is left out without a count.
+"""Turn a data set into shards: everything is checked, nothing is left out without a count.
 
-The annotation file is read here, in the driver; images are read, checked and written by Ray Data,
+A source lists the data set here, in the driver; files are read, checked and written by Ray Data,
 one task a shard, so memory does not grow with their number. A second run finds finished shards and
 makes the others; the bytes are the same whatever was interrupted, and on any number of workers.
 """
@@ -9,24 +9,34 @@ import hashlib
 import json
 import logging
 import re
-import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from pipeline import storage
-from pipeline.data.examine import MAX_PIXELS
-from pipeline.data.manifest import (
-    Category,
-    Manifest,
-    manifest_uri,
-    read_manifest,
-    write_manifest,
+from pipeline.data.ingest_config import (
+    BddIngest,
+    CityscapesIngest,
+    CityscapesSemanticIngest,
+    CocoIngest,
+    IngestConfig,
+    LvisIngest,
+    SemanticIngest,
 )
+from pipeline.data.listing import (
+    AnnotationRules,
+    FrameRules,
+    LabelRules,
+    Listing,
+    Rules,
+    is_federated,
+    task_of,
+)
+from pipeline.data.manifest import Manifest, manifest_uri, read_manifest, write_manifest
 from pipeline.data.problems import Problem, Tally, rejects_file
-from pipeline.data.schema import FIELD_SIDE, SCHEMA_VERSION
+from pipeline.data.schema import FIELD_SIDE
 from pipeline.data.shards import (
     ROW_GROUP_ROWS,
     OnBad,
@@ -36,84 +46,68 @@ from pipeline.data.shards import (
     pack,
     peak_rss_mb,
 )
-from pipeline.data.sources.coco import CocoAnnotations, read_annotations
+from pipeline.data.sources.bdd import list_bdd
+from pipeline.data.sources.cityscapes import list_cityscapes, list_cityscapes_semantic
+from pipeline.data.sources.coco import list_coco
+from pipeline.data.sources.label_maps import list_label_maps
+from pipeline.data.sources.lvis import list_lvis
 from pipeline.errors import DatasetError
+
+__all__ = [
+    "CocoIngest",
+    "ingest_bdd",
+    "ingest_cityscapes",
+    "ingest_cityscapes_semantic",
+    "ingest_coco",
+    "ingest_lvis",
+    "ingest_semantic",
+    "rows_per_shard",
+]
 
 REJECTS_FILE = "rejects.parquet"
 
 _log = logging.getLogger(__name__)
 
+_MEANING_VERSION = 1
+"""Raise it when equal rows come to mean something else."""
+
 _PROGRESS_EVERY_S = 5.0
 
-_WIDEST_LIMIT = 2 * MAX_PIXELS
-"""Pillow opens no larger image, whatever we allow."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CocoIngest:
-    """What to ingest, where to, and what to do with what breaks a rule."""
-
-    root: str
-    """Folder or URI with annotations/instances_SPLIT.json and SPLIT/*.jpg."""
-    split: str
-    """Name of the split."""
-    out: str
-    """Folder or URI for the shards."""
-    annotations: str = ""
-    """Annotation file, where it is not annotations/instances_SPLIT.json under root."""
-    images: str = ""
-    """Folder of the images, where it is not SPLIT under root."""
-    on_bad: OnBad = "stop"
-    """stop: list what breaks a rule, and end. drop: leave it out. fix: cut boxes at the image's
-    border, leave out the rest."""
-    rows_per_shard: int = 0
-    """Images of one shard, a multiple of 32; 0 chooses by the number of images."""
-    max_pixels: int = MAX_PIXELS
-    """A larger image is refused before it is decoded."""
-    workers: int = -1
-    """Shards made at once on Ray; -1 takes every CPU, 0 works in this process without Ray."""
-    overwrite: bool = False
-    """Replace a data set in out that was made from something else."""
-
-    def __post_init__(self) -> None:
-        wrong = []
-        if self.rows_per_shard < 0 or self.rows_per_shard % ROW_GROUP_ROWS:
-            wrong.append(
-                f"rows-per-shard must be a multiple of {ROW_GROUP_ROWS}, got {self.rows_per_shard}"
-            )
-        if not 1 <= self.max_pixels <= _WIDEST_LIMIT:
-            wrong.append(f"max-pixels must be in 1..{_WIDEST_LIMIT}, got {self.max_pixels}")
-        if self.workers < -1:
-            wrong.append(f"workers must be -1 or more, got {self.workers}")
-        needed = ("root", "split", "out")
-        wrong += [f"{name} may not be empty" for name in needed if not getattr(self, name)]
-        if wrong:
-            raise DatasetError("; ".join(wrong))
-
-    @property
-    def annotations_uri(self) -> str:
-        """Where the annotation file is."""
-        given = self.annotations
-        return given or storage.join(self.root, "annotations", f"instances_{self.split}.json")
-
-    @property
-    def images_uri(self) -> str:
-        """Where the images are."""
-        return storage.absolute(self.images or storage.join(self.root, self.split))
-
-    def command(self, on_bad: OnBad) -> str:
-        """Give the command that runs this with another choice."""
-        words = ["python", "jobs/ingest.py", "coco"]
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name not in ("on_bad", "overwrite") and value != each.default:
-                words += ["--" + each.name.replace("_", "-"), str(value)]
-        words += ["--overwrite"] if self.overwrite else []
-        return shlex.join([*words, "--on-bad", on_bad])
+Config = TypeVar("Config", bound=IngestConfig)
 
 
 def ingest_coco(config: CocoIngest) -> dict[str, Any]:
-    """Check a COCO data set and write it as shards, with dataset.json when all is there.
+    """Check a data set in the COCO layout and write it as shards; see `_ingest`."""
+    return _ingest(config, list_coco)
+
+
+def ingest_lvis(config: LvisIngest) -> dict[str, Any]:
+    """Check LVIS and write it as shards; see `_ingest`."""
+    return _ingest(config, list_lvis)
+
+
+def ingest_cityscapes(config: CityscapesIngest) -> dict[str, Any]:
+    """Check the instances of Cityscapes and write them as shards; see `_ingest`."""
+    return _ingest(config, list_cityscapes)
+
+
+def ingest_cityscapes_semantic(config: CityscapesSemanticIngest) -> dict[str, Any]:
+    """Check the label maps of Cityscapes and write them as shards; see `_ingest`."""
+    return _ingest(config, list_cityscapes_semantic)
+
+
+def ingest_bdd(config: BddIngest) -> dict[str, Any]:
+    """Check the label maps of BDD100K and write them as shards; see `_ingest`."""
+    return _ingest(config, list_bdd)
+
+
+def ingest_semantic(config: SemanticIngest) -> dict[str, Any]:
+    """Check anyone's label maps and write them as shards; see `_ingest`."""
+    return _ingest(config, list_label_maps)
+
+
+def _ingest(config: Config, list_source: Callable[[Config], Listing]) -> dict[str, Any]:
+    """Check a data set and write it as shards, with dataset.json when all is there.
 
     Returns:
         images, annotations, rejects, shards, seconds and more, for the RESULT line.
@@ -123,29 +117,29 @@ def ingest_coco(config: CocoIngest) -> dict[str, Any]:
         StorageError: something cannot be read or written.
     """
     started = time.perf_counter()
-    _check_folder(config)
-    _log.info("ingest: reading %s", config.annotations_uri)
-    coco = read_annotations(config.annotations_uri)
-    if any(problem.severity == "stop" for problem in coco.problems):
-        raise DatasetError(_refusal(config, Tally.of(coco.problems)))
-    source = _source(config, coco)
+    listing = list_source(config)
+    if any(problem.severity == "stop" for problem in listing.problems):
+        raise DatasetError(_refusal(config, listing, Tally.of(listing.problems)))
+    source = _source(config, listing)
     _check_out(config, source)
-    reports = list(_watched(config, coco, started))
+    reports = list(_watched(config, listing, started))
     reports.sort(key=lambda report: report.info.file)
-    problems = [*_from_file(coco.problems, config.on_bad), *_joined(reports)]
+    problems = [*_from_list(listing.problems, config.on_bad), *_joined(reports)]
     tally = _tally(problems, reports)
     if config.on_bad == "stop" and problems:
         storage.write_bytes_atomic(_beside(config, REJECTS_FILE), rejects_file(problems))
-        raise DatasetError(_refusal(config, tally))
-    manifest = _manifest(config, coco.categories, reports, problems, source)
+        raise DatasetError(_refusal(config, listing, tally))
+    manifest = _manifest(config, listing, reports, problems, source)
     if not manifest.images:
         raise DatasetError(f"no image is left, nothing was written\n\n{tally.table()}")
     _finish(config, manifest, problems)
     if tally.counts:
         _log.info("%s", tally.table())
+    listed = listing.listed_annotations
+    of_all = "" if listed is None else f"of {listed} "
     _log.info(
-        "ingest: kept %d of %d images and %d of %d annotations",
-        *(manifest.images, coco.listed_images, manifest.annotations, coco.listed_annotations),
+        "ingest: kept %d of %d images and %d %sannotations",
+        *(manifest.images, listing.listed_images, manifest.annotations, of_all),
     )
     return _result(config, manifest, reports, time.perf_counter() - started)
 
@@ -156,33 +150,16 @@ def rows_per_shard(images: int) -> int:
     return ROW_GROUP_ROWS * min(max(groups, 1), 16)
 
 
-def _check_folder(config: CocoIngest) -> None:
-    """Say at once, and in one error, what of the source is not there."""
-    wrong = []
-    if not storage.exists(config.annotations_uri):
-        folder = storage.join(config.root, "annotations")
-        found = [name.rsplit("/", 1)[-1] for name in storage.list_files(folder, suffix=".json")]
-        listed = ", ".join(found[:10]) or "no annotation file"
-        wrong.append(
-            f"{config.annotations_uri} is not there ({folder} has {listed}); "
-            "choose another --split, or name the file with --annotations"
-        )
-    if not storage.exists(config.images_uri):
-        wrong.append(f"{config.images_uri} is not there; name the images' folder with --images")
-    if wrong:
-        raise DatasetError("\n".join(wrong))
-
-
-def _source(config: CocoIngest, coco: CocoAnnotations) -> str:
+def _source(config: IngestConfig, listing: Listing) -> str:
     """Name what the shards are made from and how, without naming the place."""
-    rows = config.rows_per_shard or rows_per_shard(len(coco.images))
+    rows = config.rows_per_shard or rows_per_shard(len(listing.images))
     return (
-        f"coco {config.split} annotations sha256:{coco.digest} on_bad {config.on_bad} "
+        f"{config.verb} {config.split} {listing.source} on_bad {config.on_bad} "
         f"rows_per_shard {rows} max_pixels {config.max_pixels}"
     )
 
 
-def _check_out(config: CocoIngest, source: str) -> None:
+def _check_out(config: IngestConfig, source: str) -> None:
     """Leave a finished data set alone when it was made from something else."""
     place = manifest_uri(config.out)
     if not storage.exists(place):
@@ -205,25 +182,26 @@ def _check_out(config: CocoIngest, source: str) -> None:
     )
 
 
-def _watched(config: CocoIngest, coco: CocoAnnotations, started: float) -> Iterator[ShardReport]:
+def _watched(config: IngestConfig, listing: Listing, started: float) -> Iterator[ShardReport]:
     """Make all shards, with a line of progress now and then."""
     settings = ShardSettings(
-        images_uri=config.images_uri,
+        rules=listing.rules,
+        mounts={name: storage.absolute(place) for name, place in listing.mounts.items()},
+        num_categories=len(listing.categories),
         out=storage.absolute(config.out),
-        category_index={each.category_id: each.category_index for each in coco.categories},
         on_bad=config.on_bad,
         max_pixels=config.max_pixels,
     )
-    total = len(coco.images)
+    total = len(listing.images)
     rows = config.rows_per_shard or rows_per_shard(total)
-    # The parsed entries are let go as they are packed: from here on they are on their way.
-    coco.images.reverse()
+    # The entries are let go as they are packed: from here on they are on their way.
+    listing.images.reverse()
     parts: list[tuple[str, bytes]] = []
-    while coco.images:
-        part = [coco.images.pop() for _ in range(min(rows, len(coco.images)))]
+    while listing.images:
+        part = [listing.images.pop() for _ in range(min(rows, len(listing.images)))]
         parts.append((f"part-{len(parts):05d}.parquet", pack(part)))
     _log.info("ingest: %d images in %d shards of %d rows", total, len(parts), rows)
-    images, found = 0, len(coco.problems)
+    images, found = 0, len(listing.problems)
     told = time.perf_counter()
     for report in _make(parts, settings, config.workers):
         yield report
@@ -254,8 +232,8 @@ def _joined(reports: Iterable[ShardReport]) -> list[Problem]:
     return [problem for report in reports for problem in report.problems]
 
 
-def _from_file(problems: list[Problem], on_bad: OnBad) -> list[Problem]:
-    """Mark what the annotation file itself lacks as left out, unless ingest stops."""
+def _from_list(problems: list[Problem], on_bad: OnBad) -> list[Problem]:
+    """Mark what the list itself lacks as left out, unless ingest stops."""
     action = "found" if on_bad == "stop" else "dropped"
     return [replace(problem, action=action) for problem in problems]
 
@@ -268,44 +246,68 @@ def _tally(problems: list[Problem], reports: Iterable[ShardReport]) -> Tally:
     return tally
 
 
-def _refusal(config: CocoIngest, tally: Tally) -> str:
+def _refusal(config: IngestConfig, listing: Listing, tally: Tally) -> str:
     """Say what is wrong and how to go on."""
-    name = config.annotations_uri.rsplit("/", 1)[-1]
-    text = f"{tally.total('stop', 'bad')} problems in {name} and its images\n\n{tally.table()}\n\n"
+    count = tally.total("stop", "bad")
+    text = f"{count} problems in {listing.title}\n\n{tally.table()}\n\n"
+    if tally.counts["image_missing"] + tally.counts["label_missing"] and listing.where:
+        text += f"{listing.where}.\n\n"
     if tally.total("stop"):
         return text + (
             "Images were not looked at yet and nothing was written: mend what always stops, then "
             f"run again:\n  {config.command(config.on_bad)}"
         )
-    return text + (
+    text += (
         f"All of them: {_beside(config, REJECTS_FILE)}. No data set was finished. Mend them and "
         "run again, or go on without them:\n"
         f"  {config.command('drop')}\n"
-        "      leaves out every image and annotation listed above (notices stay)\n"
-        f"  {config.command('fix')}\n"
-        "      cuts boxes that reach outside at the image's border, leaves out the rest"
+        "      leaves out every image and annotation listed above (notices stay)"
     )
+    repair = _repair(listing.rules)
+    if not repair:
+        return text
+    return text + f"\n  {config.command('fix')}\n      {repair}, leaves out the rest"
+
+
+def _repair(rules: Rules) -> str:
+    """Say what --on-bad fix does; "" where it does no more than drop."""
+    match rules:
+        case AnnotationRules():
+            return "cuts boxes that reach outside at the image's border"
+        case LabelRules():
+            return "takes the numbers of palettes as values"
+        case FrameRules():
+            return ""
 
 
 def _manifest(
-    config: CocoIngest,
-    categories: tuple[Category, ...],
+    config: IngestConfig,
+    listing: Listing,
     reports: list[ShardReport],
     problems: list[Problem],
     source: str,
 ) -> Manifest:
     shards = tuple(report.info for report in reports if report.info.rows)
-    content = [SCHEMA_VERSION, FIELD_SIDE, [asdict(each) for each in categories]]
+    # What a model learns from: a later version of this package gives the same name to the same.
+    names = [
+        {name: getattr(each, name) for name in ("category_id", "category_index", "name")}
+        for each in listing.categories
+    ]
+    content = [_MEANING_VERSION, FIELD_SIDE, names]
     digests = [shard.digest for shard in shards]
     fingerprint = hashlib.sha256(json.dumps([content, digests]).encode()).hexdigest()
     noticed: Counter[str] = Counter()
     for report in reports:
         noticed.update(report.notice_counts)
     return Manifest(
-        categories=categories,
+        task=task_of(listing.rules),
+        categories=listing.categories,
+        category_images=_summed(report.category_images for report in reports),
+        category_px=_summed(report.category_px for report in reports),
         shards=shards,
         images=sum(shard.rows for shard in shards),
         annotations=sum(shard.annotations for shard in shards),
+        federated=is_federated(listing.rules),
         fingerprint=fingerprint[:16],
         source=source,
         on_bad=config.on_bad,
@@ -315,12 +317,16 @@ def _manifest(
     )
 
 
+def _summed(counts: Iterable[list[int]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
 def _by_kind(problems: Iterable[Problem], action: str) -> dict[str, int]:
     counts = Counter(problem.kind for problem in problems if problem.action == action)
     return dict(sorted(counts.items()))
 
 
-def _finish(config: CocoIngest, manifest: Manifest, problems: list[Problem]) -> None:
+def _finish(config: IngestConfig, manifest: Manifest, problems: list[Problem]) -> None:
     """Clear away what is left of other runs, then declare the folder complete."""
     mine = {shard.file for shard in manifest.shards}
     for place in storage.list_files(config.out):
@@ -333,7 +339,7 @@ def _finish(config: CocoIngest, manifest: Manifest, problems: list[Problem]) -> 
 
 
 def _result(
-    config: CocoIngest, manifest: Manifest, reports: list[ShardReport], elapsed_s: float
+    config: IngestConfig, manifest: Manifest, reports: list[ShardReport], elapsed_s: float
 ) -> dict[str, Any]:
     looked_at = sum(report.images for report in reports)
     return {
@@ -353,5 +359,5 @@ def _result(
     }
 
 
-def _beside(config: CocoIngest, name: str) -> str:
+def _beside(config: IngestConfig, name: str) -> str:
     return storage.join(config.out, name)

@@ -8,15 +8,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pipeline import storage
-from pipeline.data.schema import FIELD_SIDE, SCHEMA_VERSION
+from pipeline.data.schema import FIELD_SIDE, READ_VERSIONS, SCHEMA_VERSION, Task
 from pipeline.errors import DatasetError
 
 MANIFEST_FILE = "dataset.json"
-
-Task = Literal["instance", "semantic"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +24,9 @@ class Category:
     category_id: int
     category_index: int
     name: str
+    frequency: str = field(default="", compare=False)
+    """LVIS's r, c or f: rare, common or frequent in its training images. It decides what numbers an
+    evaluation prints, not what a model learns, so categories are the same without it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +59,12 @@ class Manifest:
     """Names this content: equal wherever the same source was ingested in the same way."""
     source: str = ""
     """Where the rows come from: format, split, and the hash of its annotations."""
+    category_images: tuple[int, ...] = ()
+    """Images that show each category, by category_index; crowds do not count."""
+    category_px: tuple[int, ...] = ()
+    """Pixels of each class of semantic shards, by category_index."""
+    federated: bool = False
+    """Rows say which categories were looked for: schema.FEDERATED."""
     field_side: int = FIELD_SIDE
     on_bad: str = "stop"
     """What ingest did with what broke a rule: stop, drop or fix."""
@@ -93,7 +100,8 @@ def read_manifest(uri: str) -> Manifest:
         raise DatasetError(
             f"{uri} holds no {MANIFEST_FILE}: it is no folder of shards, or ingest has not "
             f"finished; make it, or go on where it stopped, with: "
-            f"python jobs/ingest.py coco --root DIR_OR_URI --split NAME --out {uri}"
+            f"python jobs/ingest.py coco --root DIR_OR_URI --split NAME --out {uri} "
+            "(other data sets: python jobs/ingest.py --help)"
         )
     try:
         found = json.loads(storage.read_bytes(place))
@@ -106,16 +114,18 @@ def _from_plain(found: object, place: str) -> Manifest:
     if not isinstance(found, dict):
         raise DatasetError(f"{place} holds no manifest; ingest again to write it")
     version = found.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READ_VERSIONS:
         raise DatasetError(
-            f"{place} has schema version {version}, this version reads {SCHEMA_VERSION}; "
-            "ingest again"
+            f"{place} has schema version {version}, this version reads "
+            f"{' and '.join(map(str, READ_VERSIONS))}; ingest again"
         )
     try:
         manifest = Manifest(
             **{
                 **found,
                 "categories": tuple(Category(**each) for each in found["categories"]),
+                "category_images": tuple(found.get("category_images", ())),
+                "category_px": tuple(found.get("category_px", ())),
                 "shards": tuple(_shard(each) for each in found["shards"]),
             }
         )

@@ -5,16 +5,25 @@ whatever the user chose, `bad` is dropped or fixed on request, `notice` is count
 """
 
 import io
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 EXAMPLES = 3
 """Examples shown of each kind; rejects.parquet has them all."""
+
+Entry = dict[str, Any]
+"""A JSON object of an annotation file, or what stands for one where a source has no such file."""
+
+INT64 = range(-(2**63), 2**63)
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Severity = Literal["stop", "bad", "notice"]
 
@@ -26,12 +35,27 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "duplicate_image_id": ("bad", "an image id is used twice; the first is kept"),
     "duplicate_annotation_id": ("bad", "an annotation id is used twice; the first is kept"),
     "unknown_image": ("bad", "an annotation names an image that is not listed"),
-    "unknown_category": ("bad", "an annotation names a category that is not listed"),
+    "unknown_category": (
+        "bad",
+        "an annotation, or a list of an image, names a category that is not listed",
+    ),
     "image_missing": ("bad", "the image file is not there"),
     "image_unreadable": ("bad", "the image file cannot be decoded to its end"),
     "image_format": ("bad", "the image file is neither JPEG nor PNG"),
     "image_too_large": ("bad", "the image has more pixels or bytes than the limit"),
     "image_size": ("bad", "the image's size differs from the annotation file's"),
+    "image_twice": ("bad", "two image files differ only in their ending; the first is kept"),
+    "label_missing": ("bad", "the image's label file is not there"),
+    "label_unreadable": ("bad", "the label file cannot be decoded to its end"),
+    "label_format": ("bad", "the label file is no PNG with one gray channel"),
+    "label_palette": (
+        "bad",
+        "the label has a palette; --on-bad fix takes the numbers of its colors as values",
+    ),
+    "label_depth": ("bad", "the label has another number of bits a pixel than it must have"),
+    "label_size": ("bad", "the label's size differs from its image's"),
+    "label_value": ("bad", "the label holds values that the table of classes does not have"),
+    "polygon_file": ("bad", "the file holds no polygons as Cityscapes writes them"),
     "not_finite": ("bad", "NaN or infinity"),
     "polygon_short": ("bad", "a polygon needs at least 6 numbers, and an even count"),
     "mask_format": (
@@ -48,11 +72,13 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "box_off": ("notice", "the box is more than 3 px off the mask, and IoU is 0.5 or more"),
     "box_rounding": ("notice", "the box reaches up to 1 px outside the image"),
     "polygon_outside": ("notice", "a polygon reaches more than 1 px outside the image; cut there"),
+    "label_void": ("notice", "no pixel of the label has a class"),
+    "label_drawn": ("notice", "there is no instanceIds.png; it was drawn from polygons.json"),
     "image_turned": ("notice", "EXIF asks to turn the image; pixels are used as stored"),
 }
 """Every kind of problem: how grave it is, and the rule in words."""
 
-FIXABLE = frozenset({"box_outside"})
+FIXABLE = frozenset({"box_outside", "label_palette"})
 """Kinds that --on-bad fix repairs; all others it drops."""
 
 REJECTS_SCHEMA = pa.schema(
@@ -98,6 +124,38 @@ class Problem:
         # A name from a file may hold anything, also what a terminal obeys.
         parts += [] if name is None else [name if name.isprintable() else repr(name)]
         return ", ".join(parts) or "annotation file"
+
+
+def problem_of(kind: str, reason: str, entry: object, *, image: Entry | None = None) -> Problem:
+    """Make the problem of an image entry, or of an annotation and its image, where known."""
+    mine = entry if isinstance(entry, dict) else {}
+    is_image = image is None and "file_name" in mine
+    owner = mine if is_image else image or {}
+    image_id = owner.get("id", None if is_image else mine.get("image_id"))
+    return Problem(
+        kind=kind,
+        reason=shortened(reason),
+        image_id=image_id if is_id(image_id) else None,
+        annotation_id=None if is_image or not is_id(mine.get("id")) else mine["id"],
+        file_name=owner["file_name"] if is_name(owner.get("file_name")) else None,
+        raw=json.dumps(entry),
+    )
+
+
+def is_id(value: object) -> bool:
+    """Tell whether a value from JSON can be an id."""
+    return isinstance(value, int) and not isinstance(value, bool) and value in INT64
+
+
+def is_name(value: object) -> bool:
+    """Tell whether a value from JSON can be a name."""
+    # A lone surrogate is JSON, but no text that can be written.
+    return isinstance(value, str) and bool(value) and not _SURROGATE.search(value)
+
+
+def shortened(text: str, limit: int = 160) -> str:
+    """Cut a text that a file made long."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @dataclass(slots=True)

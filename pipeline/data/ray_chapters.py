@@ -142,7 +142,13 @@ def make_chapters(
         with_masks=with_masks,
         prepare=prepare,
     )
-    plan = plan_of(manifest, seed=seed, global_batch=global_batch)
+    plan = plan_of(
+        split_uri,
+        manifest,
+        seed=seed,
+        global_batch=global_batch,
+        repeat_threshold=data.repeat_threshold,
+    )
     entries = tuple(entry for chapter in chapters for entry in chapter.entries())
     # Only the names count: ChapterConfig makes a dataset when a worker first asks for its name.
     datasets = dict.fromkeys((entry.name for entry in entries), ray.data.range(1))

@@ -3,18 +3,27 @@
 Data tasks import this module alone, so it needs Arrow and nothing heavier.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import errors, storage
 from pipeline.data.manifest import Manifest
 from pipeline.data.plan import Ints, Item, Plan, RowGroup
+from pipeline.data.repeats import Repeats, repeat_factors
 from pipeline.errors import DatasetError, PipelineError
 
-PLAN_COLUMNS = ("step", "step_epoch", "lane", "epoch")
+_log = logging.getLogger(__name__)
+
+_READERS = 16
+
+PLAN_COLUMNS = ("step", "step_epoch", "lane", "epoch", "repeat")
 """Where a row stands in the plan; they travel with it."""
 
 _FAILED = "failed"
@@ -32,21 +41,28 @@ _TRAIN_COLUMNS = (
 )
 
 
-def plan_of(manifest: Manifest, *, seed: int, global_batch: int) -> Plan:
+def plan_of(
+    split_uri: str, manifest: Manifest, *, seed: int, global_batch: int, repeat_threshold: float
+) -> Plan:
     """Plan the split that a manifest describes.
 
+    Args:
+        split_uri: folder of shards; read only where rows repeat.
+        manifest: what it holds.
+        seed: the recipe's.
+        global_batch: samples of a step.
+        repeat_threshold: images with categories in a smaller share of the images are repeated.
+
     Raises:
-        DatasetError: the split has no rows.
+        DatasetError: the split has no rows, or a shard cannot be read.
     """
-    return Plan.of(
-        [
-            RowGroup(shard_index, row_group_index, rows)
-            for shard_index, shard in enumerate(manifest.shards)
-            for row_group_index, rows in enumerate(shard.row_groups)
-        ],
-        seed=seed,
-        global_batch=global_batch,
-    )
+    groups = [
+        RowGroup(shard_index, row_group_index, rows)
+        for shard_index, shard in enumerate(manifest.shards)
+        for row_group_index, rows in enumerate(shard.row_groups)
+    ]
+    repeats = _repeats(split_uri, manifest, repeat_threshold) if repeat_threshold else None
+    return Plan.of(groups, seed=seed, global_batch=global_batch, repeats=repeats)
 
 
 def read_item(
@@ -119,15 +135,49 @@ def unless_failed(rows: pa.Table) -> pa.Table:
     return rows
 
 
+def _repeats(split_uri: str, manifest: Manifest, threshold: float) -> Repeats:
+    """Read which categories each row has: two short columns of every shard."""
+    places = [storage.join(split_uri, shard.file) for shard in manifest.shards]
+    has_crowds = manifest.task == "instance"
+    columns = ["image_id", "category_index", *(["is_crowd"] if has_crowds else [])]
+    with ThreadPoolExecutor(_READERS) as pool:
+        table = pa.concat_tables(pool.map(lambda uri: _read_columns(uri, columns), places))
+    counts = pc.list_value_length(table["category_index"]).to_numpy().astype(np.int64)
+    row = np.repeat(np.arange(len(table)), counts)
+    category = table["category_index"].combine_chunks().flatten().to_numpy().astype(np.int64)
+    if has_crowds:
+        # What is not trained does not ask for more training.
+        crowd = table["is_crowd"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        row, category = row[~crowd], category[~crowd]
+    factors = repeat_factors(row, category, rows=len(table), threshold=threshold)
+    _log.info(
+        "data: with repeat threshold %g an epoch has about %.0f samples of %d images",
+        *(threshold, factors.sum(), len(table)),
+    )
+    return Repeats(factors=factors, image_ids=table["image_id"].to_numpy())
+
+
+def _read_columns(uri: str, columns: list[str]) -> pa.Table:
+    with _shard(uri, "its categories") as shard:
+        return shard.read(columns=columns, use_threads=False)
+
+
 def _read_rows(uri: str, row_group: int, rows: Ints, columns: list[str]) -> pa.Table:
+    with _shard(uri, f"row group {row_group}") as shard:
+        table = shard.read_row_group(row_group, columns=columns, use_threads=False)
+        return table.take(pa.array(rows))
+
+
+@contextmanager
+def _shard(uri: str, part: str) -> Iterator[pq.ParquetFile]:
+    """Open a shard to read a part of it."""
     fs, path = storage.resolve(uri)
     try:
         with fs.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as shard:
-            table = shard.read_row_group(row_group, columns=columns, use_threads=False)
-        return table.take(pa.array(rows))
+            yield shard
     except (OSError, IndexError, pa.ArrowException) as error:
         raise DatasetError(
-            f"{uri}, row group {row_group}: {type(error).__name__}: {error}. "
+            f"{uri}, {part}: {type(error).__name__}: {error}. "
             "The shard is missing, damaged or not the one that dataset.json describes; "
             "ingest the split again"
         ) from error

@@ -81,6 +81,28 @@ def read_segmentation(segmentation: Segmentation, size_hw: tuple[int, int]) -> R
     return lengths
 
 
+def read_numbers(numbers: NDArray[np.unsignedinteger[Any]]) -> dict[int, RunLengths]:
+    """Read the masks of all numbers that are in an image of numbers, in one pass.
+
+    Args:
+        numbers: (H, W).
+
+    Returns:
+        The mask of each number, rising.
+    """
+    height, width = numbers.shape
+    flat = numbers.T.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    stops = np.append(starts[1:], flat.size)
+    values = flat[starts]
+    return {
+        int(number): _of_spans(
+            starts[values == number], stops[values == number], size_hw=(height, width)
+        )
+        for number in np.unique(values)
+    }
+
+
 def polygons_reach_px(segmentation: Segmentation, size_hw: tuple[int, int]) -> float:
     """Measure how far polygons reach outside the image; 0 where they do not, or there are none."""
     if not isinstance(segmentation, list):
@@ -102,6 +124,20 @@ def decode_counts(encoded: bytes, size_hw: tuple[int, int]) -> Runs:
     runs = _decode(encoded)
     _check_runs(runs, size_hw)
     return runs
+
+
+def _of_spans(starts: Runs, stops: Runs, *, size_hw: tuple[int, int]) -> RunLengths:
+    """Make run lengths of what lies inside, in spans of the columns laid end to end."""
+    height, width = size_hw
+    runs = np.empty(2 * len(starts) + 1, dtype=np.int64)
+    runs[0::2] = np.append(starts, height * width) - np.concatenate([[0], stops])
+    runs[1::2] = stops - starts
+    if runs[-1] == 0:
+        # COCO ends with the last run that there is.
+        runs = runs[:-1]
+    packed = {"size": [height, width], "counts": runs.tolist()}
+    encoded = bytes(coco_mask.frPyObjects(packed, height, width)["counts"])
+    return RunLengths(size_hw=size_hw, encoded=encoded, runs=runs)
 
 
 def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> None:

@@ -1,8 +1,19 @@
-"""What a shard holds: the columns of a row, and the dataset.json beside the shards."""
+"""What a shard holds: the columns of a row, and a hash of what is in them."""
 
+import hashlib
+import json
+from typing import Any, Literal
+
+import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+Task = Literal["instance", "semantic"]
+
+SCHEMA_VERSION = 2
+"""Of what is written. 2 added semantic rows and the columns of federated ones."""
+
+READ_VERSIONS = (1, 2)
+"""Instance rows of version 1 are those of version 2."""
 
 FIELD_SIDE = 112
 """Side of an instance's squeeze field, in cells."""
@@ -28,3 +39,79 @@ INSTANCE_SCHEMA = pa.schema(
     ]
 )
 """A row of an instance shard."""
+
+
+FEDERATED = {
+    "neg_category_ids": "neg_category_index",
+    "not_exhaustive_category_ids": "not_exhaustive_category_index",
+}
+"""LVIS looked for a few categories in each image. Key of its file: column of a row.
+
+Negative categories were looked for and are not there; of not exhaustive ones, instances may be
+missing; positive ones are those that have annotations; nothing is known of the others.
+"""
+
+PLANES = ("label", "other_1", "distance_1", "other_2", "distance_2")
+"""Columns of a semantic row that are PNGs of the image's size, 8 bits a pixel.
+
+label is a category_index, or 255 where a pixel carries no class; what the others are is said in
+pipeline/data/semantic_fields.py.
+"""
+
+SEMANTIC_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        # The encoded file exactly as it came.
+        pa.field("image", pa.binary(), nullable=False),
+        # The classes that are in the label, rising, and their pixels.
+        pa.field("category_index", pa.list_(pa.int32()), nullable=False),
+        pa.field("class_px", pa.list_(pa.int64()), nullable=False),
+        *(pa.field(name, pa.binary(), nullable=False) for name in PLANES),
+    ]
+)
+"""A row of a semantic shard."""
+
+FEDERATED_SCHEMA = pa.schema(
+    [
+        *INSTANCE_SCHEMA,
+        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in FEDERATED.values()),
+    ]
+)
+"""A row of an instance shard of a federated data set."""
+
+
+def schema_of(task: Task, *, federated: bool) -> pa.Schema:
+    """Give the columns of a row."""
+    if task == "semantic":
+        return SEMANTIC_SCHEMA
+    return FEDERATED_SCHEMA if federated else INSTANCE_SCHEMA
+
+
+def row_digest(row: dict[str, Any]) -> bytes:
+    """Hash what a row holds, as it is written and as it is read back."""
+    digest = hashlib.sha256(row["image"])
+    digest.update(json.dumps([row[name] for name in _PLAIN if name in row]).encode())
+    for name in ("boxes_xyxy", "area_px"):
+        digest.update(np.asarray(row.get(name, ()), dtype=np.float32).tobytes())
+    for name in ("rle", "squeeze_field"):
+        for encoded in row.get(name, ()):
+            digest.update(encoded)
+    for name in PLANES:
+        digest.update(row.get(name, b""))
+    lists = [row[name] for name in (*FEDERATED.values(), "class_px") if name in row]
+    digest.update(json.dumps(lists).encode() if lists else b"")
+    return digest.digest()
+
+
+_PLAIN = (
+    "image_id",
+    "file_name",
+    "height",
+    "width",
+    "annotation_id",
+    "category_index",
+    "is_crowd",
+)

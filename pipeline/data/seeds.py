@@ -32,10 +32,23 @@ def permutation(count: int, *parts: int) -> NDArray[np.int64]:
 
 
 def sample_seeds(
-    seed: int, *, epochs: NDArray[np.int64], image_ids: NDArray[np.int64]
+    seed: int,
+    *,
+    epochs: NDArray[np.int64],
+    image_ids: NDArray[np.int64],
+    repeats: NDArray[np.int64] | int = 0,
 ) -> NDArray[np.int64]:
-    """Return the seed (not negative) of each sample, from which all its random choices come."""
-    return (mixed(seed, epochs, image_ids) >> np.uint64(1)).astype(np.int64)
+    """Return the seed (not negative) of each sample, from which all its random choices come.
+
+    Args:
+        seed: the recipe's.
+        epochs: of each sample.
+        image_ids: of each sample.
+        repeats: how many times the image has come before in its epoch.
+    """
+    once = mixed(seed, epochs, image_ids)
+    words = np.where(np.equal(repeats, 0), once, mixed(seed, epochs, image_ids, repeats))
+    return (words >> np.uint64(1)).astype(np.int64)
 
 
 def uniform(words: Words) -> NDArray[np.float64]:

@@ -11,20 +11,36 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.examine import MAX_IMAGE_BYTES, MAX_PIXELS, examine
+from pipeline.data.examine import MAX_IMAGE_BYTES, MAX_PIXELS, Examined, examine
+from pipeline.data.examine_frame import examine_frame
+from pipeline.data.examine_label import examine_label
+from pipeline.data.listing import (
+    AnnotationRules,
+    File,
+    FrameRules,
+    LabelRules,
+    Listed,
+    Rules,
+    is_federated,
+    task_of,
+)
 from pipeline.data.manifest import ShardInfo
+from pipeline.data.places import Files, Found
 from pipeline.data.problems import EXAMPLES, Problem
-from pipeline.data.schema import FIELD_SIDE, INSTANCE_SCHEMA, SCHEMA_VERSION
-from pipeline.data.sources.coco import Entry
-from pipeline.errors import StorageError
+from pipeline.data.schema import (
+    FEDERATED,
+    FIELD_SIDE,
+    PLANES,
+    SCHEMA_VERSION,
+    row_digest,
+    schema_of,
+)
 
 ROW_GROUP_ROWS = 32
 """Rows that are read at once, and the grain of the shuffle (architecture: the data plan)."""
@@ -39,14 +55,8 @@ _RULES_VERSION = 1
 _READERS = 8
 """Files read at once: object stores answer slowly and many at a time."""
 
-_IMAGE_KINDS = (
-    "image_missing",
-    "image_unreadable",
-    "image_format",
-    "image_too_large",
-    "image_size",
-)
-"""What is wrong with a file can be mended without a trace in the annotations."""
+_FILE_KINDS = ("image_", "label_", "polygon_file")
+"""What is wrong with a file can be mended without a trace in the listing."""
 
 # Of short numbers the footer keeps least and greatest, which the audit reads; encoded images do not
 # get smaller, fields do, ten times.
@@ -56,6 +66,7 @@ _NUMBERS = [
     "width",
     "category_index.list.element",
     "area_px.list.element",
+    "class_px.list.element",
 ]
 _COMPRESSION = {
     "file_name": "zstd",
@@ -65,6 +76,8 @@ _COMPRESSION = {
     "is_crowd.list.element": "zstd",
     "rle.list.element": "zstd",
     "squeeze_field.list.element": "zstd",
+    **{f"{name}.list.element": "zstd" for name in FEDERATED.values()},
+    **dict.fromkeys(PLANES, "none"),
     **dict.fromkeys(_NUMBERS, "zstd"),
 }
 
@@ -73,10 +86,11 @@ _COMPRESSION = {
 class ShardSettings:
     """What all shards of a data set have in common."""
 
-    images_uri: str
+    rules: Rules
+    mounts: dict[str, str]
+    """Where files lie; they take no part in what a shard is made from."""
+    num_categories: int
     out: str
-    category_index: dict[int, int]
-    """By category_id."""
     on_bad: OnBad = "stop"
     max_pixels: int = MAX_PIXELS
 
@@ -93,6 +107,10 @@ class ShardReport:
     notice_counts: dict[str, int] = field(default_factory=dict)
     images: int = 0
     """Image entries looked at, sound or not."""
+    category_images: list[int] = field(default_factory=list)
+    """Rows in which a category is, by category_index; crowds do not count."""
+    category_px: list[int] = field(default_factory=list)
+    """Pixels of each class of a semantic shard, by category_index."""
     was_done: bool = False
     peak_rss_mb: int = 0
 
@@ -102,8 +120,8 @@ class ShardReport:
         return not self.problems
 
 
-def pack(images: list[Entry]) -> bytes:
-    """Pack a shard's part of the annotations for the way to a worker."""
+def pack(images: list[Listed]) -> bytes:
+    """Pack a shard's part of a listing for the way to a worker."""
     return zlib.compress(json.dumps(images).encode(), level=1)
 
 
@@ -127,11 +145,10 @@ def make_shard(file: str, packed: bytes, settings: ShardSettings) -> ShardReport
     done = _read_report(place, source, settings.on_bad)
     if done is not None:
         return done
-    images = json.loads(zlib.decompress(packed))
-    made = _Shard()
-    for image, data in _with_files(images, settings.images_uri):
-        made.add(image, data, settings)
-    report = made.close(file, source, settings)
+    made = _Shard(settings)
+    for image, files in _with_files(_unpacked(packed), settings.mounts):
+        made.add(image, files)
+    report = made.close(file, source)
     if report.info.rows and (report.is_clean or settings.on_bad != "stop"):
         storage.write_bytes_atomic(place, made.bytes())
         report = replace(report, info=replace(report.info, size_bytes=len(made.bytes())))
@@ -141,45 +158,39 @@ def make_shard(file: str, packed: bytes, settings: ShardSettings) -> ShardReport
 class _Shard:
     """A shard in the making: row groups as they fill, and what was found on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ShardSettings) -> None:
+        self._settings = settings
+        self._schema = schema_of(task_of(settings.rules), federated=is_federated(settings.rules))
         self._out = pa.BufferOutputStream()
         self._writer = pq.ParquetWriter(
             self._out,
-            INSTANCE_SCHEMA,
-            compression=_COMPRESSION,
+            self._schema,
+            compression=_of_schema(_COMPRESSION, self._schema),
             use_dictionary=False,
-            write_statistics=_NUMBERS,
+            write_statistics=list(_of_schema(dict.fromkeys(_NUMBERS), self._schema)),
             write_page_checksum=True,
         )
         self._rows: list[dict[str, Any]] = []
         self._row_groups: list[int] = []
         self._annotations = 0
+        self._category_images = [0] * settings.num_categories
+        self._category_px = [0] * settings.num_categories
         self._digest = hashlib.sha256()
         self._images = 0
         self._problems: list[Problem] = []
         self._notices: dict[str, list[str]] = {}
         self._notice_counts: dict[str, int] = {}
 
-    def add(self, image: Entry, data: bytes | None, settings: ShardSettings) -> None:
+    def add(self, image: Listed, files: "_FilesOf") -> None:
         """Examine an image and keep its row."""
         self._images += 1
-        found = examine(
-            image,
-            data,
-            settings.category_index,
-            max_pixels=settings.max_pixels,
-            clip_boxes=settings.on_bad == "fix",
-        )
+        found = _examined(image, files, self._settings)
         for problem in found.problems:
-            self._note(problem, settings)
+            self._note(problem)
         if found.row is not None:
-            self._rows.append(found.row)
-            self._annotations += len(found.row["annotation_id"])
-            self._digest.update(row_digest(found.row))
-        if len(self._rows) == ROW_GROUP_ROWS:
-            self._flush()
+            self._keep(found.row)
 
-    def close(self, file: str, source: str, settings: ShardSettings) -> ShardReport:
+    def close(self, file: str, source: str) -> ShardReport:
         """Finish the file, with the report in its footer."""
         self._flush()
         info = ShardInfo(
@@ -195,10 +206,12 @@ class _Shard:
             notices=self._notices,
             notice_counts=self._notice_counts,
             images=self._images,
+            category_images=self._category_images,
+            category_px=self._category_px,
             peak_rss_mb=peak_rss_mb(),
         )
         # A shard without problems is the same whatever is done with problems.
-        on_bad = "" if report.is_clean else settings.on_bad
+        on_bad = "" if report.is_clean else self._settings.on_bad
         stored = {**asdict(report), "source": source, "on_bad": on_bad}
         del stored["peak_rss_mb"], stored["was_done"]
         self._writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(stored)})
@@ -209,35 +222,81 @@ class _Shard:
         """The finished file."""
         return self._out.getvalue()
 
-    def _note(self, problem: Problem, settings: ShardSettings) -> None:
+    def _keep(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self._annotations += len(row.get("annotation_id", ()))
+        for index in _categories_in(row):
+            self._category_images[index] += 1
+        for index, pixels in zip(row["category_index"], row.get("class_px", ()), strict=False):
+            self._category_px[index] += pixels
+        self._digest.update(row_digest(row))
+        if len(self._rows) == ROW_GROUP_ROWS:
+            self._flush()
+
+    def _note(self, problem: Problem) -> None:
         if problem.severity == "notice":
             self._notice_counts[problem.kind] = self._notice_counts.get(problem.kind, 0) + 1
             examples = self._notices.setdefault(problem.kind, [])
             if len(examples) < EXAMPLES:
                 examples.append(f"{problem.subject}: {problem.reason}")
             return
-        if problem.action == "found" and settings.on_bad != "stop":
+        if problem.action == "found" and self._settings.on_bad != "stop":
             problem = replace(problem, action="dropped")
         self._problems.append(problem)
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=INSTANCE_SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._row_groups.append(len(self._rows))
             self._rows.clear()
 
 
-def row_digest(row: dict[str, Any]) -> bytes:
-    """Hash what a row holds, as it is written and as it is read back."""
-    digest = hashlib.sha256(row["image"])
-    numbers = [row[key] for key in ("image_id", "file_name", "height", "width", "annotation_id")]
-    numbers += [row[key] for key in ("category_index", "is_crowd")]
-    digest.update(json.dumps(numbers).encode())
-    digest.update(np.asarray(row["boxes_xyxy"], dtype=np.float32).tobytes())
-    digest.update(np.asarray(row["area_px"], dtype=np.float32).tobytes())
-    for encoded in (*row["rle"], *row["squeeze_field"]):
-        digest.update(encoded)
-    return digest.digest()
+class _FilesOf(NamedTuple):
+    """The files of an image as they were read."""
+
+    image: Found
+    label: Found
+
+
+def _examined(image: Listed, files: _FilesOf, settings: ShardSettings) -> Examined:
+    rules, fix = settings.rules, settings.on_bad == "fix"
+    match rules:
+        case AnnotationRules():
+            return examine(
+                image.entry,
+                files.image,
+                rules.category_index,
+                max_pixels=settings.max_pixels,
+                clip_boxes=fix,
+                federated=rules.federated,
+            )
+        case FrameRules():
+            return examine_frame(
+                image.entry, files.image, files.label, max_pixels=settings.max_pixels
+            )
+        case LabelRules():
+            return examine_label(
+                image.entry,
+                files.image,
+                files.label,
+                rules,
+                max_pixels=settings.max_pixels,
+                take_palette=fix,
+            )
+
+
+def _categories_in(row: dict[str, Any]) -> set[int]:
+    crowds = row.get("is_crowd")
+    return {
+        index
+        for number, index in enumerate(row["category_index"])
+        if crowds is None or not crowds[number]
+    }
+
+
+def _of_schema(settings: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    """Leave those of the columns that there are."""
+    return {path: each for path, each in settings.items() if path.split(".")[0] in schema.names}
 
 
 def read_footer(place: str) -> tuple[pq.FileMetaData, dict[str, Any]] | None:
@@ -261,9 +320,9 @@ def peak_rss_mb() -> int:
 
 
 def _source_hash(packed: bytes, settings: ShardSettings) -> str:
-    ids = sorted(settings.category_index.items())
-    rules = [_RULES_VERSION, SCHEMA_VERSION, FIELD_SIDE, settings.max_pixels, ids]
-    digest = hashlib.sha256(json.dumps(rules).encode())
+    rules = [type(settings.rules).__name__, asdict(settings.rules)]
+    made = [_RULES_VERSION, SCHEMA_VERSION, FIELD_SIDE, settings.max_pixels, rules]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
     digest.update(zlib.decompress(packed))
     return digest.hexdigest()
 
@@ -275,7 +334,9 @@ def _read_report(place: str, source: str, on_bad: str) -> ShardReport | None:
         return None
     stored = footer[1]
     problems = [Problem(**each) for each in stored["problems"]]
-    if stored["on_bad"] not in ("", on_bad) or any(each.kind in _IMAGE_KINDS for each in problems):
+    if stored["on_bad"] not in ("", on_bad) or any(
+        each.kind.startswith(_FILE_KINDS) for each in problems
+    ):
         return None
     fs, path = storage.resolve(place)
     info = {**stored["info"], "row_groups": tuple(stored["info"]["row_groups"])}
@@ -286,41 +347,31 @@ def _read_report(place: str, source: str, on_bad: str) -> ShardReport | None:
         notices=stored["notices"],
         notice_counts=stored["notice_counts"],
         images=stored["images"],
+        category_images=stored["category_images"],
+        category_px=stored["category_px"],
         was_done=True,
         peak_rss_mb=peak_rss_mb(),
     )
 
 
-def _with_files(images: list[Entry], images_uri: str) -> Iterator[tuple[Entry, bytes | None]]:
+def _unpacked(packed: bytes) -> list[Listed]:
+    return [
+        Listed(entry, File(*image), None if label is None else File(*label))
+        for entry, image, label in json.loads(zlib.decompress(packed))
+    ]
+
+
+def _with_files(images: list[Listed], mounts: dict[str, str]) -> Iterator[tuple[Listed, _FilesOf]]:
     """Read the files of images, a row group ahead at most."""
-    fs, folder = storage.resolve(images_uri)
-    with ThreadPoolExecutor(_READERS) as pool:
+    with Files() as files, ThreadPoolExecutor(_READERS) as pool:
+
+        def read(file: File | None) -> Found:
+            if file is None:
+                return Found(None)
+            # One byte more than allowed tells that there are more.
+            return files.read(mounts[file.mount], file.name, most_bytes=MAX_IMAGE_BYTES + 1)
+
         for start in range(0, len(images), ROW_GROUP_ROWS):
             group = images[start : start + ROW_GROUP_ROWS]
-            names = [image["file_name"] for image in group]
-            yield from zip(
-                group, pool.map(lambda name: _read(fs, folder, name), names), strict=True
-            )
-
-
-def _read(fs: pafs.FileSystem, folder: str, name: str) -> bytes | None:
-    path = f"{folder}/{name}"
-    try:
-        return _open(fs, path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        # A disk or network that fails must not look like a data set that lacks images.
-        if fs.get_file_info(path).type == pafs.FileType.Directory:
-            return None
-        cause = str(error).splitlines()[0][:300]
-        raise StorageError(
-            f"cannot read {path}: {cause}; mend that and run the same command again: "
-            "finished shards are kept"
-        ) from error
-
-
-def _open(fs: pafs.FileSystem, path: str) -> bytes:
-    with fs.open_input_file(path) as stream:
-        # One byte more than allowed tells that there are more.
-        return bytes(stream.read(MAX_IMAGE_BYTES + 1))
+            found = pool.map(lambda each: _FilesOf(read(each.image), read(each.label)), group)
+            yield from zip(group, found, strict=True)

@@ -33,7 +33,7 @@ class StepBatch:
 
     step: int
     epoch: int
-    """How many times all samples have been trained when the step starts."""
+    """How many epochs have been trained when the step starts."""
     passes: tuple[Batch, ...]
     """The worker's part of the global batch, by lane, a few images at a time."""
 
@@ -68,7 +68,13 @@ def local_batches(
     """
     manifest = read_manifest(split_uri)
     files = tuple(shard.file for shard in manifest.shards)
-    plan = plan_of(manifest, seed=seed, global_batch=global_batch)
+    plan = plan_of(
+        split_uri,
+        manifest,
+        seed=seed,
+        global_batch=global_batch,
+        repeat_threshold=data.repeat_threshold,
+    )
     items = plan.items(first_step, stop_step)
     tables = (
         read_item(item, split_uri=split_uri, files=files, with_masks=with_masks) for item in items

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.manifest import Manifest, ShardInfo, read_manifest
+from pipeline.data.schema import FEDERATED
 from pipeline.errors import DatasetError
 
 _TRUTH_COLUMNS = [
@@ -81,6 +82,9 @@ def truth_from_shards(
 ) -> dict[str, Any]:
     """Rebuild a COCO truth from a split's shards, without reading its images.
 
+    Of a federated split it is a truth of LVIS: images list the categories that were looked for,
+    categories have their frequency, and those that LVIS does not know are left out.
+
     Args:
         split_uri: folder of shards.
         image_ids: only these images; None takes all.
@@ -96,16 +100,27 @@ def truth_from_shards(
     for row in _truth_rows(split_uri, manifest):
         if image_ids is not None and row["image_id"] not in image_ids:
             continue
-        images.append(
-            {"id": row["image_id"]} | {k: row[k] for k in ("file_name", "height", "width")}
-        )
+        image = {"id": row["image_id"]} | {k: row[k] for k in ("file_name", "height", "width")}
+        if manifest.federated:
+            image |= {k: [category_ids[i] for i in row[name]] for k, name in FEDERATED.items()}
+        images.append(image)
         for annotation in _annotations_of(row, category_ids):
             annotations.append(annotation | {"id": len(annotations) + 1})
     return {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": e.category_id, "name": e.name} for e in manifest.categories],
+        "categories": _truth_categories(manifest),
     }
+
+
+def _truth_categories(manifest: Manifest) -> list[dict[str, Any]]:
+    if not manifest.federated:
+        return [{"id": e.category_id, "name": e.name} for e in manifest.categories]
+    return [
+        {"id": e.category_id, "name": e.name, "frequency": e.frequency}
+        for e in manifest.categories
+        if e.frequency
+    ]
 
 
 def _annotations_of(row: dict[str, Any], category_ids: list[int]) -> Iterator[dict[str, Any]]:
@@ -122,8 +137,9 @@ def _annotations_of(row: dict[str, Any], category_ids: list[int]) -> Iterator[di
 
 
 def _truth_rows(split_uri: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    columns = [*_TRUTH_COLUMNS, *(FEDERATED.values() if manifest.federated else ())]
     for each in manifest.shards:
-        for table in _row_groups(split_uri, each, columns=_TRUTH_COLUMNS):
+        for table in _row_groups(split_uri, each, columns=columns):
             yield from table.to_pylist()
 
 

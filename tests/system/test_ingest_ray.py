@@ -13,8 +13,11 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.data.audit import audit
-from pipeline.data.ingest import CocoIngest, ingest_coco
+from pipeline.data.ingest import ingest_cityscapes, ingest_cityscapes_semantic, ingest_coco
+from pipeline.data.ingest_config import CityscapesIngest, CityscapesSemanticIngest, CocoIngest
+from pipeline.errors import DatasetError
 from tests.pipeline.data.coco_samples import SPLIT, Breaker, small_coco
+from tests.pipeline.data.street_samples import cityscapes, zipped
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -67,10 +70,7 @@ def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, 
     for kind in ("image_missing", "image_unreadable", "box_outside", "unknown_category"):
         breaker.apply(kind)
     breaker.save()
-    for place in root.rglob("*"):
-        if place.is_file():
-            name = str(place.relative_to(root))
-            storage.write_bytes_atomic(storage.join(s3, "coco", name), place.read_bytes())
+    upload(root, f"{s3}/coco")
     alone = ingest_coco(_config(root, tmp_path / "out", workers=0, on_bad="fix", rows_per_shard=32))
     flags = ("--on-bad", "fix", "--rows-per-shard", "32")
 
@@ -83,6 +83,51 @@ def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, 
     assert audit(f"{s3}/out", deep=True)["images"] == 98
     # Shards with a missing or broken image are looked at again: it may have been mended.
     assert run_job(f"{s3}/coco", f"{s3}/out", *flags)["shards_kept"] >= 2
+
+
+def upload(root: Path, uri: str) -> None:
+    for place in root.rglob("*"):
+        if place.is_file():
+            name = str(place.relative_to(root))
+            storage.write_bytes_atomic(storage.join(uri, name), place.read_bytes())
+
+
+def test_streets_come_from_an_object_store_unpacked_and_in_zips(tmp_path, s3):
+    root = cityscapes(tmp_path / "streets")
+    given = {"split": "train", "workers": 0}
+    here = ingest_cityscapes_semantic(
+        CityscapesSemanticIngest(root=str(root), out=f"{tmp_path}/out", **given)
+    )
+    upload(root, f"{s3}/folders")
+    zipped(root, "leftImg8bit_trainvaltest.zip", "leftImg8bit")
+    zipped(root, "gtFine_trainvaltest.zip", "gtFine")
+    upload(root, f"{s3}/zips")
+    for place in ("folders", "zips"):
+        out = f"{s3}/out-{place}"
+        config = CityscapesSemanticIngest(root=f"{s3}/{place}", out=out, **given)
+        assert ingest_cityscapes_semantic(config)["images"] == 6
+        assert _hashes(out) == _hashes(f"{tmp_path}/out")
+        assert audit(out, deep=True)["fingerprint"] == here["fingerprint"]
+    with pytest.raises(DatasetError, match=r"gtFine/val: not in s3://bucket/zips"):
+        ingest_cityscapes(
+            CityscapesIngest(root=f"{s3}/zips", split="val", out=f"{s3}/x", workers=0)
+        )
+
+
+def test_ray_makes_the_shards_of_streets_that_one_process_makes(one_ray, tmp_path):
+    root = cityscapes(tmp_path / "streets", frames=40)
+    for config, ingest in (
+        (CityscapesIngest, ingest_cityscapes),
+        (CityscapesSemanticIngest, ingest_cityscapes_semantic),
+    ):
+        for workers in (0, 2):
+            out = f"{tmp_path}/{ingest.__name__}-{workers}"
+            ingest(
+                config(root=str(root), split="train", out=out, workers=workers, rows_per_shard=32)
+            )
+        name = f"{tmp_path}/{ingest.__name__}"
+        assert len(_hashes(f"{name}-0")) == 4
+        assert _hashes(f"{name}-0") == _hashes(f"{name}-2")
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):

@@ -107,6 +107,23 @@ def test_every_worker_count_trains_the_tensors_of_the_local_stream(
 
 
 @pytest.mark.timeout(120)
+def test_repeated_images_come_to_workers_as_the_local_stream_has_them(one_ray, split):
+    data = replace(DATA, repeat_threshold=0.9)
+    batches = local_batches(
+        split, data, **PLAN, images_per_pass=4, first_step=0, stop_step=12, with_masks=True
+    )
+    local = {cell: digest for step in batches for cell, digest in digests_of(step).items()}
+    names, config = ray_chapters(split, data, **PLAN, chapters=CHAPTERS[:1], with_masks=True)
+    ranks = drawn(config, names, CHAPTERS[0], data=data, workers=2)
+    found = {
+        cell: each for steps in ranks for step in steps for cell, each in digests_of(step).items()
+    }
+    assert found == local
+    # More than 32 images are trained before one epoch is over.
+    assert len({image_id for image_id, _ in list(local.values())[:36]}) < 36
+
+
+@pytest.mark.timeout(120)
 def test_a_resume_enters_a_chapter_near_its_step(one_ray, split, local_digests):
     names, config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS, with_masks=True)
     ranks = drawn(config, names, CHAPTERS[0], data=DATA, workers=2, first_step=6)

@@ -1,4 +1,4 @@
-"""COCO's annotation file: one JSON with images, annotations and categories.
+"""COCO: a folder of images and one JSON with images, annotations and categories.
 
 Here is checked what only the whole file can tell: keys and types of every entry, ids used twice,
 ids that point nowhere, names that leave the image folder. What one image can tell by itself is
@@ -7,22 +7,32 @@ checked where its row is made (pipeline/data/examine.py), by many processes.
 
 import hashlib
 import json
-import re
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline import storage
+from pipeline.data import places
+from pipeline.data.ingest_config import CocoIngest
+from pipeline.data.listing import AnnotationRules, File, Listed, Listing
 from pipeline.data.manifest import Category
-from pipeline.data.problems import Problem
+from pipeline.data.places import leaves_folder
+from pipeline.data.problems import INT64, Entry, Problem, is_id, is_name, problem_of, shortened
 from pipeline.errors import DatasetError
 
-Entry = dict[str, Any]
-"""A JSON object of the annotation file."""
+Keys = Mapping[str, Callable[..., bool]]
+"""Keys that an entry must have, and what tells whether a value is right."""
 
-INT64 = range(-(2**63), 2**63)
+_log = logging.getLogger(__name__)
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_WHERE = (
+    "COCO itself comes from cocodataset.org: annotations_trainval2017.zip, train2017.zip, "
+    "val2017.zip; no zip need be unpacked"
+)
+
+_IMAGES = "images"
+
 _LONGEST_PATH = 1024
 _LONGEST_PART = 255
 
@@ -42,6 +52,24 @@ class CocoAnnotations:
     listed_annotations: int
 
 
+def list_coco(config: CocoIngest) -> Listing:
+    """List a data set in the COCO layout.
+
+    Raises:
+        DatasetError: something of it is not there, or the annotation file is none.
+        StorageError: it cannot be read.
+    """
+    annotations, images = _places(config)
+    _log.info("ingest: reading %s", annotations)
+    return listing_of(
+        read_annotations(annotations),
+        mounts={_IMAGES: images},
+        images=lambda entry: File(_IMAGES, entry["file_name"]),
+        title=f"{annotations.rsplit('/', 1)[-1]} and its images",
+        where=_WHERE,
+    )
+
+
 def read_annotations(uri: str) -> CocoAnnotations:
     """Read and check an annotation file.
 
@@ -49,19 +77,49 @@ def read_annotations(uri: str) -> CocoAnnotations:
         DatasetError: it is no COCO annotation file at all.
         StorageError: it cannot be read.
     """
-    data = storage.read_bytes(uri)
+    top, digest = read_top(uri)
+    _check_kind(top, uri)
+    return checked(top, digest=digest)
+
+
+def read_top(uri: str) -> tuple[Entry, str]:
+    """Read a file that holds lists of images, annotations and categories, and hash it.
+
+    Raises:
+        DatasetError: it does not.
+        StorageError: it cannot be read.
+    """
+    data = places.read_file(uri)
     digest = hashlib.sha256(data).hexdigest()
     try:
         top = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{uri} is not readable as JSON ({_short(str(error))}); is it cut off? Copy it again"
+            f"{uri} is not readable as JSON ({shortened(str(error))}); is it cut off? Copy it again"
         ) from error
-    del data
-    _check_top(top, uri)
+    return _check_top(top, uri), digest
+
+
+def checked(
+    top: Entry,
+    *,
+    digest: str,
+    image_keys: Keys | None = None,
+    category_keys: Keys | None = None,
+) -> CocoAnnotations:
+    """Check every entry.
+
+    Args:
+        top: what read_top gives; its lists may hold anything.
+        digest: names its content.
+        image_keys: what an image entry must hold beside COCO's keys.
+        category_keys: what a category must hold beside COCO's keys.
+    """
     problems: list[Problem] = []
-    categories = _categories(top["categories"], problems)
-    images = _images(top["images"], problems)
+    categories = _categories(
+        top["categories"], problems, {**_CATEGORY_KEYS, **(category_keys or {})}
+    )
+    images = _images(top["images"], problems, {**_IMAGE_KEYS, **(image_keys or {})})
     refused = {problem.image_id for problem in problems} - images.keys() - {None}
     known = _Known(images, {each.category_id for each in categories}, refused)
     _attach(top["annotations"], known, problems)
@@ -76,23 +134,64 @@ def read_annotations(uri: str) -> CocoAnnotations:
     )
 
 
-def problem_of(kind: str, reason: str, entry: object, *, image: Entry | None = None) -> Problem:
-    """Make the problem of an image entry, or of an annotation and its image, where known."""
-    mine = entry if isinstance(entry, dict) else {}
-    is_image = image is None and "file_name" in mine
-    owner = mine if is_image else image or {}
-    image_id = owner.get("id", None if is_image else mine.get("image_id"))
-    return Problem(
-        kind=kind,
-        reason=_short(reason),
-        image_id=image_id if _is_id(image_id) else None,
-        annotation_id=None if is_image or not _is_id(mine.get("id")) else mine["id"],
-        file_name=owner["file_name"] if _is_name(owner.get("file_name")) else None,
-        raw=json.dumps(entry),
+def listing_of(
+    coco: CocoAnnotations,
+    *,
+    mounts: dict[str, str],
+    images: Callable[[Entry], File],
+    title: str,
+    where: str,
+    federated: bool = False,
+) -> Listing:
+    """Make a listing of annotations.
+
+    Args:
+        coco: the annotations; its images move into the listing.
+        mounts: where files lie.
+        images: gives the file of an image entry.
+        title: what was read.
+        where: where users get what is missing.
+        federated: image entries say which categories were looked for.
+    """
+    index = {each.category_id: each.category_index for each in coco.categories}
+    return Listing(
+        rules=AnnotationRules(category_index=index, federated=federated),
+        categories=coco.categories,
+        images=[Listed(entry, images(entry)) for entry in coco.images],
+        mounts=mounts,
+        problems=coco.problems,
+        listed_images=coco.listed_images,
+        listed_annotations=coco.listed_annotations,
+        title=title,
+        source=f"annotations sha256:{coco.digest}",
+        where=where,
     )
 
 
-def _check_top(top: object, uri: str) -> None:
+def _places(config: CocoIngest) -> tuple[str, str]:
+    """Find the annotation file and the images, or say in one error what is not there."""
+    name = f"instances_{config.split}.json"
+    annotations = config.annotations or places.find_file(config.root, f"annotations/{name}")
+    images = config.images or places.find_folder(config.root, config.split)
+    wrong = []
+    if not annotations or not places.is_there(annotations):
+        folder = storage.join(config.root, "annotations")
+        found = [each for each in places.list_names(folder) if each.endswith(".json")]
+        listed = ", ".join(found[:10]) or "no annotation file"
+        place = config.annotations or storage.join(folder, name)
+        wrong.append(
+            f"{place} is not there ({folder} has {listed}); "
+            "choose another --split, or name the file with --annotations"
+        )
+    if not images or not places.is_there(images):
+        place = config.images or storage.join(config.root, config.split)
+        wrong.append(f"{place} is not there; name the images' folder with --images")
+    if wrong or not annotations or not images:
+        raise DatasetError("\n".join([*wrong, _WHERE]))
+    return annotations, images
+
+
+def _check_top(top: object, uri: str) -> Entry:
     if not isinstance(top, dict):
         raise DatasetError(
             f"{uri} is no COCO annotation file: it holds {_type_name(top)}, not an object with "
@@ -110,13 +209,27 @@ def _check_top(top: object, uri: str) -> None:
     empty = [key for key in ("images", "categories") if not top[key]]
     if empty:
         raise DatasetError(f"{uri} has no {' and no '.join(empty)}; there is nothing to ingest")
+    return top
 
 
-def _categories(entries: list[object], problems: list[Problem]) -> tuple[Category, ...]:
+def _check_kind(top: Entry, uri: str) -> None:
+    """Recognize files of other kinds, whose every annotation would else be told as broken."""
+    first = {key: (top[key] or [None])[0] for key in ("images", "annotations")}
+    marks = [
+        ("images", "neg_category_ids", "an LVIS file; type: python jobs/ingest.py lvis"),
+        ("annotations", "segments_info", "a panoptic file; take the one of instances"),
+    ]
+    for key, mark, told in marks:
+        entry = first[key]
+        if isinstance(entry, dict) and mark in entry:
+            raise DatasetError(f"{uri} is {told} ({key} have {mark})")
+
+
+def _categories(entries: list[object], problems: list[Problem], keys: Keys) -> tuple[Category, ...]:
     """Number the categories by ascending id."""
     names: dict[int, str] = {}
     for entry in entries:
-        wrong = _wrong(entry, {"id": _is_id, "name": _is_name})
+        wrong = _wrong(entry, keys)
         if not wrong and isinstance(entry, dict) and entry["id"] in names:
             wrong = f"id {entry['id']} is used by {names[entry['id']]!r} already"
         if wrong or not isinstance(entry, dict):
@@ -124,7 +237,7 @@ def _categories(entries: list[object], problems: list[Problem]) -> tuple[Categor
             problems.append(
                 Problem(
                     kind="category_entry",
-                    reason=f"category {_short(repr(shown))}: {wrong}",
+                    reason=f"category {shortened(repr(shown))}: {wrong}",
                     raw=json.dumps(entry),
                 )
             )
@@ -136,17 +249,17 @@ def _categories(entries: list[object], problems: list[Problem]) -> tuple[Categor
     )
 
 
-def _images(entries: list[object], problems: list[Problem]) -> dict[int, Entry]:
+def _images(entries: list[object], problems: list[Problem], keys: Keys) -> dict[int, Entry]:
     images: dict[int, Entry] = {}
     for entry in entries:
-        wrong = _wrong(entry, _IMAGE_KEYS)
+        wrong = _wrong(entry, keys)
         if wrong or not isinstance(entry, dict):
             problems.append(problem_of("image_entry", wrong, entry))
         elif entry["id"] in images:
             first = images[entry["id"]]["file_name"]
             reason = f"id {entry['id']} is used by {first} already"
             problems.append(problem_of("duplicate_image_id", reason, entry))
-        elif _leaves_folder(entry["file_name"]):
+        elif leaves_folder(entry["file_name"]):
             reason = "it must stay under the folder of the images"
             problems.append(problem_of("path_outside_root", reason, entry))
         else:
@@ -198,45 +311,25 @@ def _judged(entries: list[object], known: _Known) -> Iterator[tuple[object, str,
             yield entry, kind, reason
 
 
-def _wrong(entry: object, keys: Mapping[str, Callable[..., bool]]) -> str:
+def _wrong(entry: object, keys: Keys) -> str:
     """Say what is wrong with the keys of an entry; "" where nothing is."""
     if not isinstance(entry, dict):
         return f"it is {_type_name(entry)}, not an object"
     missing = [key for key in keys if key not in entry]
     told = [f"{', '.join(missing)} missing"] if missing else []
     told += [
-        f"{key} is {_short(repr(entry[key]), 40)}"
+        f"{key} is {shortened(repr(entry[key]), 40)}"
         for key, is_right in keys.items()
         if key in entry and not is_right(entry[key])
     ]
     return "; ".join(told)
 
 
-def _leaves_folder(name: str) -> bool:
-    """Tell whether a file name points, or could on some system point, out of its folder."""
-    return (
-        name.startswith("/")
-        or "\\" in name
-        or "\0" in name
-        or re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", name) is not None
-        or ".." in name.split("/")
-    )
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in INT64
-
-
-def _is_name(value: object) -> bool:
-    # A lone surrogate is JSON, but no text that can be written.
-    return isinstance(value, str) and bool(value) and not _SURROGATE.search(value)
-
-
 def _is_file_name(value: object) -> bool:
     # What no file system takes must not look like a disk that fails.
     return (
         isinstance(value, str)
-        and _is_name(value)
+        and is_name(value)
         and len(value.encode()) <= _LONGEST_PATH
         and all(len(part.encode()) <= _LONGEST_PART for part in value.split("/"))
     )
@@ -272,11 +365,12 @@ def _is_segmentation(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("counts"), list | str)
 
 
-_IMAGE_KEYS = {"id": _is_id, "file_name": _is_file_name, "height": _is_side, "width": _is_side}
+_CATEGORY_KEYS = {"id": is_id, "name": is_name}
+_IMAGE_KEYS = {"id": is_id, "file_name": _is_file_name, "height": _is_side, "width": _is_side}
 _ANNOTATION_KEYS = {
-    "id": _is_id,
-    "image_id": _is_id,
-    "category_id": _is_id,
+    "id": is_id,
+    "image_id": is_id,
+    "category_id": is_id,
     "bbox": _is_box,
     "segmentation": _is_segmentation,
     "area": _is_area,
@@ -293,7 +387,3 @@ def _type_name(value: object) -> str:
         bool: "a boolean",
     }
     return names.get(type(value), "a number")
-
-
-def _short(text: str, limit: int = 160) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,16 +1,21 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.audit import audit, audit_shards
-from pipeline.data.ingest import CocoIngest, ingest_coco
+from pipeline.data.ingest import ingest_coco, ingest_lvis, ingest_semantic
+from pipeline.data.ingest_config import CocoIngest, LvisIngest, SemanticIngest
 from pipeline.data.manifest import read_manifest, write_manifest
+from pipeline.data.semantic_fields import encode_plane
 from pipeline.data.shards import FOOTER_KEY
 from pipeline.errors import DatasetError
 from tests.pipeline.data.coco_samples import SPLIT, small_coco
+from tests.pipeline.data.lvis_samples import lvis
+from tests.pipeline.data.street_samples import label_maps
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,79 @@ def test_rows_that_were_changed_are_found_by_the_deep_audit(shards, column, valu
     assert audit_shards(str(shards)) == []
     with pytest.raises(DatasetError, match=told):
         audit(str(shards), deep=True)
+
+
+@pytest.fixture(scope="module")
+def made_maps(tmp_path_factory):
+    root = label_maps(tmp_path_factory.mktemp("maps"), images=3)
+    ingest_semantic(SemanticIngest(root=str(root), split="train", out=f"{root}/out", workers=0))
+    return root / "out"
+
+
+@pytest.fixture
+def maps(made_maps, tmp_path):
+    return shutil.copytree(made_maps, tmp_path / "maps")
+
+
+def _plane(values):
+    return encode_plane(np.full((48, 96), values, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("image", b"\xff\xd8 no image", "image_format"),
+        ("label", b"no plane", "label cannot be read"),
+        ("label", encode_plane(np.zeros((9, 9), np.uint8)), "label has another size"),
+        ("label", _plane(3), "no category_index below 3"),
+        ("label", _plane(1), "other_1 is not that of its label"),
+        ("other_1", _plane(255), "other_1 is not that of its label"),
+        ("distance_2", _plane(7), "distance_2 is not that of its label"),
+        ("class_px", [1], "not those of its label"),
+        ("category_index", [2], "not those of its label"),
+    ],
+)
+def test_changed_label_maps_are_found_by_the_deep_audit(maps, column, value, told):
+    def change(columns):
+        columns[column][1] = value
+        return columns
+
+    assert audit(str(maps), deep=True)["images"] == 3
+    _rewrite(maps / "part-00000.parquet", change)
+    _resized(maps)
+    assert audit_shards(str(maps)) == []
+    with pytest.raises(DatasetError, match=told):
+        audit(str(maps), deep=True)
+
+
+def test_a_shard_of_another_task_and_a_class_that_is_not_declared_are_found(maps, shards):
+    def change(columns):
+        columns["category_index"][0] = [5]
+        return columns
+
+    _rewrite(maps / "part-00000.parquet", change)
+    _resized(maps)
+    (problem,) = audit_shards(str(maps))
+    assert problem == "part-00000.parquet: category_index 5, there are 3 categories"
+    shutil.copy(shards / "part-00000.parquet", maps)
+    _resized(maps)
+    (problem,) = audit_shards(str(maps))
+    assert problem == "part-00000.parquet has other columns than a shard of this version"
+
+
+def test_lists_of_what_was_looked_for_are_audited(tmp_path):
+    root = lvis(tmp_path / "lvis")
+    out = root / "out"
+    ingest_lvis(LvisIngest(root=str(root), split="val", out=str(out), workers=0))
+
+    def change(columns):
+        columns["neg_category_index"][0] = [5]
+        return columns
+
+    _rewrite(out / "part-00000.parquet", change)
+    _resized(out)
+    with pytest.raises(DatasetError, match=r"neg_category_index has a category_index that is not"):
+        audit(str(out), deep=True)
 
 
 def test_an_unfinished_folder_is_refused(tmp_path):

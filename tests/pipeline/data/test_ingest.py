@@ -14,6 +14,7 @@ from pipeline.data import ingest as ingest_module
 from pipeline.data.examine import check_image, examine
 from pipeline.data.ingest import CocoIngest, ingest_coco, rows_per_shard
 from pipeline.data.manifest import read_manifest
+from pipeline.data.places import Found
 from pipeline.data.schema import INSTANCE_SCHEMA
 from pipeline.errors import DatasetError, StorageError
 from tests.pipeline.data.coco_samples import (
@@ -234,7 +235,7 @@ def test_a_disk_that_fails_is_no_data_set_without_images(coco, tmp_path, monkeyp
     def fails(*_):
         raise OSError("connection reset")
 
-    monkeypatch.setattr("pipeline.data.shards._open", fails)
+    monkeypatch.setattr("pipeline.data.places._open", fails)
     with pytest.raises(StorageError, match=r"connection reset.*finished shards are kept"):
         ingest_coco(_config(coco, tmp_path / "out", on_bad="drop"))
 
@@ -301,7 +302,7 @@ def _examined(**changes):
     Image.new("L", (500, 400)).save(out, format="PNG")
     image |= {key: value for key, value in changes.items() if key in image}
     entry |= {key: value for key, value in changes.items() if key in entry}
-    found = examine({**image, "annotations": [entry]}, out.getvalue(), {3: 0})
+    found = examine({**image, "annotations": [entry]}, Found(out.getvalue()), {3: 0})
     return found, [problem.kind for problem in found.problems]
 
 

@@ -59,6 +59,26 @@ def test_a_damaged_file_is_an_error_of_the_data_not_a_traceback(tmp_path, text):
         read_manifest(str(tmp_path))
 
 
+def test_instance_shards_of_version_1_are_still_read(tmp_path):
+    write_manifest(str(tmp_path), MANIFEST)
+    place = tmp_path / "dataset.json"
+    old = json.loads(place.read_text())
+    for added in ("federated", "category_images", "category_px"):
+        del old[added]
+    old["categories"] = [
+        {name: each[name] for name in ("category_id", "category_index", "name")}
+        for each in old["categories"]
+    ]
+    place.write_text(json.dumps({**old, "schema_version": 1}))
+    assert read_manifest(str(tmp_path)) == replace(MANIFEST, schema_version=1)
+
+
+def test_categories_are_the_same_whatever_their_frequency():
+    category = MANIFEST.categories[0]
+    assert replace(category, frequency="r") == category
+    assert replace(category, name="bus") != category
+
+
 def test_holds_nothing_that_changes_from_run_to_run(tmp_path):
     write_manifest(str(tmp_path), MANIFEST)
     assert str(tmp_path) not in (tmp_path / "dataset.json").read_text()

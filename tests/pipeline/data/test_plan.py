@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.plan import ROWS_PER_CHAPTER, Item, Plan, RowGroup, chapters
+from pipeline.data.repeats import Repeats
 from pipeline.errors import DatasetError, TrainingError
 
 row_groups = st.lists(
@@ -71,6 +72,81 @@ def test_steps_are_the_same_for_every_start_worker_count_and_item_size(
         order = list(zip(item.step, item.lane, strict=True))
         assert order == sorted(order)
         assert set(item.lane) == set(range(rank, global_batch, workers))
+
+
+def repeated(groups, data):
+    rows = sum(group.rows for group in groups)
+    factor = st.sampled_from([1.0, 1.0, 1.3, 2.0, 3.7])
+    factors = data.draw(st.lists(factor, min_size=rows, max_size=rows))
+    return Repeats(factors=np.array(factors), image_ids=1000 + np.arange(rows))
+
+
+@given(row_groups, seeds, batches, st.data())
+@settings(max_examples=60, deadline=None)
+def test_repeated_samples_are_trained_exactly_their_count_an_epoch(
+    groups, seed, global_batch, data
+):
+    repeats = repeated(groups, data)
+    plan = Plan.of(groups, seed=seed, global_batch=global_batch, repeats=repeats)
+    everything = [(g.shard_index, g.row_group_index, r) for g in groups for r in range(g.rows)]
+    counts = [repeats.counts(seed, epoch) for epoch in range(3)]
+    ends = np.cumsum([each.sum() for each in counts])
+    windows = -(-int(ends[-1]) // (plan.lane_rows * global_batch))
+    seen = Counter()
+    for item in plan.items(0, windows * plan.lane_rows):
+        columns = (item.epoch, item.shard_index, item.row_group_index, item.row, item.repeat)
+        seen.update(tuple(map(int, each)) for each in zip(*columns, strict=True))
+        assert [plan.epoch_of(int(step)) for step in item.step] == item.step_epoch.tolist()
+    # Each repetition has a number of its own.
+    assert max(seen.values()) == 1
+    expected = {
+        (epoch, *row, repeat)
+        for epoch in range(3)
+        for row, count in zip(everything, counts[epoch], strict=True)
+        for repeat in range(count)
+    }
+    assert {each for each in seen if each[0] < 3} == expected
+    for step in range(int(ends[-1]) // global_batch):
+        assert plan.epoch_of(step) == np.searchsorted(ends, step * global_batch, side="right")
+
+
+@given(row_groups, seeds, batches, st.integers(0, 40), st.integers(1, 30), st.data())
+@settings(max_examples=60, deadline=None)
+def test_repeats_are_the_same_for_every_start_worker_count_and_item_size(
+    groups, seed, global_batch, first, steps, data
+):
+    repeats = repeated(groups, data)
+    plan = Plan.of(groups, seed=seed, global_batch=global_batch, repeats=repeats)
+    whole = cells(plan.items(0, first + steps))
+    wanted = {cell: row for cell, row in whole.items() if cell[0] >= first}
+    workers = data.draw(st.sampled_from([w for w in range(1, 17) if global_batch % w == 0]))
+    rows_per_item = data.draw(st.integers(1, 200))
+    again = Plan.of(groups, seed=seed, global_batch=global_batch, repeats=repeats)
+    items = again.items(first, first + steps, world_size=workers, rows_per_item=rows_per_item)
+    assert cells(items) == wanted
+
+
+def test_factors_of_one_change_nothing():
+    groups = [*uniform(20), RowGroup(1, 0, 17)]
+    ones = Repeats(factors=np.ones(657), image_ids=np.arange(657))
+    plain = Plan.of(groups, seed=5, global_batch=8)
+    plan = Plan.of(groups, seed=5, global_batch=8, repeats=ones)
+    assert cells(plan.items(0, 300)) == cells(plain.items(0, 300))
+
+
+def test_repetitions_of_a_sample_lie_far_apart():
+    # One row in 32 comes 8 times: seldom within the 32 steps of one window.
+    factors = np.where(np.arange(3200) % 32 == 5, 8.0, 1.0)
+    repeats = Repeats(factors=factors, image_ids=np.arange(3200))
+    plan = Plan.of(uniform(100), seed=1, global_batch=8, repeats=repeats)
+    steps = {}
+    for item in plan.items(0, int(repeats.counts(1, 0).sum()) // 8):
+        for step, group, row in zip(item.step, item.row_group_index, item.row, strict=True):
+            steps.setdefault((int(group), int(row)), []).append(int(step))
+    gaps = [gap for found in steps.values() for gap in np.diff(sorted(found))]
+    # 8 of them in 487 steps: 61 apart on average if evenly spread.
+    assert np.median(gaps) > 20
+    assert np.mean(np.array(gaps) < 4) < 0.15
 
 
 def test_whole_row_groups_are_read_once_each():
@@ -144,7 +220,7 @@ def test_a_far_step_costs_no_history():
 def test_items_survive_packing():
     item = next(Plan.of(uniform(3), seed=0, global_batch=4).items(0, 9))
     back = Item.from_bytes(item.to_bytes())
-    for column in ("step", "lane", "epoch", "row", "shard_index", "row_group_index"):
+    for column in ("step", "lane", "epoch", "row", "repeat", "shard_index", "row_group_index"):
         np.testing.assert_array_equal(getattr(back, column), getattr(item, column))
 
 

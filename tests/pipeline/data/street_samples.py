@@ -1,0 +1,141 @@
+"""Small data sets of drawn streets in the layouts of Cityscapes and BDD100K, and as anyone's."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline.data.sources.cityscapes_classes import CLASSES
+
+SIZE_HW = (48, 96)
+LABEL_IDS = {each.name: each.label_id for each in CLASSES}
+TRAIN_IDS = np.array([each.train_id for each in CLASSES if each.label_id >= 0], np.uint8)
+
+CITIES = ("aachen", "bochum")
+
+
+def frame_objects(number: int) -> list[dict]:
+    """What is seen in a frame, from back to front: cars, a group of persons, a caravan, a pole."""
+    height, width = SIZE_HW
+    rng = np.random.default_rng(number)
+
+    def box(label: str, x0: int, y0: int, x1: int, y1: int) -> dict:
+        return {"label": label, "polygon": [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]}
+
+    x = int(rng.integers(0, 20))
+    return [
+        box("road", 0, 20, width, height),
+        box("sky", 0, 0, width, 19),
+        box("car", 4 + x, 22, 24 + x, 34),
+        box("car", 18 + x, 24, 40 + x, 40),
+        box("persongroup", 60, 15, 75, 30),
+        box("caravan", 78, 20, 90, 35),
+        {**box("bus", 0, 0, 30, 30), "deleted": 1},
+        box("license plate", 20 + x, 30, 24 + x, 32),
+        box("pole", 50, 5, 52, 40),
+        box("ego vehicle", 0, 44, width, height),
+    ]
+
+
+def draw_frame(objects: list[dict]) -> np.ndarray:
+    """Draw instance ids by the rule of cityscapesScripts, one object after the other."""
+    drawn = Image.new("I", SIZE_HW[::-1], 0)
+    numbers: dict[str, int] = {}
+    for each in objects:
+        name = (
+            each["label"].removesuffix("group") if each["label"] not in LABEL_IDS else each["label"]
+        )
+        value = LABEL_IDS[name]
+        if each.get("deleted") or value < 0:
+            continue
+        if name == each["label"] and any(c.name == name and c.has_instances for c in CLASSES):
+            numbers[name] = numbers.get(name, -1) + 1
+            value = 1000 * value + numbers[name]
+        ImageDraw.Draw(drawn).polygon([tuple(point) for point in each["polygon"]], fill=value)
+    return np.asarray(drawn).astype(np.uint16)
+
+
+def label_ids(instance_ids: np.ndarray) -> np.ndarray:
+    return np.where(instance_ids >= 1000, instance_ids // 1000, instance_ids).astype(np.uint8)
+
+
+def photo(number: int, size_hw: tuple[int, int] = SIZE_HW) -> Image.Image:
+    rng = np.random.default_rng(1000 + number)
+    return Image.fromarray(rng.integers(0, 255, (*size_hw, 3), dtype=np.uint8))
+
+
+def cityscapes(root: Path, *, frames: int = 6, split: str = "train") -> Path:
+    """Write photos, and all that gtFine has of each frame."""
+    for number in range(frames):
+        city = CITIES[number % 2]
+        name = f"{city}_{number:06d}_000019"
+        photos, labels = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
+        photos.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        photo(number).save(photos / f"{name}_leftImg8bit.png")
+        objects = frame_objects(number)
+        ids = draw_frame(objects)
+        Image.fromarray(ids).save(labels / f"{name}_gtFine_instanceIds.png")
+        Image.fromarray(label_ids(ids)).save(labels / f"{name}_gtFine_labelIds.png")
+        polygons = {"imgHeight": SIZE_HW[0], "imgWidth": SIZE_HW[1], "objects": objects}
+        (labels / f"{name}_gtFine_polygons.json").write_text(json.dumps(polygons))
+        photo(number).save(labels / f"{name}_gtFine_color.png")
+    return root
+
+
+def bdd(root: Path, *, images: int = 5, split: str = "train", old: bool = False) -> Path:
+    """Write images and masks of train ids, in today's layout or in the older one."""
+    photos = root / ("seg/images" if old else "images/10k") / split
+    masks = root / ("seg/labels" if old else "labels/sem_seg/masks") / split
+    photos.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for number in range(images):
+        photo(number).save(photos / f"{number:08x}.jpg")
+        label = TRAIN_IDS[label_ids(draw_frame(frame_objects(number)))]
+        Image.fromarray(label).save(masks / f"{number:08x}{'_train_id' if old else ''}.png")
+    return root
+
+
+def label_maps(root: Path, *, images: int = 4, split: str = "train") -> Path:
+    """Write anyone's images and labels with 3 classes, and classes.txt."""
+    (root / "images" / split).mkdir(parents=True)
+    (root / "labels" / split).mkdir(parents=True)
+    (root / "classes.txt").write_text("ground\nhouse\ntree\n")
+    for number in range(images):
+        photo(number).save(root / "images" / split / f"p{number}.jpg")
+        Image.fromarray(blocks(number)).save(root / "labels" / split / f"p{number}.png")
+    return root
+
+
+def blocks(number: int, *, classes: int = 3, size_hw: tuple[int, int] = SIZE_HW) -> np.ndarray:
+    """Draw blocks of classes, with a stripe of void."""
+    rng = np.random.default_rng(number)
+    height, width = size_hw
+    label = rng.integers(0, classes, (height // 8, width // 8), dtype=np.uint8)
+    label = np.kron(label, np.ones((8, 8), np.uint8))
+    label[5:7] = 255
+    return label
+
+
+def zipped(root: Path, archive: str, *folders: str, under: str = "") -> None:
+    """Move folders of root into a zip in root, as a site hands them out."""
+    with zipfile.ZipFile(root / archive, "w") as out:
+        out.writestr("README", "of the site")
+        for folder in folders:
+            for place in sorted((root / folder).rglob("*")):
+                if place.is_file():
+                    out.write(place, under + str(place.relative_to(root)))
+                    place.unlink()
+            for place in sorted((root / folder).rglob("*"), reverse=True):
+                place.rmdir()
+            (root / folder).rmdir()
+
+
+def png(values: np.ndarray | Image.Image) -> bytes:
+    out = io.BytesIO()
+    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    image.save(out, format="PNG")
+    return out.getvalue()

@@ -10,7 +10,8 @@ import pytest
 from pycocotools import mask as mask_api
 
 from pipeline.errors import DatasetError, StorageError
-from pipeline.evaluation.metrics import band_px, evaluate_detections, evaluate_metrics
+from pipeline.evaluation.bands import band_px
+from pipeline.evaluation.metrics import evaluate_detections, evaluate_metrics
 from pipeline.evaluation.table import format_metrics, format_summary
 
 SIDE = 64

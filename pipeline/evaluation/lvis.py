@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# The public results have no precision by category; the version is pinned.
+from vernier import _core as engine
+
 from pipeline.evaluation.bands import COCO_DILATION_RATIO, about_thin, check_ratio
 from pipeline.evaluation.coco_files import CheckedFiles, Entry, check, read_json
 from pipeline.evaluation.federated import IMAGE_LISTS
@@ -297,9 +300,6 @@ def _precision_recall(
     truth: bytes, found: list[Entry], *, metric: MetricName, ratio: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Give precision by IoU, recall, category and size, recall without the second; -1 for none."""
-    # vernier's public results do not have these by category; the version is pinned.
-    from vernier import _core as engine  # noqa: PLC0415  only needed here
-
     dataset = engine.CocoDataset.from_lvis_json(truth)
     rows: list[Any] = boxed(found)
     shared: dict[str, Any] = {

@@ -1,8 +1,8 @@
 """Mask, box and boundary AP of COCO-style detections.
 
-Mask and box AP come from pycocotools, which defines these numbers, and boundary AP from vernier,
-which equals the official boundary-iou-api to the last bit and is some sixty times faster. Both are
-driven through the same interface and neither prints.
+vernier gives the numbers. Mask and box AP are those of pycocotools, which defines them, and
+boundary AP those of the official boundary-iou-api, to the last bit: tests hold it to them. It takes
+a small part of their time (docs/metrics.md).
 
 Boundary AP (Cheng et al. 2021): the overlap of a pair is the lesser of mask IoU and the IoU of the
 two bands inside the outlines (bands.py). Crowds are compared by mask only.
@@ -18,9 +18,9 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
+import vernier
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from pipeline.evaluation.bands import COCO_DILATION_RATIO, about_thin, check_ratio
 from pipeline.evaluation.coco_files import CheckedFiles, Entry, check, read_json
@@ -172,7 +172,7 @@ def _measure(files: CheckedFiles, *, metric: MetricName, ratio: float) -> Metric
         found = _as_coco(
             files, boxed([_with_area(entry, metric=metric) for entry in files.detections])
         )
-        run = _evaluator(truth, found, metric=metric, ratio=ratio)
+        run = vernier.COCOeval(truth, found, metric, dilation_ratio=ratio)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -195,23 +195,10 @@ def _measure(files: CheckedFiles, *, metric: MetricName, ratio: float) -> Metric
         images=len(files.images),
         annotations=len(files.annotations),
         detections=len(files.detections),
-        engine=_engine(metric),
+        engine=f"vernier {version('vernier')}",
         dilation_ratio=ratio,
         notices=notices,
     )
-
-
-def _evaluator(truth: COCO, found: COCO, *, metric: MetricName, ratio: float) -> Any:  # noqa: ANN401  either of two classes without types
-    if metric != "boundary":
-        return COCOeval(truth, found, metric)
-    import vernier  # noqa: PLC0415  only boundary AP needs it
-
-    return vernier.COCOeval(truth, found, "boundary", dilation_ratio=ratio)
-
-
-def _engine(metric: MetricName) -> str:
-    name = "vernier" if metric == "boundary" else "pycocotools"
-    return f"{name} {version(name)}"
 
 
 def _as_coco(files: CheckedFiles, annotations: list[Entry]) -> COCO:

@@ -19,6 +19,8 @@ from pipeline.evaluation.bands import band_px
 from pipeline.evaluation.lvis import evaluate_lvis
 from pipeline.evaluation.table import format_lvis
 
+pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")
+
 
 @pytest.fixture(autouse=True)
 def _old_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

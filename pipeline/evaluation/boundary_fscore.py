@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.mean_iou import VOID, LabelMap, check_labels
+from pipeline.evaluation.mean_iou import VOID, LabelMap, check_labels, values_of
 
 RADII_PX = (3, 5, 9, 12)
 """Those of the paper's Table 5."""
@@ -68,7 +68,7 @@ def match_boundaries(
     check_labels(truth, prediction, num_classes=num_classes)
     prediction = np.where(truth == VOID, np.uint8(VOID), prediction)
     counts = np.zeros((num_classes, 1 + len(radii_px), 2), np.int64)
-    for index in np.union1d(np.unique(truth), np.unique(prediction)):
+    for index in np.union1d(values_of(truth), values_of(prediction)):
         if index == VOID:
             continue
         window = _window((truth == index) | (prediction == index))

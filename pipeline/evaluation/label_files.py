@@ -33,7 +33,14 @@ from pipeline.evaluation.folders import (
     pair_files,
     read_gray,
 )
-from pipeline.evaluation.mean_iou import VOID, LabelMap, MeanIou, count_pixels, mean_iou
+from pipeline.evaluation.mean_iou import (
+    VOID,
+    LabelMap,
+    MeanIou,
+    count_pixels,
+    mean_iou,
+    values_of,
+)
 
 Ids = Literal["train", "label"]
 
@@ -220,9 +227,8 @@ def _read(uri: str, faults: Faults, *, ids: Ids, num_classes: int) -> LabelMap |
         faults.add("label map that is not of 8 bits", f"{name}: {pixels.dtype}")
         return None
     labels: LabelMap = pixels.astype(np.uint8)
-    present = np.flatnonzero(np.bincount(labels.ravel()))
     known = _LABEL_IDS if ids == "label" else [*range(num_classes), VOID]
-    strange = np.setdiff1d(present, known)
+    strange = np.setdiff1d(values_of(labels), known)
     if strange.size:
         values = ", ".join(map(str, strange[:5]))
         faults.add("label value outside the table", f"{name}: {values}, read as {ids} ids")

@@ -241,8 +241,8 @@ class _Looked:
 
     def covers(self, detection: Entry) -> bool:
         """Tell whether a detection can be right or wrong at all."""
-        image_id = detection["image_id"]
-        return detection["category_id"] in self.present[image_id] | self.absent[image_id]
+        image_id, category_id = detection["image_id"], detection["category_id"]
+        return category_id in self.present[image_id] or category_id in self.absent[image_id]
 
 
 def _with_area(entry: Entry, *, metric: MetricName) -> Entry:

@@ -49,11 +49,9 @@ def count_pixels(truth: LabelMap, prediction: LabelMap, *, num_classes: int) -> 
         DatasetError: a value is outside the table, or the sizes differ.
     """
     check_labels(truth, prediction, num_classes=num_classes)
-    seen = truth != VOID
-    taken_for = np.minimum(prediction[seen], num_classes)
-    pairs = truth[seen].astype(np.int64) * (num_classes + 1) + taken_for
-    counts = np.bincount(pairs, minlength=num_classes * (num_classes + 1))
-    return counts.reshape(num_classes, num_classes + 1)
+    pairs = truth.astype(np.uint16) * (VOID + 1) + prediction
+    counts = np.bincount(pairs.ravel(), minlength=(VOID + 1) ** 2).reshape(VOID + 1, VOID + 1)
+    return counts[:num_classes, [*range(num_classes), VOID]]
 
 
 def mean_iou(counts: NDArray[np.int64], *, names: Sequence[str], images: int) -> MeanIou:
@@ -83,6 +81,13 @@ def mean_iou(counts: NDArray[np.int64], *, names: Sequence[str], images: int) ->
     )
 
 
+def values_of(labels: LabelMap) -> NDArray[np.int64]:
+    """List the values that are in a label map, rising."""
+    is_there = np.zeros(VOID + 1, np.bool_)
+    is_there[labels] = True
+    return np.flatnonzero(is_there)
+
+
 def check_labels(truth: LabelMap, prediction: LabelMap, *, num_classes: int) -> None:
     """Refuse label maps that cannot be compared.
 
@@ -95,7 +100,7 @@ def check_labels(truth: LabelMap, prediction: LabelMap, *, num_classes: int) -> 
             "the image's own size"
         )
     for labels, which in ((truth, "truth"), (prediction, "prediction")):
-        present = np.flatnonzero(np.bincount(labels.ravel(), minlength=VOID))
+        present = values_of(labels)
         strange = present[(present >= num_classes) & (present != VOID)]
         if strange.size:
             values = ", ".join(map(str, strange[:5]))

@@ -62,7 +62,8 @@ def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 "id": image_id,
                 "height": size_hw[0],
                 "width": size_hw[1],
-                "neg_category_ids": [n for n in ids if n not in present and g.random() < 0.5],
+                # Also contradictions: absent yet annotated, not exhaustive yet nowhere.
+                "neg_category_ids": [n for n in ids if g.random() < (0.1 if n in present else 0.5)],
                 "not_exhaustive_category_ids": [n for n in ids if g.random() < 0.3],
             }
         )

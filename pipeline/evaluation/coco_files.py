@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.evaluation.faults import Faults, raise_all, short
+from pipeline.evaluation.federated import check_federated
 from pipeline.evaluation.rle import BrokenSegmentation, to_rle
 
 Entry = dict[str, Any]
@@ -86,6 +87,7 @@ def check(
     *,
     masks: bool,
     boxes: bool,
+    federated: bool = False,
     names: tuple[str, str] = ("truth", "detections"),
 ) -> CheckedFiles:
     """Check a truth and detections against each other, and clean both for the evaluators.
@@ -99,6 +101,7 @@ def check(
         detections: what a COCO results file holds.
         masks: segmentations are needed.
         boxes: boxes are needed.
+        federated: the truth must be one of LVIS, which has no crowds.
         names: what errors call the two.
 
     Raises:
@@ -107,7 +110,11 @@ def check(
     of_truth, of_detections = Faults(names[0]), Faults(names[1])
     entries = _truth_lists(truth, of_truth)
     about = _about_truth(entries, of_truth, masks=masks, boxes=boxes)
-    annotations, notices = _annotations(entries.get("annotations", []), about, of_truth)
+    if federated:
+        check_federated(entries, of_truth)
+    annotations, notices = _annotations(
+        entries.get("annotations", []), about, of_truth, crowds=not federated
+    )
     found = _detections(detections, about, of_detections)
     raise_all([of_truth, of_detections])
     images = [
@@ -151,7 +158,7 @@ def _about_truth(
 
 
 def _annotations(
-    entries: list[Any], about: _Truth, faults: Faults
+    entries: list[Any], about: _Truth, faults: Faults, *, crowds: bool
 ) -> tuple[list[Entry], list[str]]:
     clean: list[Entry] = []
     notices: list[str] = []
@@ -166,7 +173,8 @@ def _annotations(
         is_crowd = int(entry.get("iscrowd", 0) == 1)
         given = {"iscrowd": is_crowd, "area": entry.get("area", area)}
         clean.append(kept | given | {"id": len(clean) + 1})
-    for key, taken in (("iscrowd", "0, no crowd"), ("area", "that of the mask or box")):
+    filled_in = {"iscrowd": "0, no crowd"} if crowds else {}
+    for key, taken in (filled_in | {"area": "that of the mask or box"}).items():
         missing = sum(isinstance(entry, dict) and key not in entry for entry in entries)
         if missing:
             notices.append(f"{missing} annotations have no {key}; it was taken as {taken}")

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from pipeline.evaluation.metrics import band_px
+from pipeline.evaluation.bands import band_of, band_px
 
 LARGE_PX = 96**2
 """Area from which COCO calls an object large."""
@@ -89,19 +88,12 @@ def _ious(true: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[float, flo
         return 0.0, 0.0
     around = tuple(slice(max(each[0] - 1, 0), each[-1] + 2) for each in (rows, columns))
     true, found = true[around], found[around]
-    bands = _band(true, width_px=width_px), _band(found, width_px=width_px)
+    bands = band_of(true, width_px=width_px), band_of(found, width_px=width_px)
     return _iou(true, found), _iou(*bands)
 
 
 def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1))
-
-
-def _band(mask: NDArray[np.bool_], *, width_px: int) -> NDArray[np.bool_]:
-    # Beyond the image is outside: a mask that is cut off there has a boundary (boundary-iou-api).
-    padded = np.pad(mask.astype(np.uint8), 1)
-    distance = cv2.distanceTransform(padded, cv2.DIST_C, 3)[1:-1, 1:-1]
-    return np.asarray(mask & (distance <= width_px))
 
 
 def _decoded(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -1,12 +1,11 @@
 """Mask, box and boundary AP of COCO-style detections.
 
-Mask and box AP come from pycocotools, which defines these numbers, and boundary AP from vernier,
-which equals the official boundary-iou-api to the last bit and is some sixty times faster. Both are
-driven through the same interface and neither prints.
+vernier gives the numbers. Mask and box AP are those of pycocotools, which defines them, and
+boundary AP those of the official boundary-iou-api, to the last bit: tests hold it to them. It takes
+a small part of their time (docs/metrics.md).
 
 Boundary AP (Cheng et al. 2021): the overlap of a pair is the lesser of mask IoU and the IoU of the
-two bands of d pixels inside the outlines, d = 2 % of the image diagonal. Crowds are compared by
-mask only.
+two bands inside the outlines (bands.py). Crowds are compared by mask only.
 """
 
 import contextlib
@@ -19,18 +18,17 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
+import vernier
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from pipeline.evaluation.bands import COCO_DILATION_RATIO, about_thin, check_ratio
 from pipeline.evaluation.coco_files import CheckedFiles, Entry, check, read_json
 
 MetricName = Literal["segm", "bbox", "boundary"]
 
-DILATION_RATIO = 0.02
-"""Width of the boundary band in image diagonals (boundary-iou-api's value for COCO)."""
-
-_PREFIX: Mapping[MetricName, str] = {"segm": "mask", "bbox": "box", "boundary": "boundary"}
+METRIC_PREFIX: Mapping[MetricName, str] = {"segm": "mask", "bbox": "box", "boundary": "boundary"}
+"""What a tracker calls each."""
 
 _COCO_NAMES = {
     "ap": "AP",
@@ -47,8 +45,6 @@ _COCO_NAMES = {
     "ar_large": "ARl",
 }
 """The twelve numbers in the order in which both evaluators give them."""
-
-_MOSTLY_THIN = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,12 +77,14 @@ class Metrics:
     detections: int
     engine: str
     """Which program gave the numbers, with its version."""
+    dilation_ratio: float = COCO_DILATION_RATIO
+    """The band of boundary AP, in image diagonals."""
     notices: tuple[str, ...] = ()
 
     @property
     def prefix(self) -> str:
         """What a tracker calls the metric: mask, box or boundary."""
-        return _PREFIX[self.metric]
+        return METRIC_PREFIX[self.metric]
 
     def by_coco_name(self) -> dict[str, float]:
         """Give the twelve numbers as COCO calls them: AP, AP50, AP75, APs, ..., AR100, ..."""
@@ -100,7 +98,7 @@ class Metrics:
 
 def flat_names(metrics: Sequence[MetricName]) -> list[str]:
     """Name the twelve numbers of each metric as `Metrics.flat` does."""
-    return [f"{_PREFIX[metric]}_{key}" for metric in metrics for key in _COCO_NAMES]
+    return [f"{METRIC_PREFIX[metric]}_{key}" for metric in metrics for key in _COCO_NAMES]
 
 
 def evaluate_detections(
@@ -108,17 +106,27 @@ def evaluate_detections(
     detections: str | Sequence[Mapping[str, Any]],
     *,
     metric: MetricName,
+    dilation_ratio: float = COCO_DILATION_RATIO,
 ) -> Metrics:
     """Measure detections against a truth, both in COCO's layout, as values or as paths or URIs.
 
     With "segm" and "boundary" a detection counts as small, medium or large by its mask, also where
     the results carry a bbox (pycocotools' own loader takes the box's area then).
 
+    Args:
+        truth: what a COCO annotation file holds.
+        detections: what a COCO results file holds.
+        metric: mask, box or boundary AP.
+        dilation_ratio: the band of boundary AP, in image diagonals.
+
     Raises:
+        RecipeError: the ratio is not between 0 and 1.
         StorageError: a file cannot be read.
         DatasetError: everything that is wrong with the two, in one message.
     """
-    return evaluate_metrics(truth, detections, metrics=(metric,))[metric]
+    return evaluate_metrics(truth, detections, metrics=(metric,), dilation_ratio=dilation_ratio)[
+        metric
+    ]
 
 
 def evaluate_metrics(
@@ -126,13 +134,16 @@ def evaluate_metrics(
     detections: str | Sequence[Mapping[str, Any]],
     *,
     metrics: Sequence[MetricName],
+    dilation_ratio: float = COCO_DILATION_RATIO,
 ) -> dict[MetricName, Metrics]:
     """Measure several metrics at once; files are read and checked once.
 
     Raises:
+        RecipeError: the ratio is not between 0 and 1.
         StorageError: a file cannot be read.
         DatasetError: everything that is wrong with the two, in one message.
     """
+    check_ratio(dilation_ratio)
     files = check(
         read_json(truth) if isinstance(truth, str) else truth,
         read_json(detections) if isinstance(detections, str) else detections,
@@ -143,22 +154,25 @@ def evaluate_metrics(
             detections if isinstance(detections, str) else "detections",
         ),
     )
-    return {metric: _measure(files, metric=metric) for metric in metrics}
+    return {metric: _measure(files, metric=metric, ratio=dilation_ratio) for metric in metrics}
 
 
-def band_px(*, height: int, width: int) -> int:
-    """Give the width of the boundary band of an image (boundary-iou-api: mask_to_boundary)."""
-    return max(1, round(DILATION_RATIO * math.hypot(height, width)))
+def boxed(entries: list[Entry]) -> list[Entry]:
+    """Copy entries (the evaluators write into them), each with the bbox that vernier insists on."""
+    if not entries or "segmentation" not in entries[0]:
+        return [dict(entry) for entry in entries]
+    boxes = mask_api.toBbox([entry["segmentation"] for entry in entries]).tolist()
+    return [{"bbox": box} | entry for entry, box in zip(entries, boxes, strict=True)]
 
 
-def _measure(files: CheckedFiles, *, metric: MetricName) -> Metrics:
+def _measure(files: CheckedFiles, *, metric: MetricName, ratio: float) -> Metrics:
     names = {entry["id"]: entry["name"] for entry in files.categories}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _as_coco(files, _boxed(files.annotations))
+        truth = _as_coco(files, boxed(files.annotations))
         found = _as_coco(
-            files, _boxed([_with_area(entry, metric=metric) for entry in files.detections])
+            files, boxed([_with_area(entry, metric=metric) for entry in files.detections])
         )
-        run = _evaluator(truth, found, metric=metric)
+        run = vernier.COCOeval(truth, found, metric, dilation_ratio=ratio)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -167,7 +181,9 @@ def _measure(files: CheckedFiles, *, metric: MetricName) -> Metrics:
     counts = Counter(
         names[entry["category_id"]] for entry in files.annotations if not entry["iscrowd"]
     )
-    notices = files.notices + (_about_thin(files) if metric == "boundary" else ())
+    notices = files.notices
+    if metric == "boundary":
+        notices += about_thin(files, dilation_ratio=ratio)
     return Metrics(
         metric=metric,
         **dict(zip(_COCO_NAMES, map(_or_nan, run.stats), strict=True)),
@@ -179,22 +195,10 @@ def _measure(files: CheckedFiles, *, metric: MetricName) -> Metrics:
         images=len(files.images),
         annotations=len(files.annotations),
         detections=len(files.detections),
-        engine=_engine(metric),
+        engine=f"vernier {version('vernier')}",
+        dilation_ratio=ratio,
         notices=notices,
     )
-
-
-def _evaluator(truth: COCO, found: COCO, *, metric: MetricName) -> Any:  # noqa: ANN401
-    if metric != "boundary":
-        return COCOeval(truth, found, metric)
-    import vernier  # noqa: PLC0415  only boundary AP needs it
-
-    return vernier.COCOeval(truth, found, "boundary", dilation_ratio=DILATION_RATIO)
-
-
-def _engine(metric: MetricName) -> str:
-    name = "vernier" if metric == "boundary" else "pycocotools"
-    return f"{name} {version(name)}"
 
 
 def _as_coco(files: CheckedFiles, annotations: list[Entry]) -> COCO:
@@ -214,14 +218,6 @@ def _with_area(entry: Entry, *, metric: MetricName) -> Entry:
     return entry | {"area": area, "iscrowd": 0}
 
 
-def _boxed(entries: list[Entry]) -> list[Entry]:
-    """Copy entries (the evaluators write into them), each with the bbox that vernier insists on."""
-    if not entries or "segmentation" not in entries[0]:
-        return [dict(entry) for entry in entries]
-    boxes = mask_api.toBbox([entry["segmentation"] for entry in entries]).tolist()
-    return [{"bbox": box} | entry for entry, box in zip(entries, boxes, strict=True)]
-
-
 def _or_nan(value: float) -> float:
     """Both evaluators say -1 for "no such objects"."""
     return float(value) if value > -1 else math.nan
@@ -230,23 +226,3 @@ def _or_nan(value: float) -> float:
 def _mean_known(values: np.ndarray[Any, Any]) -> float:
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan
-
-
-def _about_thin(files: CheckedFiles) -> tuple[str, ...]:
-    """Say it when boundary AP cannot tell more than mask AP: the band fills the objects."""
-    objects = [entry for entry in files.annotations if not entry["iscrowd"]]
-    if not objects:
-        return ()
-    bands = {
-        image["id"]: band_px(height=image["height"], width=image["width"]) for image in files.images
-    }
-    boxes_xywh = mask_api.toBbox([entry["segmentation"] for entry in objects])
-    reach = np.array([2 * bands[entry["image_id"]] for entry in objects])
-    thin = int((boxes_xywh[:, 2:].min(axis=1) <= reach).sum())
-    if thin < _MOSTLY_THIN * len(objects):
-        return ()
-    return (
-        f"{thin} of {len(objects)} objects are no wider than twice the boundary band "
-        f"({min(bands.values())} to {max(bands.values())} px, {DILATION_RATIO:.0%} of the image "
-        "diagonal), which then covers all of them: for these, boundary AP says what mask AP says",
-    )

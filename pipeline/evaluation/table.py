@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from pipeline.evaluation.bands import percent
+from pipeline.evaluation.lvis import LvisMetrics
 from pipeline.evaluation.mask_quality import THRESHOLDS, MaskQuality
-from pipeline.evaluation.metrics import DILATION_RATIO, MetricName, Metrics
+from pipeline.evaluation.metrics import MetricName, Metrics
 
 Categories = Literal["extremes", "all", "none"]
 
@@ -20,12 +22,9 @@ def format_metrics(metrics: Metrics, *, categories: Categories = "extremes") -> 
         metrics: what was measured.
         categories: which categories to list; "extremes" are the best and the worst.
     """
-    band = f", band {DILATION_RATIO:.0%} of the diagonal" if metrics.metric == "boundary" else ""
     named = {name: number(value) for name, value in metrics.by_coco_name().items()}
     lines = [
-        f"{metrics.prefix} AP by {metrics.engine}{band}",
-        f"{metrics.images} images, {metrics.annotations} annotations, "
-        f"{metrics.detections} detections",
+        *_head(metrics),
         "",
         "           all   IoU .50   IoU .75     small    medium     large",
         "AP  "
@@ -34,6 +33,31 @@ def format_metrics(metrics: Metrics, *, categories: Categories = "extremes") -> 
         "        1 det.   10 det.  100 det.     small    medium     large",
         "AR  "
         + "".join(f"{named[k]:>10}" for k in ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"))[3:],
+    ]
+    lines += _categories(metrics, which=categories)
+    lines += [f"note: {notice}" for notice in metrics.notices]
+    return "\n".join(lines)
+
+
+def format_lvis(metrics: LvisMetrics, *, categories: Categories = "extremes") -> str:
+    """Lay out one metric of LVIS: overall, by size, by frequency, and by category.
+
+    Args:
+        metrics: what was measured.
+        categories: which categories to list; "extremes" are the best and the worst.
+    """
+    named = {name: number(value) for name, value in metrics.by_lvis_name().items()}
+    ap = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+    ar = ("AR@300", "ARs@300", "ARm@300", "ARl@300")
+    lines = [
+        f"LVIS {_head(metrics)[0]}",
+        *_head(metrics)[1:],
+        "",
+        "         all  IoU .50  IoU .75    small   medium    large     rare   common frequent",
+        "AP " + "".join(f"{named[key]:>9}" for key in ap),
+        "",
+        "    300 det.    small   medium    large",
+        "AR " + "".join(f"{named[key]:>9}" for key in ar),
     ]
     lines += _categories(metrics, which=categories)
     lines += [f"note: {notice}" for notice in metrics.notices]
@@ -84,7 +108,17 @@ def number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def _shown(metrics: Metrics, *, which: Categories) -> tuple[list[str], int]:
+def _head(metrics: Metrics | LvisMetrics) -> list[str]:
+    ratio = percent(metrics.dilation_ratio)
+    band = f", band {ratio} of the diagonal" if metrics.metric == "boundary" else ""
+    return [
+        f"{metrics.prefix} AP by {metrics.engine}{band}",
+        f"{metrics.images} images, {metrics.annotations} annotations, "
+        f"{metrics.detections} detections",
+    ]
+
+
+def _shown(metrics: Metrics | LvisMetrics, *, which: Categories) -> tuple[list[str], int]:
     """Choose categories, best first; "" stands for those that are left out, which are counted."""
     known = [name for name, ap in metrics.per_category.items() if not math.isnan(ap)]
     known.sort(key=lambda name: -metrics.per_category[name])
@@ -100,7 +134,7 @@ def _gap(dropped: int) -> str:
     return f"... {dropped} more between ..."
 
 
-def _categories(metrics: Metrics, *, which: Categories) -> Sequence[str]:
+def _categories(metrics: Metrics | LvisMetrics, *, which: Categories) -> Sequence[str]:
     shown, dropped = _shown(metrics, which=which)
     if not shown:
         return [""]

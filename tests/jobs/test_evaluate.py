@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.evaluate import evaluate
 from pipeline.cli import run_verb
@@ -42,13 +44,13 @@ FOUND = [
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Callable[..., tuple[int, str, str]]:
     """Give a function that runs the job in this process: exit code, stdout, stderr."""
 
-    def call(truth: object, found: object, *flags: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *_files(tmp_path, truth, found), *flags])
+    def with_flags(*flags: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *flags])
         try:
             run_verb(evaluate)
         except SystemExit as end:
@@ -57,7 +59,21 @@ def run(
             code = 0
         return code, *capsys.readouterr()
 
-    return call
+    return with_flags
+
+
+@pytest.fixture
+def run(tmp_path: Path, call: Callable) -> Callable[..., tuple[int, str, str]]:
+    """Give a function that runs the job on a truth and detections: exit code, stdout, stderr."""
+
+    def on_files(truth: object, found: object, *flags: str) -> tuple[int, str, str]:
+        return call(*_files(tmp_path, truth, found), *flags)
+
+    return on_files
+
+
+def result_of(out: str) -> dict:
+    return json.loads(out.splitlines()[-1].removeprefix("RESULT "), parse_constant=pytest.fail)
 
 
 def _files(folder: Path, truth: object, found: object) -> list[str]:
@@ -105,6 +121,102 @@ def test_bad_input_ends_with_a_sentence_and_2(
     assert expected in err
     assert "Traceback" not in err
     assert "RESULT" not in out
+
+
+def test_the_band_of_boundary_ap_can_be_set(run: Callable) -> None:
+    shifted = FOUND[0] | {"segmentation": [[6, 6, 46, 6, 46, 41, 6, 41]]}
+    _, narrow, _ = run(TRUTH, [shifted], "--metric", "boundary")
+    _, wide, _ = run(TRUTH, [shifted], "--metric", "boundary", "--dilation-ratio", "0.1")
+    assert "band 2% of the diagonal" in narrow
+    assert "band 10% of the diagonal" in wide
+    assert result_of(narrow)["AP"] < result_of(wide)["AP"]
+    code, _, err = run(TRUTH, [shifted], "--metric", "boundary", "--dilation-ratio", "2")
+    assert code == 2
+    assert "as a share of the image's diagonal" in err
+
+
+@pytest.mark.parametrize("metric", ["lvis-segm", "lvis-bbox", "lvis-boundary"])
+def test_lvis(run: Callable, metric: str) -> None:
+    federated = {"neg_category_ids": [44], "not_exhaustive_category_ids": []}
+    truth = TRUTH | {
+        "images": [each | federated for each in TRUTH["images"]],
+        "categories": [each | {"frequency": "c"} for each in TRUTH["categories"]],
+    }
+    code, out, err = run(truth, FOUND, "--metric", metric, "--categories", "all")
+    assert code == 0, err
+    result = result_of(out)
+    assert result["APc"] == pytest.approx(1)
+    assert result["APr"] is None
+    assert result["per_category"] == {"dog": pytest.approx(1), "bottle": None}
+    code, _, err = run(TRUTH, FOUND, "--metric", metric)
+    assert code == 2
+    assert "image that is not of LVIS" in err
+
+
+@pytest.fixture
+def frame(tmp_path: Path) -> tuple[Path, Path]:
+    """A frame of Cityscapes and what a model found there, as both kinds of evaluation take it."""
+    truth, found = tmp_path / "val" / "ulm", tmp_path / "found"
+    truth.mkdir(parents=True)
+    found.mkdir()
+    name = "ulm_000000_000019"
+    instance_map = np.full((60, 90), 7, np.uint16)
+    instance_map[10:50, 20:70] = 26000
+    label_ids = np.where(instance_map == 7, 7, 26).astype(np.uint8)
+    Image.fromarray(instance_map).save(truth / f"{name}_gtFine_instanceIds.png")
+    Image.fromarray(label_ids).save(truth / f"{name}_gtFine_labelIds.png")
+    (found / "masks").mkdir()
+    Image.fromarray((label_ids == 26).astype(np.uint8)).save(found / "masks" / "0.png")
+    (found / f"{name}.txt").write_text("masks/0.png 26 0.9\n")
+    (tmp_path / "maps").mkdir()
+    train_ids = np.where(instance_map == 7, 0, 13).astype(np.uint8)
+    train_ids[:30] = 0
+    Image.fromarray(train_ids).save(tmp_path / "maps" / f"{name}_pred.png")
+    return truth.parent, found
+
+
+def test_cityscapes_instances(call: Callable, frame: tuple[Path, Path]) -> None:
+    truth, found = map(str, frame)
+    code, out, err = call(
+        "--truth", truth, "--detections", found, "--metric", "cityscapes-instance"
+    )
+    assert code == 0, err
+    result = result_of(out)
+    assert [result[n] for n in ("AP", "AP50", "boundary_AP", "boundary_AP50")] == [1, 1, 1, 1]
+    assert result["per_category"]["person"]["AP"] is None
+    assert ["car", "1", "1.0000", "1.0000", "1.0000", "1.0000"] in map(str.split, out.splitlines())
+    code, _, err = call("--truth", found, "--detections", truth, "--metric", "cityscapes-instance")
+    assert code == 2
+    assert err.count("swap the folders") == 2
+
+
+def test_label_maps(call: Callable, frame: tuple[Path, Path]) -> None:
+    truth, found = str(frame[0]), str(frame[0].parent / "maps")
+    folders = ("--truth", truth, "--detections", found)
+    code, out, err = call(*folders, "--metric", "miou", "--truth-ids", "label")
+    assert code == 0, err
+    assert result_of(out)["per_category"]["car"] == 0.5
+    assert result_of(out)["mIoU"] == pytest.approx((0.5 + 3400 / 4400) / 2)
+    assert ["car", "2000", "0.5000"] in map(str.split, out.splitlines())
+
+    flags = ("--metric", "boundary-f", "--truth-ids", "label", "--absent", "skip")
+    code, out, err = call(*folders, *flags, "--radii-px", "2", "60")
+    assert code == 0, err
+    result = result_of(out)
+    assert 0.5 < result["F_2px"] < result["F_60px"] == 1
+    assert result["absent"] == "skip"
+    assert "(absent=skip)" in out
+
+    code, _, err = call(*folders, "--metric", "miou")
+    assert code == 2
+    assert "none is *_gtFine_labelTrainIds.png; there are instanceIds.png, labelIds.png" in err
+
+
+def test_a_flag_that_would_change_nothing_is_refused(run: Callable) -> None:
+    code, _, err = run(TRUTH, FOUND, "--absent", "skip", "--classes", "7")
+    assert code == 2
+    assert "--metric segm takes no such flag: --classes is of --metric miou or boundary-f" in err
+    assert "--absent is of --metric boundary-f" in err
 
 
 def test_a_wrong_metric_is_a_usage_error(run: Callable) -> None:

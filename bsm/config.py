@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from bsm.instance.rcnn import MaskRCNN
 
+Geometry = Literal["detectron2", "torchvision"]
+"""Whose rules turn boxes into cells; MaskRCNNConfig.geometry lists the differences."""
+
 
 def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
     broken = [rule for holds, rule in rules if not holds]
@@ -238,6 +241,11 @@ class MaskRCNNConfig:
 
     num_classes: int = 80
     """Categories, without background; the mask and box heads both take it from here."""
+    geometry: Geometry = "detectron2"
+    """Whose rules turn boxes into cells: those that the weights were trained with. torchvision's:
+    RoIAlign without the half-cell shift and with 2 x 2 samples a cell, its rounding between pyramid
+    levels, anchors of whole pixels, spaced by image size over grid size, in the padding too, and no
+    box thinner than 0.001 px (proposals) or 0.01 px (detections). Losses stay detectron2's."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)

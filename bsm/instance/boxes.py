@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.config import BoxHeadConfig
+from bsm.config import BoxHeadConfig, Geometry
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.proposals import Proposals
@@ -16,6 +16,8 @@ from bsm.instance.tensors import Detections
 
 CODE_WEIGHTS = (10.0, 5.0)
 """detectron2's ROI_BOX_HEAD.BBOX_REG_WEIGHTS, center and size."""
+_MIN_SIDE_PX: dict[Geometry, float] = {"detectron2": 0.0, "torchvision": 1e-2}
+"""Thinner detections are dropped."""
 _MAX_CANDIDATES = 2000
 """(RoI, category) pairs above the score threshold that go into NMS, the best first. detectron2
 takes all; on a trained model there are a few hundred, so this bounds the memory and changes
@@ -87,6 +89,7 @@ def detect_boxes(
     proposals: Proposals,
     image_sizes_hw: Tensor,
     config: BoxHeadConfig,
+    geometry: Geometry = "detectron2",
 ) -> Detections:
     """The best boxes of N images after NMS in each category, without masks.
 
@@ -96,6 +99,7 @@ def detect_boxes(
         proposals: What was pooled, (N, P).
         image_sizes_hw: (N, 2).
         config: Thresholds and counts.
+        geometry: Says how thin a detection may be.
     """
     n, num_proposals = proposals.valid.shape
     num_classes = deltas.shape[1]
@@ -108,8 +112,9 @@ def detect_boxes(
     decoded = decode_boxes(chosen, proposals.boxes_xyxy.gather(1, of_roi), weights=CODE_WEIGHTS)
     boxes = clip_boxes(decoded, image_sizes_hw)
     category = index % num_classes
+    large = has_area(boxes, min_side_px=_MIN_SIDE_PX[geometry])
     keep = keep_after_nms(
-        boxes, (best > 0) & has_area(boxes), iou_threshold=config.nms_iou, category_index=category
+        boxes, (best > 0) & large, iou_threshold=config.nms_iou, category_index=category
     )
     lacking = max(0, config.detections_per_image - keep.shape[1])
     best = F.pad(best.masked_fill(~keep, 0.0), (0, lacking))

@@ -15,7 +15,7 @@ from bsm.field import MaskTargets, sample_field, targets_from_distance
 from bsm.instance.boxes import BoxHead, box_losses, detect_boxes
 from bsm.instance.mask_heads.plain import PlainMaskHead
 from bsm.instance.mask_heads.squeeze import SqueezeMaskHead
-from bsm.instance.proposals import ProposalNetwork, Proposals, make_anchors
+from bsm.instance.proposals import Anchors, ProposalNetwork, Proposals, make_anchors
 from bsm.instance.roi import (
     SampledRois,
     pool_finest,
@@ -37,7 +37,7 @@ class MaskRCNN(nn.Module):
         self.config = config
         width, num_classes = config.backbone.fpn_channels, config.num_classes
         self.backbone = Backbone(config.backbone)
-        self.proposals = ProposalNetwork(width, config=config.proposals)
+        self.proposals = ProposalNetwork(width, config=config.proposals, geometry=config.geometry)
         self.box_head = BoxHead(width, num_classes=num_classes, config=config.box_head)
         self.mask_head: PlainMaskHead | SqueezeMaskHead
         match config.mask_head.kind:
@@ -104,7 +104,7 @@ class MaskRCNN(nn.Module):
         self, images: Tensor, image_sizes_hw: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         features: list[Tensor] = self.backbone(images, image_sizes_hw)
-        anchors = make_anchors(features, image_sizes_hw, config=self.config.proposals)
+        anchors = self._anchors(features, image_sizes_hw)
         logits, deltas = self.proposals(features)
         losses = self.proposals.losses(logits, deltas, anchors, targets)
         proposals = self.proposals.propose(logits, deltas, anchors, image_sizes_hw)
@@ -117,6 +117,14 @@ class MaskRCNN(nn.Module):
         losses |= self._box_losses(features, rois, targets)
         losses |= self._mask_losses(features, rois, targets)
         return losses
+
+    def _anchors(self, features: Sequence[Tensor], image_sizes_hw: Tensor) -> Anchors:
+        return make_anchors(
+            features,
+            image_sizes_hw,
+            config=self.config.proposals,
+            geometry=self.config.geometry,
+        )
 
     def _box_losses(
         self, features: Sequence[Tensor], rois: SampledRois, targets: Targets
@@ -131,7 +139,10 @@ class MaskRCNN(nn.Module):
         self, features: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
     ) -> tuple[Tensor, Tensor]:
         pooled = pool_rois(
-            features[:4], rois_of_slots(boxes_xyxy, used), side=self.config.box_head.roi_side
+            features[:4],
+            rois_of_slots(boxes_xyxy, used),
+            side=self.config.box_head.roi_side,
+            geometry=self.config.geometry,
         )
         logits, deltas = self.box_head(pooled)
         return logits, deltas
@@ -186,17 +197,17 @@ class MaskRCNN(nn.Module):
     def _pool_for_masks(
         self, features: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
     ) -> tuple[Tensor, ...]:
-        side = self.config.mask_head.roi_side
+        side, geometry = self.config.mask_head.roi_side, self.config.geometry
         rois = rois_of_slots(boxes_xyxy, used)
-        pooled = pool_rois(features[:4], rois, side=side)
+        pooled = pool_rois(features[:4], rois, side=side, geometry=geometry)
         if isinstance(self.mask_head, SqueezeMaskHead):
-            return pooled, pool_finest(features[0], rois, side=2 * side)
+            return pooled, pool_finest(features[0], rois, side=2 * side, geometry=geometry)
         return (pooled,)
 
     @torch.no_grad()
     def _detect(self, images: Tensor, image_sizes_hw: Tensor) -> Detections:
         features: list[Tensor] = self.backbone(images, image_sizes_hw)
-        anchors = make_anchors(features, image_sizes_hw, config=self.config.proposals)
+        anchors = self._anchors(features, image_sizes_hw)
         logits, deltas = self.proposals(features)
         proposals: Proposals = self.proposals.propose(logits, deltas, anchors, image_sizes_hw)
         every = torch.arange(proposals.valid.numel(), device=images.device)
@@ -207,6 +218,7 @@ class MaskRCNN(nn.Module):
             proposals=proposals,
             image_sizes_hw=image_sizes_hw,
             config=self.config.box_head,
+            geometry=self.config.geometry,
         )
         probs = self._mask_probs(
             features, found.boxes_xyxy, found.category_index, used_slots(found.valid)

@@ -67,9 +67,10 @@ def test_the_way_of_a_gpu_gives_the_numbers_of_the_cpu(monkeypatch, kind: str):
         called.append("nms")
         return nms.keep_without_host(boxes, valid, **options)
 
-    def shrinking(features, rois, *, side):
+    def shrinking(features, rois, *, side, geometry):
         called.append("pool")
-        return roi.pool_without_host(features, rois, roi.roi_levels(rois[:, 1:]), side=side)
+        level = roi.roi_levels(rois[:, 1:], geometry=geometry)
+        return roi.pool_without_host(features, rois, level, side=side, geometry=geometry)
 
     monkeypatch.setattr(rcnn, "used_slots", all_slots)
     monkeypatch.setattr(rcnn, "pool_rois", shrinking)

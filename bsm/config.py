@@ -271,7 +271,8 @@ class MaskRCNNConfig:
     """Whose rules turn boxes into cells: those that the weights were trained with. torchvision's:
     RoIAlign without the half-cell shift and with 2 x 2 samples a cell, its rounding between pyramid
     levels, anchors of whole pixels, spaced by image size over grid size, in the padding too, and no
-    box thinner than 0.001 px (proposals) or 0.01 px (detections). Losses stay detectron2's."""
+    box thinner than 0.001 px (proposals) or 0.01 px (detections). Training targets and losses stay
+    detectron2's."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)

@@ -1,7 +1,7 @@
 """Weights in and out of files, strictly: nothing is executed, nothing is skipped in silence."""
 
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -96,7 +96,7 @@ def copy_state(
     allowed_left_over: Collection[str] = (),
     strangers: Collection[str] = (),
     leave_out: Collection[str] = (),
-    advice: str = "",
+    advise: Callable[[Sequence[str]], str] = lambda _: "",
 ) -> None:
     """Copy named tensors into a model, all of them or none.
 
@@ -110,7 +110,7 @@ def copy_state(
         strangers: Names in the source that have no name in the model; also left over.
         leave_out: Parts of the model that stay as they are, and parts of the source that are not
             used: names of modules or tensors.
-        advice: Ends the error. "{parts}" in it becomes what `leave_out` would need.
+        advise: Gives the end of the error, from the parts that would have to be left out.
 
     Raises:
         ValueError: anything is missing, left over or of another shape, or a part to leave out is in
@@ -146,7 +146,8 @@ def copy_state(
                 if keys
             )
             + ". Nothing was loaded. Take the recipe that these weights were trained with"
-            + (advice.replace("{parts}", " ".join(parts)) or ".")
+            + advise(parts)
+            + "."
         )
     filled = {key: tensors[given[name]] for name, key in own.items() if name in given}
     model.load_state_dict({**state, **filled})

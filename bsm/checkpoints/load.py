@@ -1,6 +1,6 @@
 """From a file to a model: tell the layout by its names, translate, check, copy all or nothing."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ def load_model(model: nn.Module, config: MaskRCNNConfig) -> None:
         source=source,
         strangers=translated.strangers,
         leave_out=config.weights_leave_out,
-        advice=_advice(translated.tensors, config),
+        advise=_adviser(translated.tensors, config),
     )
 
 
@@ -81,7 +81,6 @@ def _layout_of_trunk(
     source = config.weights
     for layout in RESNET_TRUNKS:
         if layout.told_by in tensors:
-            # A counter has no name in Caffe2, but nor has it a weight.
             if any(layout.their_name(key) is None for key in own):
                 raise ValueError(
                     f"weights {source}: holds {layout.title}, and backbone.name {config.name} is "
@@ -100,7 +99,7 @@ def _layout_of_trunk(
             )
     raise ValueError(
         f"weights {source}: holds none of the names that timm gives {config.name} "
-        f"({_few(names)}), nor those of "
+        f"({_few(own)}), nor those of "
         + " or ".join(f"{each.title} ({each.told_by}, ...)" for each in RESNET_TRUNKS)
         + f". It begins with {_few(tensors)}. Is it of another trunk? Other codes' files must be "
         "renamed first, to timm's names."
@@ -146,18 +145,25 @@ def _as_rgb(
     }
 
 
-def _advice(tensors: Mapping[str, Tensor], config: MaskRCNNConfig) -> str:
-    """What to type when a model does not fit. "{parts}" is what would be left out."""
-    advice = (
-        ", or start what does not fit at random and leave over what is not used: "
-        "--model.weights-leave-out {parts}"
-    )
-    scores = next((key for key in tensors if key.endswith(".scores.bias")), None)
-    if scores is not None and len(tensors[scores]) != config.num_classes + 1:
-        advice += (
-            f" (the file has {len(tensors[scores]) - 1} categories, the model {config.num_classes})"
+def _adviser(
+    tensors: Mapping[str, Tensor], config: MaskRCNNConfig
+) -> Callable[[Sequence[str]], str]:
+    """What to type when a model does not fit, once the parts that do not fit are known."""
+
+    def advise(parts: Sequence[str]) -> str:
+        if any(part.startswith("backbone") for part in parts):
+            return f"; the trunk here is {config.backbone.name}"
+        scores = next((key for key in tensors if key.endswith(".scores.bias")), None)
+        counts = ""
+        if scores is not None and len(tensors[scores]) != config.num_classes + 1:
+            theirs = len(tensors[scores]) - 1
+            counts = f" (the file has {theirs} categories, the model {config.num_classes})"
+        return (
+            ", or start what does not fit at random and leave over what is not used: "
+            f"--model.weights-leave-out {' '.join(parts)}{counts}"
         )
-    return advice + "."
+
+    return advise
 
 
 def _raise_all(source: str, faults: list[str]) -> None:
@@ -166,5 +172,5 @@ def _raise_all(source: str, faults: list[str]) -> None:
 
 
 def _few(names: Iterable[str]) -> str:
-    first = list(names)[:_FEW_NAMES]
-    return ", ".join(first) + ", ..."
+    first = list(names)
+    return ", ".join(first[:_FEW_NAMES]) + (", ..." if len(first) > _FEW_NAMES else "")

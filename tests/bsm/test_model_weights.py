@@ -238,6 +238,14 @@ def test_every_difference_is_listed(tmp_path):
         assert part in str(error.value)
 
 
+def test_another_trunk_is_not_patched_up(tmp_path):
+    path = own_file(tmp_path, model(0))
+    backbone = replace(config().backbone, name="resnet26")
+    with pytest.raises(ValueError, match="the trunk here is resnet26") as error:
+        build_model(replace(config(), weights=path, backbone=backbone))
+    assert "leave-out" not in str(error.value)
+
+
 def test_a_part_to_leave_out_must_exist(tmp_path):
     path = own_file(tmp_path, model(0))
     with pytest.raises(ValueError, match=r"box_head\.score, mask_heads: neither") as error:

@@ -17,10 +17,11 @@ from timm.layers.norm_act import (
     convert_sync_batchnorm,
     freeze_batch_norm_2d,
 )
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
+from bsm.checkpoints.load import load_trunk
 from bsm.config import BackboneConfig
-from bsm.weights import copy_state, read_weights
 
 STRIDES = (4, 8, 16, 32)
 """Of the trunk's features, which become P2 to P5."""
@@ -28,6 +29,8 @@ PAD_MULTIPLE = 32
 """Image sides are padded to this, so that each level is exactly twice the next."""
 _GROUPS = 32
 """GroupNorm's usual number of groups; fewer where it does not divide the channels."""
+_PROBE_SIZE_HW = (96, 160)
+"""An image that no trunk was trained with, to see whether it takes any size."""
 
 
 class Backbone(nn.Module):
@@ -51,7 +54,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, image_sizes_hw: Tensor) -> list[Tensor]:
         """Turn RGB images (N, 3, H, W) of 0 to 255, padded, into P2 to P6 (N, D, H / s, W / s)."""
-        features: Sequence[Tensor] = self.trunk(self.normalize(images, image_sizes_hw))
+        features = trunk_features(self.trunk, self.normalize(images, image_sizes_hw))
         merged = self.laterals[-1](features[-1])
         levels = [self.outputs[-1](merged)]
         for feature, lateral, output in zip(
@@ -79,19 +82,20 @@ def build_trunk(config: BackboneConfig) -> tuple[nn.Module, list[dict[str, Any]]
     """Build the timm model of a config, with its weights and norms.
 
     Returns:
-        A module that gives features at strides 4 to 32, and timm's description of each feature.
+        A module whose `trunk_features` come at strides 4 to 32, and timm's description of each.
 
     Raises:
-        ValueError: timm does not know the name, the strides are others, or the weights do not fit
-            or cannot be had.
+        ValueError: timm does not know the name, the strides are others, it takes images of one size
+            only, or the weights do not fit or cannot be had.
     """
-    stages = _four_stages(config.name)
+    stages, options = _four_stages(config.name)
     try:
         trunk: nn.Module = timm.create_model(
             config.name,
             features_only=True,
             out_indices=[stage["index"] for stage in stages],
             pretrained=config.weights == "timm",
+            **options,
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(
@@ -100,20 +104,63 @@ def build_trunk(config: BackboneConfig) -> tuple[nn.Module, list[dict[str, Any]]
             "Else give a file: --model.backbone.weights FILE.safetensors, or start at random: "
             '--model.backbone.weights "" --model.backbone.norm group --model.backbone.freeze-at 0'
         ) from error
+    if config.stride_in_1x1:
+        _step_in_1x1(trunk, name=config.name)
+    if config.norm_eps is not None:
+        _set_norm_eps(trunk, config.norm_eps, name=config.name)
     if config.weights not in {"", "timm"}:
         with torch.device("meta"):
             whole: nn.Module = timm.create_model(config.name)
         # The classifier and whatever else timm cuts off when it makes a trunk of the whole model.
-        copy_state(
-            trunk,
-            read_weights(config.weights),
-            source=config.weights,
-            allowed_left_over=set(whole.state_dict()),
-        )
+        load_trunk(trunk, config, cut_off=set(whole.state_dict()))
     return convert_norm(trunk, norm=config.norm), stages
 
 
-def _four_stages(name: str) -> list[dict[str, Any]]:
+def trunk_features(trunk: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """The features (N, C, H / s, W / s) of normalized pixels (N, 3, H, W), finest first."""
+    features: list[Tensor] = trunk(pixels)
+    if str(getattr(trunk, "output_fmt", "")).endswith("NHWC"):
+        return [feature.permute(0, 3, 1, 2) for feature in features]
+    return features
+
+
+def _four_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The stages at our strides, and what timm must be told so that images may have any size."""
+    probe, options = _probe(name)
+    stages = probe.feature_info.get_dicts()
+    strides = [stage["reduction"] for stage in stages]
+    wanted = [
+        {**stage, "index": i} for i, stage in enumerate(stages) if stage["reduction"] in STRIDES
+    ]
+    if [stage["reduction"] for stage in wanted] != list(STRIDES):
+        raise ValueError(
+            f"backbone.name {name!r}: gives features at strides {strides}; the pyramid needs "
+            f"{list(STRIDES)}. Take a trunk such as resnet50, convnext_tiny or "
+            "swin_tiny_patch4_window7_224."
+        )
+    try:
+        with torch.no_grad():
+            features = trunk_features(probe, torch.empty(1, 3, *_PROBE_SIZE_HW, device="meta"))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"backbone.name {name!r}: does not take images of any size: at "
+            f"{_PROBE_SIZE_HW[0]} x {_PROBE_SIZE_HW[1]} it fails with "
+            f"{str(error).splitlines()[0][:200]!r}. Take a convolutional trunk such as resnet50 or "
+            "convnext_tiny, or one with free windows such as swin_tiny_patch4_window7_224."
+        ) from error
+    given = [tuple(features[stage["index"]].shape[1:]) for stage in wanted]
+    due = [
+        (stage["num_chs"], *(s // stage["reduction"] for s in _PROBE_SIZE_HW)) for stage in wanted
+    ]
+    if given != due:
+        raise ValueError(
+            f"backbone.name {name!r}: of an image of {_PROBE_SIZE_HW[0]} x {_PROBE_SIZE_HW[1]} it "
+            f"gives features {given}; timm's description of it says {due}. Take another trunk."
+        )
+    return wanted, options
+
+
+def _probe(name: str) -> tuple[Any, dict[str, Any]]:
     try:
         with torch.device("meta"):
             probe: Any = timm.create_model(name, features_only=True)
@@ -124,19 +171,40 @@ def _four_stages(name: str) -> list[dict[str, Any]]:
             f"backbone.name {name!r}: timm gives no features of it ({error}). Similar names: "
             f"{similar}. For all of them: python -c 'import timm; print(timm.list_models())'"
         ) from error
-    stages = probe.feature_info.get_dicts()
-    strides = [stage["reduction"] for stage in stages]
-    wanted = [
-        {**stage, "index": i} for i, stage in enumerate(stages) if stage["reduction"] in STRIDES
-    ]
-    channels_last = str(getattr(probe, "output_fmt", "")).endswith("NHWC")
-    if [stage["reduction"] for stage in wanted] != list(STRIDES) or channels_last:
+    if not any(getattr(module, "strict_img_size", False) for module in probe.modules()):
+        return probe, {}
+    # Swin and its kin: windows at any image size, and shifted in the last stage too. In training on
+    # small images that stage is one window; Swin's own detectors shift it, as timm does where it is
+    # built for large images.
+    options: dict[str, Any] = {"dynamic_img_size": True, "always_partition": True}
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, features_only=True, **options), options
+    except TypeError:  # it has no such options; what it lacks, the caller finds out
+        return probe, {}
+
+
+def _step_in_1x1(trunk: nn.Module, *, name: str) -> None:
+    """Move the strides of bottlenecks from their 3 x 3 convolution to the 1 x 1 before it."""
+    blocks = [module for module in trunk.modules() if isinstance(module, Bottleneck)]
+    if not blocks or any(not isinstance(block.aa, nn.Identity) for block in blocks):
         raise ValueError(
-            f"backbone.name {name!r}: gives features at strides {strides}"
-            f"{' with channels last' if channels_last else ''}; the pyramid needs {list(STRIDES)} "
-            "with channels first. Take a convolutional trunk such as resnet50 or convnext_tiny."
+            f"backbone.stride_in_1x1: {name} has no plain bottlenecks to move strides in. It is of "
+            "ResNets such as resnet50 and resnet101; type: --model.backbone.no-stride-in-1x1"
         )
-    return wanted
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _set_norm_eps(trunk: nn.Module, eps: float, *, name: str) -> None:
+    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        raise ValueError(
+            f"backbone.norm_eps {eps} is of batch norms, and {name} has none. Leave it out: "
+            "--model.backbone.norm-eps None"
+        )
+    for norm in norms:
+        norm.eps = eps
 
 
 def convert_norm(trunk: nn.Module, *, norm: str) -> nn.Module:
@@ -178,16 +246,26 @@ def freeze(trunk: nn.Module, *, stages: Sequence[dict[str, Any]], freeze_at: int
 
     Batch norms in them freeze their statistics too. A part is everything up to the module that timm
     takes the feature from, in the order in which the trunk registers its modules.
+
+    Raises:
+        ValueError: timm names a module that the trunk does not have, so parts cannot be told.
     """
     if freeze_at == 0:
         return
-    ends = [str(stage["module"]).replace(".", "_") for stage in stages]
-    names = [name.replace(".", "_") for name, _ in trunk.named_parameters()]
-    if freeze_at == 1:
-        count = next(i for i, name in enumerate(names) if name.startswith(ends[0]))
-    else:
-        count = 1 + max(i for i, name in enumerate(names) if name.startswith(ends[freeze_at - 2]))
-    for _, parameter in list(trunk.named_parameters())[:count]:
+    parameters = list(trunk.named_parameters())
+    # timm flattens "stages.0" to "stages_0" where it cuts, or leaves the whole as "model".
+    names = [name.removeprefix("model.").replace(".", "_") + "_" for name, _ in parameters]
+    stage = str(stages[max(freeze_at - 2, 0)]["module"])
+    end = stage.replace(".", "_") + "_"
+    inside = [i for i, name in enumerate(names) if name.startswith(end)]
+    if not inside:
+        raise ValueError(
+            f"backbone.freeze_at {freeze_at}: timm names the module {stage!r}, which this trunk "
+            "does not have, so it cannot be said where its parts end. Train all of it: "
+            "--model.backbone.freeze-at 0"
+        )
+    count = inside[0] if freeze_at == 1 else inside[-1] + 1
+    for _, parameter in parameters[:count]:
         parameter.requires_grad = False
     _freeze_norms(trunk)
 

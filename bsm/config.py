@@ -5,11 +5,14 @@ empty config is the paper's model. Every field is checked when a config is made;
 with one config is said in one error.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from bsm.instance.rcnn import MaskRCNN
+
+Geometry = Literal["detectron2", "torchvision"]
+"""Whose rules turn boxes into cells; MaskRCNNConfig.geometry lists the differences."""
 
 
 def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
@@ -33,9 +36,20 @@ class BackboneConfig:
     name: str = "resnet50"
     """Any timm model that gives features at strides 4, 8, 16 and 32."""
     weights: str = ""
-    """Where the trunk starts: "" is random, "timm" is timm's pretrained weights, else a file."""
+    """Where the trunk starts: "" is random, "timm" is timm's pretrained weights, else a file with
+    timm's, torchvision's, detectron2's or Caffe2's names."""
+    weights_color_order: Literal["auto", "rgb", "bgr"] = "auto"
+    """Channels that the first convolution of a file reads. Pixels here are RGB, so BGR is flipped
+    at load. "auto" goes by the names: BGR for Caffe2's trunks and detectron2's whole models."""
+    stride_in_1x1: bool = False
+    """Whether a ResNet's bottlenecks step with their first 1 x 1 convolution, as in MSRA's R-50 and
+    R-101 and the models that detectron2 trained from them; all others step with the 3 x 3."""
     norm: Literal["frozen", "batch", "sync", "group"] = "frozen"
-    """Frozen statistics need pretrained weights; from scratch take batch, sync (GPUs) or group."""
+    """What becomes of batch norms. Frozen statistics need pretrained weights; from scratch take
+    batch, sync (GPUs) or group. Layer norms, as in ConvNeXt and Swin, are the same under all."""
+    norm_eps: float | None = None
+    """Added to the variance in batch norms; None is timm's own. 0 for the weights that torchvision
+    publishes as maskrcnn_resnet50_fpn COCO_V1."""
     freeze_at: int = 2
     """How much of the trunk stays as it is: 0 nothing, 1 the stem, 2 the first stage too, ..."""
     fpn_channels: int = 256
@@ -52,6 +66,15 @@ class BackboneConfig:
                 (0 <= self.freeze_at <= 5, f"freeze_at must be 0 to 5, got {self.freeze_at}"),
                 (self.fpn_channels > 0, f"fpn_channels must be positive, got {self.fpn_channels}"),
                 (min(self.pixel_std) > 0, f"pixel_std must be positive, got {self.pixel_std}"),
+                (
+                    self.norm_eps is None or (self.norm_eps >= 0 and self.norm != "group"),
+                    f"norm_eps is of batch norms and at least 0, got {self.norm_eps} with norm "
+                    f"{self.norm!r}",
+                ),
+                (
+                    not self.stride_in_1x1 or self.weights != "timm",
+                    "stride_in_1x1 is not how timm's weights were trained",
+                ),
             ],
         )
 
@@ -402,6 +425,18 @@ class MaskRCNNConfig:
     """Categories, without background; the mask and box heads both take it from here."""
     trains: Literal["all", "masks"] = "all"
     """Everything, or the masks alone in the boxes of the targets, as a study of mask heads does."""
+    weights: str = ""
+    """Where the whole model starts: "" is at random, but for the trunk of backbone.weights; else a
+    file of this package, torchvision or detectron2, and backbone.weights is not read."""
+    weights_leave_out: tuple[str, ...] = ()
+    """Parts that stay random although `weights` is given, as box_head.scores; also parts of the
+    file that this model does not have."""
+    geometry: Geometry = "detectron2"
+    """Whose rules turn boxes into cells: those that the weights were trained with. torchvision's:
+    RoIAlign without the half-cell shift and with 2 x 2 samples a cell, its rounding between pyramid
+    levels, anchors of whole pixels, spaced by image size over grid size, in the padding too, and no
+    box thinner than 0.001 px (proposals) or 0.01 px (detections). Training targets and losses stay
+    detectron2's."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
@@ -410,16 +445,34 @@ class MaskRCNNConfig:
     def __post_init__(self) -> None:
         _raise_all(
             "model",
-            [(self.num_classes > 0, f"num_classes must be positive, got {self.num_classes}")],
+            [
+                (self.num_classes > 0, f"num_classes must be positive, got {self.num_classes}"),
+                (
+                    bool(self.weights) or not self.weights_leave_out,
+                    f"weights_leave_out {self.weights_leave_out} is of weights, and there are none",
+                ),
+            ],
         )
+
+
+def without_weights(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The same model from a random start: for weights that would only be overwritten."""
+    backbone = replace(config.backbone, weights="")
+    return replace(config, weights="", weights_leave_out=(), backbone=backbone)
 
 
 def build_model(config: MaskRCNNConfig) -> "MaskRCNN":
     """Build the model a config describes, on the CPU, in training mode.
 
     Raises:
-        ValueError: the trunk is unknown to timm, or its features do not come at strides 4 to 32.
+        ValueError: the trunk is unknown to timm, its features do not come at strides 4 to 32, or
+            weights do not fit.
     """
-    from bsm.instance.rcnn import MaskRCNN  # noqa: PLC0415  rcnn.py reads these configs
+    from bsm.checkpoints.load import load_model  # noqa: PLC0415  these read the configs
+    from bsm.instance.rcnn import MaskRCNN  # noqa: PLC0415
 
-    return MaskRCNN(config)
+    if not config.weights:
+        return MaskRCNN(config)
+    model = MaskRCNN(without_weights(config))
+    load_model(model, config)
+    return model

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.config import BoxHeadConfig
+from bsm.config import BoxHeadConfig, Geometry
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.proposals import Proposals
@@ -18,6 +18,8 @@ from bsm.instance.tensors import Detections, Targets
 
 CODE_WEIGHTS = (10.0, 5.0)
 """detectron2's ROI_BOX_HEAD.BBOX_REG_WEIGHTS, center and size."""
+_MIN_SIDE_PX: dict[Geometry, float] = {"detectron2": 0.0, "torchvision": 1e-2}
+"""Thinner detections are dropped."""
 _MAX_CANDIDATES = 2000
 """(RoI, category) pairs above the score threshold that go into NMS, the best first. detectron2
 takes all; on a trained model there are a few hundred, so this bounds the memory and changes
@@ -33,6 +35,7 @@ class BoxHead(nn.Module):
         channels: of the pyramid.
         num_classes: K.
         config: sizes, thresholds and counts.
+        geometry: whose rules turn boxes into cells.
         is_agnostic: one regression for all categories, as in the stages of a cascade.
     """
 
@@ -42,10 +45,11 @@ class BoxHead(nn.Module):
         *,
         num_classes: int,
         config: BoxHeadConfig,
+        geometry: Geometry = "detectron2",
         is_agnostic: bool = False,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.geometry = config, geometry
         self.num_regressions = 1 if is_agnostic else num_classes
         self.fc1 = nn.Linear(channels * config.roi_side**2, config.hidden)
         self.fc2 = nn.Linear(config.hidden, config.hidden)
@@ -104,13 +108,15 @@ class BoxHead(nn.Module):
             valid=proposals.valid,
             image_sizes_hw=image_sizes_hw,
             config=self.config,
+            geometry=self.geometry,
         )
 
     def _of_slots(
         self, pyramid: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
     ) -> tuple[Tensor, Tensor]:
         rois = rois_of_slots(boxes_xyxy, used)
-        logits, deltas = self(pool_rois(pyramid, rois, side=self.config.roi_side))
+        side = self.config.roi_side
+        logits, deltas = self(pool_rois(pyramid, rois, side=side, geometry=self.geometry))
         return logits, deltas
 
 
@@ -163,6 +169,7 @@ def detect_boxes(
     valid: Tensor,
     image_sizes_hw: Tensor,
     config: BoxHeadConfig,
+    geometry: Geometry = "detectron2",
 ) -> Detections:
     """The best boxes of N images after NMS in each category, without masks.
 
@@ -172,6 +179,7 @@ def detect_boxes(
         valid: (N, P) bool: which rows hold a proposal.
         image_sizes_hw: (N, 2).
         config: Thresholds and counts.
+        geometry: Says how thin a detection may be.
     """
     n, _, num_classes = probs.shape
     usable = (probs > config.score_threshold) & valid[:, :, None]
@@ -181,8 +189,9 @@ def detect_boxes(
     of_box = index if boxes_xyxy.shape[2] == num_classes else index // num_classes
     chosen = boxes_xyxy.flatten(1, 2).gather(1, of_box[..., None].expand(-1, -1, 4))
     boxes = clip_boxes(chosen, image_sizes_hw)
+    large = has_area(boxes, min_side_px=_MIN_SIDE_PX[geometry])
     keep = keep_after_nms(
-        boxes, (best > 0) & has_area(boxes), iou_threshold=config.nms_iou, category_index=category
+        boxes, (best > 0) & large, iou_threshold=config.nms_iou, category_index=category
     )
     lacking = max(0, config.detections_per_image - keep.shape[1])
     best = F.pad(best.masked_fill(~keep, 0.0), (0, lacking))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bsm.config import BoxHeadConfig
+from bsm.config import BoxHeadConfig, Geometry
 from bsm.instance.boxes import BoxHead, box_losses, detect_boxes
 from bsm.instance.geometry import clip_boxes, decode_boxes
 from bsm.instance.proposals import Proposals
@@ -25,9 +25,16 @@ STAGE_WEIGHTS = ((10.0, 5.0), (20.0, 10.0), (30.0, 15.0))
 class CascadeBoxHead(nn.Module):
     """Three box heads with one regression each for all categories."""
 
-    def __init__(self, channels: int, *, num_classes: int, config: BoxHeadConfig) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_classes: int,
+        config: BoxHeadConfig,
+        geometry: Geometry = "detectron2",
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.geometry = config, geometry
         self.num_classes = num_classes
         self.stages = nn.ModuleList(
             BoxHead(channels, num_classes=num_classes, config=config, is_agnostic=True)
@@ -93,13 +100,15 @@ class CascadeBoxHead(nn.Module):
             valid=proposals.valid,
             image_sizes_hw=image_sizes_hw,
             config=self.config,
+            geometry=self.geometry,
         )
 
     def _of_slots(
         self, head: nn.Module, pyramid: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
     ) -> tuple[Tensor, Tensor]:
         rois = rois_of_slots(boxes_xyxy, used)
-        pooled = pool_rois(pyramid, rois, side=self.config.roi_side)
+        side = self.config.roi_side
+        pooled = pool_rois(pyramid, rois, side=side, geometry=self.geometry)
         # All stages train the same pyramid: each with its share of the gradient.
         value = pooled.detach()
         logits, deltas = head(value + (pooled - value) / len(self.stages))

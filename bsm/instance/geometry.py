@@ -17,9 +17,10 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
     return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
 
 
-def has_area(boxes_xyxy: Tensor) -> Tensor:
-    """Which boxes (...) are wider and higher than nothing."""
-    return (boxes_xyxy[..., 2] > boxes_xyxy[..., 0]) & (boxes_xyxy[..., 3] > boxes_xyxy[..., 1])
+def has_area(boxes_xyxy: Tensor, *, min_side_px: float = 0.0) -> Tensor:
+    """Which boxes (...) are wider and higher than nothing, and at least of a side."""
+    sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    return ((sides > 0) & (sides >= min_side_px)).all(-1)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """The region proposal network: where in an image something may be.
 
 Anchors whose cell lies in the padding of a batch carry no loss and propose nothing, so what an
-image trains does not depend on the sizes of the images beside it (in detectron2 it does, a little).
+image trains does not depend on the sizes of the images beside it (in detectron2 it does, a little,
+and in torchvision's geometry it does here).
 
     N images, A anchors of all levels, T target slots, S sampled anchors, L levels, P proposals
 """
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.config import ProposalConfig
+from bsm.config import Geometry, ProposalConfig
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.tensors import Targets
@@ -24,13 +25,15 @@ STRIDES = (4, 8, 16, 32, 64)
 """Of P2 to P6."""
 _CODE_WEIGHTS = (1.0, 1.0)
 """detectron2's RPN.BBOX_REG_WEIGHTS, center and size."""
+_MIN_SIDE_PX: dict[Geometry, float] = {"detectron2": 0.0, "torchvision": 1e-3}
+"""Thinner proposals are dropped."""
 
 
 class Anchors(NamedTuple):
     """All anchors of a batch, level after level, row after row."""
 
     boxes_xyxy: Tensor
-    """(A, 4), not rounded."""
+    """(A, 4)."""
     identity: Tensor
     """(A,) int64: names an anchor by level and cell, whatever the batch was padded to."""
     inside: Tensor
@@ -50,21 +53,34 @@ class Proposals(NamedTuple):
     """(N, P) int64: the anchor that each came from."""
 
 
+def anchor_shapes(
+    config: ProposalConfig, *, level: int, geometry: Geometry = "detectron2"
+) -> list[tuple[float, float]]:
+    """Width and height in pixels of the anchors of each cell of a level, one for each ratio."""
+    size = config.anchor_sizes_px[level]
+    shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for ratio in config.aspect_ratios]
+    if geometry == "torchvision":
+        return [(2.0 * round(w / 2), 2.0 * round(h / 2)) for w, h in shapes]
+    return shapes
+
+
 def make_anchors(
-    features: Sequence[Tensor], image_sizes_hw: Tensor, *, config: ProposalConfig
+    features: Sequence[Tensor],
+    image_sizes_hw: Tensor,
+    *,
+    config: ProposalConfig,
+    geometry: Geometry = "detectron2",
 ) -> Anchors:
     """Anchors for every cell of every level, on the device of the features."""
     boxes, indices, insides = [], [], []
+    padded_hw = [side * STRIDES[0] for side in features[0].shape[-2:]]
     for level, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
         rows, columns = (torch.arange(s, device=feature.device) for s in feature.shape[-2:])
-        shapes = [
-            (
-                config.anchor_sizes_px[level] / math.sqrt(ratio),
-                config.anchor_sizes_px[level] * math.sqrt(ratio),
-            )
-            for ratio in config.aspect_ratios
-        ]
-        y, x = torch.meshgrid(rows * stride, columns * stride, indexing="ij")
+        shapes = anchor_shapes(config, level=level, geometry=geometry)
+        steps = [stride, stride]
+        if geometry == "torchvision":  # shorter than the stride where P5 has an odd side
+            steps = [p // s for p, s in zip(padded_hw, feature.shape[-2:], strict=True)]
+        y, x = torch.meshgrid(rows * steps[0], columns * steps[1], indexing="ij")
         center = torch.stack((x, y), dim=-1).float()
         boxes.append(
             torch.stack(
@@ -90,6 +106,8 @@ def make_anchors(
         in_rows = (rows * stride)[None, :] < image_sizes_hw[:, :1]
         in_columns = (columns * stride)[None, :] < image_sizes_hw[:, 1:]
         inside = in_rows[:, :, None] & in_columns[:, None, :]
+        if geometry == "torchvision":
+            inside = torch.ones_like(inside)
         insides.append(inside.flatten(1).repeat_interleave(len(shapes), dim=1))
     return Anchors(
         torch.cat(boxes),
@@ -124,9 +142,11 @@ def match_anchors(
 class ProposalNetwork(nn.Module):
     """One small head on all levels: an objectness and a box regression for each anchor."""
 
-    def __init__(self, channels: int, *, config: ProposalConfig) -> None:
+    def __init__(
+        self, channels: int, *, config: ProposalConfig, geometry: Geometry = "detectron2"
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.geometry = config, geometry
         num_anchors = len(config.aspect_ratios)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, num_anchors, 1)
@@ -204,7 +224,8 @@ class ProposalNetwork(nn.Module):
             scores.append(F.pad(best, (0, lacking), value=-torch.inf))
             identities.append(F.pad(anchors.identity[level][index], (0, lacking)))
         boxes_LK, scores_LK = torch.stack(boxes, dim=1), torch.stack(scores, dim=1)
-        valid = (scores_LK > -torch.inf) & has_area(boxes_LK)
+        large = has_area(boxes_LK, min_side_px=_MIN_SIDE_PX[self.geometry])
+        valid = (scores_LK > -torch.inf) & large
         keep = keep_after_nms(
             boxes_LK.flatten(0, 1), valid.flatten(0, 1), iou_threshold=config.nms_iou
         ).view(n, -1)

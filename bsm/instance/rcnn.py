@@ -14,7 +14,7 @@ from bsm.config import MaskRCNNConfig
 from bsm.instance.boxes import BoxHead
 from bsm.instance.cascade import CascadeBoxHead
 from bsm.instance.mask_heads.build import build_mask_head
-from bsm.instance.proposals import ProposalNetwork, make_anchors
+from bsm.instance.proposals import Anchors, ProposalNetwork, make_anchors
 from bsm.instance.roi import SampledRois, rois_of_slots, sample_rois, used_slots
 from bsm.instance.roi_targets import MaskRois
 from bsm.instance.tensors import Detections, Targets
@@ -28,10 +28,15 @@ class MaskRCNN(nn.Module):
         self.config = config
         width, num_classes = config.backbone.fpn_channels, config.num_classes
         self.backbone = Backbone(config.backbone)
-        self.proposals = ProposalNetwork(width, config=config.proposals)
+        geometry = config.geometry
+        self.proposals = ProposalNetwork(width, config=config.proposals, geometry=geometry)
         box_head = CascadeBoxHead if config.box_head.kind == "cascade" else BoxHead
-        self.box_head = box_head(width, num_classes=num_classes, config=config.box_head)
-        self.mask_head = build_mask_head(width, num_classes=num_classes, config=config.mask_head)
+        self.box_head = box_head(
+            width, num_classes=num_classes, config=config.box_head, geometry=geometry
+        )
+        self.mask_head = build_mask_head(
+            width, num_classes=num_classes, config=config.mask_head, geometry=geometry
+        )
         if config.trains == "masks":
             # No loss reaches them: DDP and the optimizer leave out what asks for no gradient.
             self.proposals.requires_grad_(requires_grad=False)
@@ -95,7 +100,7 @@ class MaskRCNN(nn.Module):
         self, images: Tensor, image_sizes_hw: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         features: list[Tensor] = self.backbone(images, image_sizes_hw)
-        anchors = make_anchors(features, image_sizes_hw, config=self.config.proposals)
+        anchors = self._anchors(features, image_sizes_hw)
         logits, deltas = self.proposals(features)
         losses = self.proposals.losses(logits, deltas, anchors, targets)
         proposals = self.proposals.propose(logits, deltas, anchors, image_sizes_hw)
@@ -127,6 +132,14 @@ class MaskRCNN(nn.Module):
         nothing = torch.stack([level.float().sum() for level in features]).sum() * 0.0
         return losses | {"loss_mask": losses["loss_mask"] + nothing}
 
+    def _anchors(self, features: Sequence[Tensor], image_sizes_hw: Tensor) -> Anchors:
+        return make_anchors(
+            features,
+            image_sizes_hw,
+            config=self.config.proposals,
+            geometry=self.config.geometry,
+        )
+
     def _trains_on_predicted_boxes(self) -> bool:
         """Whether masks are trained in the boxes that the box head predicts (MaskHeadConfig)."""
         head = self.config.mask_head
@@ -144,7 +157,7 @@ class MaskRCNN(nn.Module):
     @torch.no_grad()
     def _detect(self, images: Tensor, image_sizes_hw: Tensor) -> Detections:
         features: list[Tensor] = self.backbone(images, image_sizes_hw)
-        anchors = make_anchors(features, image_sizes_hw, config=self.config.proposals)
+        anchors = self._anchors(features, image_sizes_hw)
         logits, deltas = self.proposals(features)
         proposals = self.proposals.propose(logits, deltas, anchors, image_sizes_hw)
         found: Detections = self.box_head.detect(features[:4], proposals, image_sizes_hw)

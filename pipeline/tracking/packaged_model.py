@@ -8,7 +8,6 @@ the weights are safetensors. Nothing is unpickled, and Ray is not needed.
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from bsm.config import build_model
+from bsm.config import build_model, without_weights
 from bsm.weights import load_weights
 from pipeline.data.augment import Pixels
 from pipeline.data.collate import collate_images
@@ -39,8 +38,8 @@ class Predictor:
         """Build the model from the artifacts of its version."""
         files = {name: Path(path) for name, path in context.artifacts.items()}
         recipe = from_json(files["recipe"].read_text())
-        # The weights below are the whole model: the trunk's own start would only be overwritten.
-        config = replace(recipe.model, backbone=replace(recipe.model.backbone, weights=""))
+        # The weights below are the whole model: its start would only be overwritten.
+        config = without_weights(recipe.model)
         self._data = recipe.data
         self._paste_bytes = recipe.evaluation.paste_bytes
         self.categories = categories_from_json(files["categories"].read_text())

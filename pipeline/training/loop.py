@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bsm.config import MaskRCNNConfig, build_model
+from bsm.config import MaskRCNNConfig, build_model, without_weights
 from pipeline import storage
 from pipeline.data.stream import StepBatch
 from pipeline.errors import TrainingError
@@ -133,9 +133,7 @@ def train(
 
 def start_of(config: MaskRCNNConfig, *, place: Place | None) -> MaskRCNNConfig:
     """Leave out pretrained weights that a checkpoint will overwrite: they may be far away."""
-    if place is None:
-        return config
-    return replace(config, backbone=replace(config.backbone, weights=""))
+    return config if place is None else without_weights(config)
 
 
 def share_model(model: nn.Module, *, world: World, norm: str) -> nn.Module:

@@ -87,16 +87,18 @@ def check(recipe: Recipe) -> Checked:
 
 def absolute_paths(recipe: Recipe) -> Recipe:
     """Make paths hold on workers, which have working directories of their own."""
-    weights = recipe.model.backbone.weights
-    if weights not in ("", "timm"):
-        weights = str(Path(weights).expanduser().absolute())
-    backbone = replace(recipe.model.backbone, weights=weights)
+    model = recipe.model
+    backbone = replace(model.backbone, weights=_absolute_file(model.backbone.weights))
     return replace(
         recipe,
         storage=storage.absolute(recipe.storage),
         data=replace(recipe.data, root=storage.absolute(recipe.data.root)),
-        model=replace(recipe.model, backbone=backbone),
+        model=replace(model, backbone=backbone, weights=_absolute_file(model.weights)),
     )
+
+
+def _absolute_file(weights: str) -> str:
+    return weights if weights in {"", "timm"} else str(Path(weights).expanduser().absolute())
 
 
 def _check_data(recipe: Recipe, split_uris: list[str]) -> tuple[list[Manifest], str]:

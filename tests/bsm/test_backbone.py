@@ -5,11 +5,13 @@ import sys
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import FrozenBatchNorm2d
 
-from bsm.backbone import Backbone
+from bsm.backbone import Backbone, build_trunk, freeze, trunk_features
 from bsm.config import BackboneConfig
 
 
@@ -18,7 +20,12 @@ def backbone(**fields) -> Backbone:
     return Backbone(BackboneConfig(**(defaults | fields)))
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050"])
+SWIN = "swin_tiny_patch4_window7_224"
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050", SWIN, "mambaout_femto"]
+)
 def test_levels_for_any_trunk_and_any_size(name: str):
     model = backbone(name=name).eval()
     images = torch.randint(0, 255, (2, 3, 70, 100), dtype=torch.uint8)
@@ -37,10 +44,103 @@ def test_a_name_timm_does_not_know():
         backbone(name="resnet5O")
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_a_trunk_without_the_strides(name: str):
+def test_a_trunk_without_the_strides():
     with pytest.raises(ValueError, match=r"strides .*needs \[4, 8, 16, 32\]"):
+        backbone(name="vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["maxvit_tiny_tf_224", "coat_tiny"])
+def test_a_trunk_of_one_image_size(name: str):
+    with pytest.raises(ValueError, match=rf"{name}.* at 96 x 160 it fails with .*224|window"):
         backbone(name=name)
+
+
+def test_windows_are_those_that_timm_builds_for_an_image_size():
+    """Swin at a size it was not trained with, next to timm's own built for that size."""
+    trunk, _ = build_trunk(BackboneConfig(name=SWIN, freeze_at=0))
+    built_for_it = timm.create_model(SWIN, features_only=True, img_size=(256, 352))
+    built_for_it.load_state_dict(trunk.state_dict())
+    pixels = torch.randn(1, 3, 256, 352)
+    with torch.no_grad():
+        ours = trunk_features(trunk.eval(), pixels)
+        theirs = built_for_it.eval()(pixels)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("name", [SWIN, "convnext_atto"])
+def test_every_parameter_of_a_trunk_with_layer_norms_trains(name: str):
+    """norm "frozen" is of batch norms' statistics: layer norms have none, and train."""
+    with torch.device("meta"):
+        model = backbone(name=name, norm="frozen")
+        levels = model(torch.empty(1, 3, 64, 64, dtype=torch.uint8), torch.empty(1, 2).long())
+    sum(level.square().mean() for level in levels).backward()
+    lacking = [key for key, p in model.named_parameters() if p.grad is None]
+    assert lacking == []
+    assert sum(isinstance(m, nn.LayerNorm) for m in model.modules()) > 8
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet50", 23_508_032),
+        ("resnet101", 42_500_160),
+        ("resnext101_32x8d", 86_742_336),
+        ("resnext101_64x4d", 81_406_272),
+    ],
+)
+def test_the_papers_trunks(name: str, parameters: int):
+    """As many parameters as torchvision's classifier, less its last layer; stem and res2 frozen."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model = backbone(name=name, norm="frozen", freeze_at=2)
+        levels = model(torch.empty(1, 3, 96, 160, dtype=torch.uint8), torch.empty(1, 2).long())
+    assert [tuple(x.shape) for x in levels][3:] == [(1, 8, 3, 5), (1, 8, 2, 3)]
+    assert {x.device.type for x in levels} == {"cuda"}
+    state = {k: v.numel() for k, v in model.trunk.state_dict().items() if "running" not in k}
+    assert sum(state.values()) == parameters
+    trained = {k.split(".")[0] for k, p in model.trunk.named_parameters() if p.requires_grad}
+    assert trained == {"layer2", "layer3", "layer4"}
+    with torch.device("meta"):
+        whole = getattr(torchvision.models, name)()
+    assert (
+        sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in whole.fc.parameters())
+        == parameters
+    )
+
+
+def test_strides_in_the_1x1():
+    model = backbone(name="resnet26", stride_in_1x1=True)
+    stepping = [n for n, m in model.trunk.named_modules() if getattr(m, "stride", 1) == (2, 2)]
+    blocks = [f"layer{i}.0.{part}" for i in (2, 3, 4) for part in ("conv1", "downsample.0")]
+    assert stepping == ["conv1", *blocks]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # timm starts the last ones at 0
+    other = backbone(name="resnet26")
+    other.load_state_dict(model.state_dict())
+    images, size = torch.randint(0, 255, (1, 3, 64, 96)).byte(), torch.tensor([[64, 96]])
+    for a, b in zip(model.eval()(images, size), other.eval()(images, size), strict=True):
+        assert a.shape == b.shape
+        assert not torch.allclose(a, b)
+    # What the first convolution of a block leaves out, nothing after it sees.
+    block, x = model.trunk.layer2[0], torch.rand(1, 256, 8, 8)
+    dropped = x.clone()
+    dropped[:, :, 1::2] = dropped[:, :, :, 1::2] = 7.0
+    assert torch.equal(block(x), block(dropped))
+    assert not torch.equal(other.trunk.layer2[0](x), other.trunk.layer2[0](dropped))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_strides_are_moved_in_bottlenecks_only(name: str):
+    with pytest.raises(ValueError, match=r"no plain bottlenecks.*--model\.backbone\.no-stride"):
+        backbone(name=name, stride_in_1x1=True)
+
+
+def test_what_a_config_cannot_mean():
+    with pytest.raises(ValueError, match="convnext_atto has none"):
+        backbone(name="convnext_atto", norm_eps=0.0)
+    with pytest.raises(ValueError, match=r"norm_eps .*group.*; stride_in_1x1"):
+        BackboneConfig(norm="group", norm_eps=0.0, weights="timm", stride_in_1x1=True)
 
 
 def test_padding_is_zero_after_normalization():
@@ -105,11 +205,17 @@ def test_group_and_sync_norms():
         ("resnet10t", 1, {"layer1", "layer2", "layer3", "layer4"}),
         ("resnet10t", 2, {"layer2", "layer3", "layer4"}),
         ("resnet10t", 5, set()),
+        ("convnext_atto", 1, {"stages_0", "stages_1", "stages_2", "stages_3"}),
         ("convnext_atto", 2, {"stages_1", "stages_2", "stages_3"}),
+        (SWIN, 1, {"layers_0", "layers_1", "layers_2", "layers_3"}),
+        (SWIN, 3, {"layers_2", "layers_3"}),
+        ("resnext50_32x4d", 2, {"layer2", "layer3", "layer4"}),
+        ("mobilenetv3_small_050", 2, {"blocks"}),
     ],
 )
 def test_freeze_at(name: str, freeze_at: int, trained: set):
-    model = backbone(name=name, freeze_at=freeze_at)
+    with torch.device("meta"):
+        model = backbone(name=name, freeze_at=freeze_at)
     assert {
         n.split(".")[0] for n, p in model.trunk.named_parameters() if p.requires_grad
     } == trained
@@ -121,7 +227,22 @@ def test_freeze_at(name: str, freeze_at: int, trained: set):
             assert not isinstance(module, nn.BatchNorm2d)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_freezing_needs_parts_that_timm_names():
+    with pytest.raises(ValueError, match=r"'block\.0'.*--model\.backbone\.freeze-at 0"):
+        backbone(name="mvitv2_tiny", freeze_at=2)
+
+
+def test_a_part_ends_where_its_name_ends():
+    """dense_stages.1 is not dense_stages.10."""
+    trunk = nn.Sequential()
+    for i in range(11):
+        trunk.add_module(f"stages_{i}", nn.Conv2d(1, 1, 1))
+    freeze(trunk, stages=[{"module": "stages.1"}], freeze_at=2)
+    frozen = [name for name, p in trunk.named_parameters() if not p.requires_grad]
+    assert frozen == [f"stages_{i}.{part}" for i in (0, 1) for part in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", SWIN])
 def test_weights_of_a_whole_classifier(tmp_path, name: str):
     whole = timm.create_model(name)
     path = tmp_path / "w.safetensors"

@@ -6,6 +6,8 @@ devices, raises. Autograd cannot run on fake tensors of a GPU that is not there,
 pass is shown on meta, which takes every way that is not the CPU's.
 """
 
+from dataclasses import replace
+
 import kornia.morphology  # noqa: F401  importing it makes tensors, and not in the step
 import pytest
 import torch
@@ -78,6 +80,29 @@ def test_forward_stays_on_the_gpu(kind, boxes, source, slots):
             found = model(moved[0], moved[1])
         assert isinstance(found, Detections)
         assert found.mask_probs.shape[:2] == (2, 10)
+
+
+def test_torchvisions_geometry_stays_on_the_gpu():
+    images, sizes, targets = batch(3)
+    with FakeTensorMode(), torch.device("cuda"):
+        model = build_model(replace(tiny_config(), geometry="torchvision"))
+        moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
+        losses = losses_of(model, moved[0], moved[1], Targets(*moved[2:]))
+        assert {value.device.type for value in losses.values()} == {"cuda"}
+        model.eval()
+        with NothingFromTheHost():
+            assert model(moved[0], moved[1]).mask_probs.shape == (2, 10, 28, 28)
+
+
+def test_a_transformer_trunk_needs_no_values():
+    with torch.device("meta"):
+        model = build_model(tiny_config(trunk="swin_tiny_patch4_window7_224"))
+    images, sizes, targets = (
+        Targets(*(t.to("meta") for t in each)) if isinstance(each, Targets) else each.to("meta")
+        for each in batch(3)
+    )
+    sum(losses_of(model, images, sizes, targets).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_the_proof_can_fail():

@@ -91,9 +91,10 @@ def go_the_way_of_a_gpu(monkeypatch) -> list[str]:
         called.append("nms")
         return nms.keep_without_host(boxes, valid, **options)
 
-    def pool_rois(features, rois, *, side):
+    def pool_rois(features, rois, *, side, geometry):
         called.append("pool")
-        return roi.pool_without_host(features, rois, roi.roi_levels(rois[:, 1:]), side=side)
+        level = roi.roi_levels(rois[:, 1:], geometry=geometry)
+        return roi.pool_without_host(features, rois, level, side=side, geometry=geometry)
 
     users = [m for n, m in sys.modules.items() if n.startswith("bsm.instance") and m is not roi]
     for function in (used_slots, keep_after_nms, pool_rois):

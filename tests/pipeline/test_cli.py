@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, from_json
+from pipeline.recipe import Recipe, from_json, to_json
 
 RECIPE = Recipe(name="job")
 
@@ -101,6 +101,16 @@ def test_overrides_are_typed_and_the_rest_stays():
             *("--optim.steps", "10", "--optim.decay-at", "5", "8", "--data.short-edge-px", "64"),
             *("--data.root", "s3://b/x", "--scale.num-workers", "0", "--optim.clip-norm", "2"),
             *("--evaluation.max-images", "None", "--model.backbone.norm", "group"),
+            *(
+                "--model.weights",
+                "m.pkl",
+                "--model.weights-leave-out",
+                "box_head.scores",
+                "mask_head",
+            ),
+            *("--model.geometry", "torchvision", "--model.backbone.stride-in-1x1"),
+            *("--model.backbone.weights-color-order", "bgr", "--model.backbone.weights", "r50.pkl"),
+            *("--model.backbone.pixel-std", "1", "1", "1"),
         ],
     )
     assert not wants_print
@@ -109,6 +119,13 @@ def test_overrides_are_typed_and_the_rest_stays():
     assert (recipe.data.root, recipe.scale.num_workers) == ("s3://b/x", 0)
     assert (recipe.optim.clip_norm, recipe.evaluation.max_images) == (2.0, None)
     assert recipe.model.backbone.norm == "group"
+    assert recipe.model.weights == "m.pkl"
+    assert recipe.model.weights_leave_out == ("box_head.scores", "mask_head")
+    assert recipe.model.geometry == "torchvision"
+    assert recipe.model.backbone.stride_in_1x1
+    assert recipe.model.backbone.weights_color_order == "bgr"
+    assert recipe.model.backbone.pixel_std == (1.0, 1.0, 1.0)
+    assert from_json(to_json(recipe)) == recipe
     assert recipe.optim.global_batch == RECIPE.optim.global_batch
     assert type(recipe) is Recipe
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.config import MaskHeadConfig
+from bsm.config import Geometry, MaskHeadConfig
 from bsm.instance.mask_heads.plain import MaskPredictor, conv_relu, conv_tower, tower_width
 from bsm.instance.roi import pool_finest, pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets
@@ -23,9 +23,16 @@ class BMaskHead(nn.Module):
     training alone (the released code runs it always and drops the result).
     """
 
-    def __init__(self, in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        config: MaskHeadConfig,
+        geometry: Geometry = "detectron2",
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.geometry = config, geometry
         width = tower_width(in_channels, config=config)
         self.convs = conv_tower(in_channels, config=config)
         self.downsample = conv_relu(in_channels, width, 3, stride=2)
@@ -74,7 +81,7 @@ class BMaskHead(nn.Module):
         config = self.config
         wanted = grid_targets(rois, targets, config=config.targets, side=2 * config.roi_side)
         return squeeze_losses(
-            self(*_pooled(pyramid, rois.rois, side=config.roi_side), rois.category_index),
+            self(*self._pooled(pyramid, rois.rois), rois.category_index),
             wanted,
             weights=rois.weights,
             loss_weights=config.loss_weights,
@@ -82,8 +89,11 @@ class BMaskHead(nn.Module):
 
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
         """Mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
-        return self.masks(*_pooled(pyramid, rois, side=self.config.roi_side), category_index)
+        return self.masks(*self._pooled(pyramid, rois), category_index)
 
-
-def _pooled(pyramid: Sequence[Tensor], rois: Tensor, *, side: int) -> tuple[Tensor, Tensor]:
-    return pool_rois(pyramid, rois, side=side), pool_finest(pyramid[0], rois, side=2 * side)
+    def _pooled(self, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        side, geometry = self.config.roi_side, self.geometry
+        return (
+            pool_rois(pyramid, rois, side=side, geometry=geometry),
+            pool_finest(pyramid[0], rois, side=2 * side, geometry=geometry),
+        )

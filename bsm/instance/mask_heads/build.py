@@ -9,7 +9,7 @@ all. Its interface:
 
 from typing import TypeAlias
 
-from bsm.config import MaskHeadConfig
+from bsm.config import Geometry, MaskHeadConfig
 from bsm.instance.mask_heads.bmask import BMaskHead
 from bsm.instance.mask_heads.plain import PlainMaskHead
 from bsm.instance.mask_heads.pointrend import PointRendMaskHead
@@ -18,7 +18,13 @@ from bsm.instance.mask_heads.squeeze import SqueezeMaskHead
 MaskHead: TypeAlias = PlainMaskHead | BMaskHead | PointRendMaskHead | SqueezeMaskHead
 
 
-def build_mask_head(in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> MaskHead:
+def build_mask_head(
+    in_channels: int,
+    *,
+    num_classes: int,
+    config: MaskHeadConfig,
+    geometry: Geometry = "detectron2",
+) -> MaskHead:
     """Build the head that a config names, for a pyramid of `in_channels`."""
     heads: dict[str, type[MaskHead]] = {
         "plain": PlainMaskHead,
@@ -26,4 +32,6 @@ def build_mask_head(in_channels: int, *, num_classes: int, config: MaskHeadConfi
         "pointrend": PointRendMaskHead,
         "squeeze": SqueezeMaskHead,
     }
-    return heads[config.kind](in_channels, num_classes=num_classes, config=config)
+    return heads[config.kind](
+        in_channels, num_classes=num_classes, config=config, geometry=geometry
+    )

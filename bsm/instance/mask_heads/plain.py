@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.config import MaskHeadConfig
+from bsm.config import Geometry, MaskHeadConfig
 from bsm.instance.roi import pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets
 from bsm.instance.tensors import Targets
@@ -45,9 +45,16 @@ class MaskPredictor(nn.Module):
 class PlainMaskHead(nn.Module):
     """A few 3x3 convolutions and a predictor (detectron2's MaskRCNNConvUpsampleHead)."""
 
-    def __init__(self, in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        config: MaskHeadConfig,
+        geometry: Geometry = "detectron2",
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.geometry = config, geometry
         self.convs = conv_tower(in_channels, config=config)
         self.mask = MaskPredictor(tower_width(in_channels, config=config), num_classes=num_classes)
 
@@ -70,7 +77,8 @@ class PlainMaskHead(nn.Module):
 
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
         """Mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
-        pooled = pool_rois(pyramid, rois, side=self.config.roi_side)
+        side = self.config.roi_side
+        pooled = pool_rois(pyramid, rois, side=side, geometry=self.geometry)
         logits: Tensor = self(pooled, category_index)
         return logits
 

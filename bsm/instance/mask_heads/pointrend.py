@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.config import MaskHeadConfig
+from bsm.config import Geometry, MaskHeadConfig
 from bsm.instance.mask_heads.plain import conv_relu, init_relu, logits_of_category
 from bsm.instance.roi import pool_cell_centers, read_points
 from bsm.instance.roi_targets import MaskRois, grid_targets, point_targets, points_in_image
@@ -88,7 +88,14 @@ class PointRendMaskHead(nn.Module):
     predicted anew: 224 x 224 from 3,136 predictions.
     """
 
-    def __init__(self, in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        config: MaskHeadConfig,
+        geometry: Geometry = "detectron2",
+    ) -> None:
         super().__init__()
         self.config = config
         self.coarse = CoarseMaskHead(in_channels, num_classes=num_classes, config=config)

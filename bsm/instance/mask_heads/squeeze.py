@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.config import MaskHeadConfig
+from bsm.config import Geometry, MaskHeadConfig
 from bsm.guided_flow import flow_targets, guided_flow_losses
 from bsm.instance.mask_heads.plain import MaskPredictor, conv_tower, tower_width
 from bsm.instance.roi import pool_finest, pool_rois
@@ -26,9 +26,16 @@ class SqueezeMaskHead(nn.Module):
     `masks`, which inference calls, does not run them.
     """
 
-    def __init__(self, in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        config: MaskHeadConfig,
+        geometry: Geometry = "detectron2",
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.geometry = config, geometry
         width = tower_width(in_channels, config=config)
         kind = LightBoundarySqueeze if config.squeeze.wiring == "light" else BoundarySqueeze
         self.convs = conv_tower(in_channels, config=config)
@@ -117,7 +124,7 @@ class SqueezeMaskHead(nn.Module):
 
     def _pooled(self, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor | None]:
         side = self.config.roi_side
-        pooled = pool_rois(pyramid, rois, side=side)
+        pooled = pool_rois(pyramid, rois, side=side, geometry=self.geometry)
         if not self.config.squeeze.fine_features:
             return pooled, None
-        return pooled, pool_finest(pyramid[0], rois, side=2 * side)
+        return pooled, pool_finest(pyramid[0], rois, side=2 * side, geometry=self.geometry)

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from bsm.config import build_model
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.recipe import from_json
 from pipeline.training import launch
@@ -90,6 +93,38 @@ def test_an_unknown_trunk_is_an_error_of_the_recipe(shards, folder):
     backbone = replace(recipe.model.backbone, name="resnet5000")
     with pytest.raises(RecipeError, match="resnet5000"):
         check(replace(recipe, model=replace(recipe.model, backbone=backbone)))
+
+
+@pytest.mark.slow
+def test_a_run_starts_exactly_from_a_whole_model(shards, folder, monkeypatch):
+    """Named from the folder where the command is typed; a resume no longer needs the file."""
+    monkeypatch.chdir(folder)
+    recipe = tiny_recipe(shards, folder / "runs", name="from-a-model", num_workers=0)
+    torch.manual_seed(5)
+    start = build_model(recipe.model)
+    torch.save({"model": start.state_dict()}, "start.pth")
+    # Steps too small to move a weight that is not 0.
+    recipe = replace(
+        recipe,
+        model=replace(recipe.model, weights="start.pth", weights_leave_out=("box_head.scores",)),
+        optim=replace(recipe.optim, lr_per_image=1e-12, steps=2, warmup_steps=1),
+    )
+    ended = load_file(launch.run(recipe)["weights"])
+    moved = {k for k, v in start.state_dict().items() if not torch.allclose(ended[k], v, atol=1e-7)}
+    assert moved == {"box_head.scores.weight"}  # the bias starts at 0 either way
+    Path("start.pth").unlink()
+    launch.run(recipe)
+
+
+def test_weights_that_do_not_fit_are_an_error_of_the_recipe(shards, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    recipe = tiny_recipe(shards, folder / "none", name="weights", num_workers=0)
+    other = build_model(replace(recipe.model, num_classes=2))
+    torch.save(other.state_dict(), "other.pth")
+    with pytest.raises(RecipeError, match=r"other\.pth.*--model\.weights-leave-out box_head"):
+        check(replace(recipe, model=replace(recipe.model, weights="other.pth")))
+    with pytest.raises(RecipeError, match=rf"{folder}/nowhere\.pth.*no such file"):
+        check(replace(recipe, model=replace(recipe.model, weights="nowhere.pth")))
 
 
 def test_shards_that_changed_after_ingest_are_refused(tmp_path):

@@ -1,0 +1,290 @@
+"""detectron2's names: of its ResNets, of the Caffe2 trunks it starts from, of its detectors.
+
+Layouts are told from each other by names alone, and the color order follows: Caffe2's trunks
+(MSRA's R-50.pkl and R-101.pkl, the ResNeXts of FAIR) and the models of detectron2's zoo read BGR,
+trunks that its tool converts from torchvision read RGB.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bsm.checkpoints.layouts import ColorOrder, Layout
+from bsm.config import BackboneConfig, MaskRCNNConfig, ProposalConfig
+from bsm.instance.cascade import STAGE_WEIGHTS
+from bsm.instance.proposals import anchor_shapes
+
+_BRANCH = {"1": "a", "2": "b", "3": "c"}
+_CAFFE2_TENSORS = {"weight": "gamma", "bias": "beta"}
+_OLDER_CAFFE2 = {"s": "gamma", "b": "beta", "rm": "running_mean", "riv": "running_var"}
+_FUSED_EPS = 1e-5
+"""A variance of 1 less this is exactly 1 in a norm: detectron2's FrozenBatchNorm2d does so too."""
+_MASK_CONVS = 4
+_POINT_LAYERS = 3
+_COARSE_HEAD = "roi_heads.mask_head.coarse_head"
+_POINT_HEAD = "roi_heads.mask_head.point_head"
+
+
+def resnet_name(ours: str) -> str | None:
+    """detectron2's name of a parameter of timm's ResNet: of layer1.0.conv2, res2.0.conv2."""
+    if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", ours):
+        return "stem.conv1." + ("norm." if stem[1] == "bn" else "") + stem[2]
+    if block := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.(\w+)", ours):
+        stage, index, kind, conv, tensor = block.groups()
+        norm = "norm." if kind == "bn" else ""
+        return f"res{int(stage) + 1}.{index}.conv{conv}.{norm}{tensor}"
+    if shortcut := re.fullmatch(r"layer(\d)\.(\d+)\.downsample\.([01])\.(\w+)", ours):
+        stage, index, part, tensor = shortcut.groups()
+        norm = "norm." if part == "1" else ""
+        return f"res{int(stage) + 1}.{index}.shortcut.{norm}{tensor}"
+    return None
+
+
+def caffe2_name(ours: str) -> str | None:
+    """Caffe2's name of a parameter of timm's ResNet: of layer1.0.conv2, res2_0_branch2b."""
+    module, _, tensor = ours.rpartition(".")
+    norm = _CAFFE2_TENSORS.get(tensor, tensor)
+    if module == "conv1":
+        return "conv1_w"
+    if module == "bn1":
+        return f"res_conv1_bn_{norm}"
+    if block := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn)([123])", module):
+        stage, index, kind, conv = block.groups()
+        branch = f"res{int(stage) + 1}_{index}_branch2{_BRANCH[conv]}"
+        return f"{branch}_w" if kind == "conv" else f"{branch}_bn_{norm}"
+    if shortcut := re.fullmatch(r"layer(\d)\.(\d+)\.downsample\.([01])", module):
+        stage, index, part = shortcut.groups()
+        branch = f"res{int(stage) + 1}_{index}_branch1"
+        return f"{branch}_w" if part == "0" else f"{branch}_bn_{norm}"
+    return None
+
+
+def _has_fused_norms(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether batch norms are folded into a factor and a shift, without statistics."""
+    return not any(name.endswith(("_bn_rm", "_bn_running_mean")) for name in tensors)
+
+
+def _newest_caffe2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result = {}
+    for name, value in tensors.items():
+        norm, dot, tensor = name.rpartition("_bn_")
+        result[f"{norm}{dot}{_OLDER_CAFFE2.get(tensor, tensor)}" if norm else name] = value
+    if _has_fused_norms(tensors):
+        for name, value in list(result.items()):
+            if name.endswith("_bn_gamma"):
+                norm = name.removesuffix("gamma")
+                result[norm + "running_mean"] = torch.zeros_like(value)
+                result[norm + "running_var"] = torch.full_like(value, 1 - _FUSED_EPS)
+    return {name: value for name, value in result.items() if not name.endswith("_momentum")}
+
+
+CAFFE2_TRUNK = Layout(
+    title="a Caffe2 ResNet",
+    told_by="res2_0_branch2a_w",
+    their_name=caffe2_name,
+    color_order="bgr",
+    newest_names=_newest_caffe2_names,
+    # The classifier, and a bias before the first norm that detectron2 does not use either.
+    no_weights=("fc1000_w", "fc1000_b", "pred_w", "pred_b", "conv1_b"),
+)
+
+TRUNK = Layout(
+    title="a detectron2 ResNet",
+    told_by="res2.0.conv1.weight",
+    their_name=resnet_name,
+    no_weights=("stem.fc", "linear"),
+)
+
+
+def caffe2_faults(tensors: Mapping[str, Tensor], config: BackboneConfig) -> list[str]:
+    """What a config must say otherwise for a Caffe2 trunk to mean what it was trained to."""
+    wide, grouped = tensors.get("res2_0_branch2a_w"), tensors.get("res2_0_branch2b_w")
+    is_resnext = wide is not None and grouped is not None and grouped.shape[1] < len(wide)
+    faults = []
+    if is_resnext == config.stride_in_1x1:
+        flag = "no-stride-in-1x1" if is_resnext else "stride-in-1x1"
+        where = "3 x 3" if is_resnext else "1 x 1"
+        faults.append(
+            f"Caffe2's {'ResNeXts' if is_resnext else 'ResNets (MSRA)'} step with the {where} "
+            f"convolutions. Type: --model.backbone.{flag}"
+        )
+    if not is_resnext and config.pixel_std != (1.0, 1.0, 1.0):
+        faults.append(
+            f"MSRA's ResNets read pixels that are not divided; pixel_std is {config.pixel_std}. "
+            "Type: --model.backbone.pixel-std 1 1 1"
+        )
+    if _has_fused_norms(tensors) and config.norm != "frozen":
+        faults.append(
+            "its batch norms are folded into a factor and a shift, without statistics to go on "
+            f"from; norm is {config.norm}. Type: --model.backbone.norm frozen"
+        )
+    return faults
+
+
+def _pyramid() -> dict[str, str]:
+    return {
+        f"backbone.{ours}s.{level}": f"backbone.fpn_{ours}{level + 2}"
+        for ours in ("lateral", "output")
+        for level in range(4)
+    }
+
+
+def _proposals() -> dict[str, str]:
+    return {
+        "proposals.conv": "proposal_generator.rpn_head.conv",
+        "proposals.objectness": "proposal_generator.rpn_head.objectness_logits",
+        "proposals.deltas": "proposal_generator.rpn_head.anchor_deltas",
+    }
+
+
+def _box_head() -> dict[str, str]:
+    return {
+        "box_head.fc1": "roi_heads.box_head.fc1",
+        "box_head.fc2": "roi_heads.box_head.fc2",
+        "box_head.scores": "roi_heads.box_predictor.cls_score",
+        "box_head.deltas": "roi_heads.box_predictor.bbox_pred",
+    }
+
+
+def _cascade() -> dict[str, str]:
+    layers = {
+        "fc1": "box_head.{}.fc1",
+        "fc2": "box_head.{}.fc2",
+        "scores": "box_predictor.{}.cls_score",
+        "deltas": "box_predictor.{}.bbox_pred",
+    }
+    return {
+        f"box_head.stages.{stage}.{ours}": f"roi_heads.{theirs.format(stage)}"
+        for stage in range(len(STAGE_WEIGHTS))
+        for ours, theirs in layers.items()
+    }
+
+
+def _mask_head() -> dict[str, str]:
+    # Ours counts the ReLUs between the convolutions.
+    convs = {
+        f"mask_head.convs.{2 * i}": f"roi_heads.mask_head.mask_fcn{i + 1}"
+        for i in range(_MASK_CONVS)
+    }
+    return convs | {
+        "mask_head.mask.deconv": "roi_heads.mask_head.deconv",
+        "mask_head.mask.logits": "roi_heads.mask_head.predictor",
+    }
+
+
+def _pointrend() -> dict[str, str]:
+    layers = {
+        f"mask_head.point.layers.{i}": f"{_POINT_HEAD}.fc{i + 1}" for i in range(_POINT_LAYERS)
+    }
+    return layers | {
+        "mask_head.point.logits": f"{_POINT_HEAD}.predictor",
+        "mask_head.coarse.reduce.0": f"{_COARSE_HEAD}.reduce_spatial_dim_conv",
+        "mask_head.coarse.fc1": f"{_COARSE_HEAD}.fc1",
+        "mask_head.coarse.fc2": f"{_COARSE_HEAD}.fc2",
+        "mask_head.coarse.mask": f"{_COARSE_HEAD}.prediction",
+    }
+
+
+def _newest_model_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """PointRend's heads had names of their own before its version 2."""
+    older = {
+        "roi_heads.mask_coarse_head.coarse_mask_fc": f"{_COARSE_HEAD}.fc",
+        "roi_heads.mask_coarse_head": _COARSE_HEAD,
+        "roi_heads.mask_point_head": _POINT_HEAD,
+    }
+    result = {}
+    for name, value in tensors.items():
+        prefix = next((each for each in older if name.startswith(each)), "")
+        result[older.get(prefix, "") + name.removeprefix(prefix)] = value
+    return result
+
+
+_MODULES = _pyramid() | _proposals() | _box_head() | _cascade() | _mask_head() | _pointrend()
+_TRUNK, _BOTTOM_UP = "backbone.trunk.", "backbone.bottom_up."
+_ANCHORS = "proposal_generator.anchor_generator.cell_anchors"
+
+
+def _their_name(ours: str) -> str | None:
+    if ours.startswith(_TRUNK):
+        name = resnet_name(ours.removeprefix(_TRUNK))
+        return None if name is None else _BOTTOM_UP + name
+    module, _, tensor = ours.rpartition(".")
+    return f"{_MODULES[module]}.{tensor}" if module in _MODULES else None
+
+
+MASK_RCNN = Layout(
+    title="detectron2's Mask R-CNN",
+    told_by="proposal_generator.rpn_head.conv.weight",
+    their_name=_their_name,
+    color_order="bgr",
+    newest_names=_newest_model_names,
+    # Settings, not weights: `disagreements` holds them against ours.
+    no_weights=("pixel_mean", "pixel_std", _ANCHORS),
+)
+
+
+def disagreements(
+    tensors: Mapping[str, Tensor], config: MaskRCNNConfig, *, color_order: ColorOrder
+) -> list[str]:
+    """What the settings that older files of detectron2 hold say against a config.
+
+    Args:
+        tensors: A file of a whole model.
+        config: Of our model.
+        color_order: Of the file.
+    """
+    return [
+        *_pixel_faults(tensors, config.backbone, color_order=color_order),
+        *_anchor_faults(tensors, config.proposals),
+    ]
+
+
+def _pixel_faults(
+    tensors: Mapping[str, Tensor], config: BackboneConfig, *, color_order: ColorOrder
+) -> list[str]:
+    faults = []
+    for name, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
+        if name not in tensors:
+            continue
+        values = tensors[name].flatten().tolist()
+        theirs = values[::-1] if color_order == "bgr" else values
+        if _close(theirs, ours):
+            continue
+        flag = f"--model.backbone.{name.replace('_', '-')} {_shown(theirs)}"
+        if _close(theirs[::-1], ours):
+            other = "rgb" if color_order == "bgr" else "bgr"
+            flag = f"--model.backbone.weights-color-order {other}"
+        faults.append(
+            f"{name} is {_shown(theirs)} in the file, if it reads {color_order}, and "
+            f"{_shown(ours)} here (red, green, blue). Type: {flag}"
+        )
+    return faults
+
+
+def _anchor_faults(tensors: Mapping[str, Tensor], config: ProposalConfig) -> list[str]:
+    levels = [tensors.get(f"{_ANCHORS}.{i}") for i in range(len(config.anchor_sizes_px))]
+    cells = [cell[:, 2:] - cell[:, :2] for cell in levels if cell is not None]
+    ours = [torch.tensor(anchor_shapes(config, level=i)) for i in range(len(levels))]
+    if len(cells) < len(levels) or all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3)
+        for a, b in zip(cells, ours, strict=True)
+    ):
+        return []  # newer files hold none
+    sizes = [cell.prod(1).sqrt().mean().item() for cell in cells]
+    ratios = (cells[0][:, 1] / cells[0][:, 0]).tolist()
+    return [
+        f"anchors have {_shown(sizes)} px at ratios {_shown(ratios)} in the file, and "
+        f"{_shown(config.anchor_sizes_px)} at {_shown(config.aspect_ratios)} here. Type: "
+        f"--model.proposals.anchor-sizes-px {_shown(sizes)} --model.proposals.aspect-ratios "
+        f"{_shown(ratios)}"
+    ]
+
+
+def _close(a: Sequence[float], b: Sequence[float]) -> bool:
+    return len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b, strict=True))
+
+
+def _shown(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -1,0 +1,133 @@
+"""A pickle is a program: these are the ones that detectron2 writes, and some that must not run."""
+
+import collections
+import os
+import pickle
+import pickletools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bsm.weights import read_weights
+
+ARRAYS = {
+    "float": np.arange(12, dtype=np.float32).reshape(3, 4) / 7,
+    "fortran": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    "view": np.arange(10, dtype=np.int64)[::2],
+    "half": np.ones((2, 1), dtype=np.float16),
+    "bytes": np.array([0, 128, 255], dtype=np.uint8),
+    "flags": np.array([True, False]),
+    "empty": np.zeros((0, 3), dtype=np.float32),
+    "number": np.float32(2.5),
+}
+ZOO = {"model": ARRAYS, "__author__": "Detectron2 Model Zoo", "matching_heuristics": True}
+
+
+def written(folder: Path, content: object, *, protocol: int = 2) -> Path:
+    path = folder / "w.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("wrap", ["zoo", "ordered", "blobs"])
+def test_arrays_are_read_as_they_were(tmp_path, protocol: int, wrap: str):
+    content = {
+        "zoo": ZOO,
+        "ordered": collections.OrderedDict(ARRAYS),
+        "blobs": {"blobs": ARRAYS, "cfg": "MODEL:\n"},
+    }[wrap]
+    tensors = read_weights(written(tmp_path, content, protocol=protocol))
+    assert tensors.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        expected = torch.from_numpy(np.asarray(array).copy())
+        assert tensors[name].dtype == expected.dtype
+        assert torch.equal(tensors[name], expected), name
+
+
+def test_a_file_of_python_2_is_read(tmp_path):
+    """Python 2 wrote bytes as text: opcode BINSTRING, numpy's name before 2."""
+    values = np.array([1.5, -2.0, 1e-3], dtype=np.float32)
+    data = values.tobytes()
+    program = (
+        b"\x80\x02}U\x07conv1_w"
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x03\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + len(data).to_bytes(4, "little")
+        + data
+        + b"tbs."
+    )
+    pickletools.dis(program, out=(tmp_path / "listing").open("w"))  # a well-formed program
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(program)
+    assert torch.equal(read_weights(path)["conv1_w"], torch.from_numpy(values))
+    assert np.array_equal(pickle.loads(program, encoding="latin1")["conv1_w"], values)  # noqa: S301
+
+
+class Calls:
+    """Pickled, it is a call that happens while the file is read."""
+
+    def __init__(self, call, *arguments) -> None:
+        self.call = call, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_malicious_pickle_does_nothing_and_is_told(tmp_path, protocol: int):
+    trap = tmp_path / "trap"
+    evil = {"model": {"conv1_w": ARRAYS["float"], "x": Calls(os.mkdir, str(trap))}}
+    path = written(tmp_path, evil, protocol=protocol)
+    with pytest.raises(ValueError, match=r"asks for \w+\.mkdir") as error:
+        read_weights(path)
+    for part in ("w.pkl", "nothing in it is executed", "save_file"):
+        assert part in str(error.value)
+    assert not trap.exists()
+    pickle.loads(path.read_bytes())  # noqa: S301  it would have done harm
+    assert trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"w": Calls(eval, "1")}, "asks for __builtin__.eval"),
+        ({"w": Calls(os.system, "true")}, "asks for posix.system"),
+        ({"w": Calls(np.load, "x")}, "numpy"),
+        ({"w": torch.zeros(2)}, "torch"),
+        ({"w": np.array([None, {}], dtype=object)}, "without shape, dtype or bytes"),
+        ({"w": np.zeros(2, dtype=">f4")}, "dtype >f4"),
+        ({"w": np.zeros(2, dtype=[("a", "f4")])}, "dtype"),
+        ({"w": np.array(["a"])}, "dtype <U1"),
+    ],
+)
+def test_what_is_no_plain_array_is_refused(tmp_path, content: object, says: str):
+    with pytest.raises(ValueError, match="only plain containers of numpy arrays") as error:
+        read_weights(written(tmp_path, content))
+    assert says in str(error.value)
+
+
+def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
+    """numpy would believe it, and read memory that is not the array's."""
+    path = written(tmp_path, {"w": np.zeros(3, dtype=np.float32)})
+    program = path.read_bytes()
+    assert program.count(b"K\x03\x85") == 1  # the shape (3,)
+    path.write_bytes(program.replace(b"K\x03\x85", b"K\x30\x85"))
+    with pytest.raises(ValueError, match=r"shape \(48,\), dtype <f4 and 12 bytes"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02}", b"\x80\x02(lp0\nh\x00a."])
+def test_a_torn_pickle_is_told(tmp_path, content: bytes):
+    path = tmp_path / "torn.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"torn\.pkl"):
+        read_weights(path)
+
+
+def test_what_torch_saved_is_read_under_any_name(tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "model.pkl")
+    assert torch.equal(read_weights(tmp_path / "model.pkl")["a"], torch.ones(2))

@@ -4,14 +4,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from bsm.checkpoints import detectron2, torchvision
+from bsm.checkpoints import detectron2, efficientnet_lite, torchvision
 from bsm.checkpoints.layouts import ColorOrder, Layout, Translated, translate
 from bsm.config import BackboneConfig, MaskRCNNConfig
 from bsm.weights import copy_state, plain_name, read_weights
 
 TIMM_TRUNK = Layout(title="a timm trunk", told_by="", their_name=lambda ours: ours)
 """Told by the trunk's own names, which are other ones for each."""
-RESNET_TRUNKS = (detectron2.TRUNK, detectron2.CAFFE2_TRUNK)
+TRUNKS = (
+    detectron2.TRUNK,
+    detectron2.CAFFE2_TRUNK,
+    efficientnet_lite.DEEPER,
+    efficientnet_lite.LITE0,
+)
 OWN_MODEL = Layout(
     title="this package's Mask R-CNN",
     told_by="proposals.objectness.weight",
@@ -79,7 +84,7 @@ def _layout_of_trunk(
     tensors: Mapping[str, Tensor], own: Iterable[str], *, config: BackboneConfig
 ) -> Layout:
     source = config.weights
-    for layout in RESNET_TRUNKS:
+    for layout in TRUNKS:
         if layout.told_by in tensors:
             if any(layout.their_name(key) is None for key in own):
                 raise ValueError(
@@ -100,7 +105,7 @@ def _layout_of_trunk(
     raise ValueError(
         f"weights {source}: holds none of the names that timm gives {config.name} "
         f"({_few(own)}), nor those of "
-        + " or ".join(f"{each.title} ({each.told_by}, ...)" for each in RESNET_TRUNKS)
+        + " or ".join(f"{each.title} ({each.told_by}, ...)" for each in TRUNKS)
         + f". It begins with {_few(tensors)}. Is it of another trunk? Other codes' files must be "
         "renamed first, to timm's names."
     )
@@ -110,7 +115,7 @@ def _layout_of_model(tensors: Mapping[str, Tensor], *, source: str) -> Layout:
     for layout in MODELS:
         if layout.told_by in tensors:
             return layout
-    trunk = next((each for each in RESNET_TRUNKS if each.told_by in tensors), None)
+    trunk = next((each for each in TRUNKS if each.told_by in tensors), None)
     raise ValueError(
         f"weights {source}: holds the names of no model that is known here: "
         + ", ".join(f"{each.title} ({each.told_by}, ...)" for each in MODELS)

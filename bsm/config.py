@@ -6,10 +6,12 @@ with one config is said in one error.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args, overload
 
 if TYPE_CHECKING:
     from bsm.instance.rcnn import MaskRCNN
+    from bsm.semantic.config import DeepLabConfig
+    from bsm.semantic.deeplab import DeepLab
 
 
 def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
@@ -27,8 +29,8 @@ def _choices(**choices: tuple[str, tuple[str, ...]]) -> list[tuple[bool, str]]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BackboneConfig:
-    """A timm trunk with a feature pyramid on top."""
+class TrunkConfig:
+    """A timm model without its classifier, and what it does to pixels first."""
 
     name: str = "resnet50"
     """Any timm model that gives features at strides 4, 8, 16 and 32."""
@@ -38,22 +40,32 @@ class BackboneConfig:
     """Frozen statistics need pretrained weights; from scratch take batch, sync (GPUs) or group."""
     freeze_at: int = 2
     """How much of the trunk stays as it is: 0 nothing, 1 the stem, 2 the first stage too, ..."""
-    fpn_channels: int = 256
-    """Channels of each pyramid level."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Taken off RGB pixels of 0 to 255."""
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """Divides RGB pixels after the mean is taken off."""
 
     def __post_init__(self) -> None:
-        _raise_all(
-            "backbone",
-            [
-                (0 <= self.freeze_at <= 5, f"freeze_at must be 0 to 5, got {self.freeze_at}"),
-                (self.fpn_channels > 0, f"fpn_channels must be positive, got {self.fpn_channels}"),
-                (min(self.pixel_std) > 0, f"pixel_std must be positive, got {self.pixel_std}"),
-            ],
-        )
+        _raise_all("backbone", _trunk_rules(self))
+
+
+def _trunk_rules(trunk: TrunkConfig) -> list[tuple[bool, str]]:
+    return [
+        (0 <= trunk.freeze_at <= 5, f"freeze_at must be 0 to 5, got {trunk.freeze_at}"),
+        (min(trunk.pixel_std) > 0, f"pixel_std must be positive, got {trunk.pixel_std}"),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig(TrunkConfig):
+    """A trunk with a feature pyramid on top."""
+
+    fpn_channels: int = 256
+    """Channels of each pyramid level."""
+
+    def __post_init__(self) -> None:
+        positive = f"fpn_channels must be positive, got {self.fpn_channels}"
+        _raise_all("backbone", [*_trunk_rules(self), (self.fpn_channels > 0, positive)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +233,7 @@ class SqueezeConfig:
     def __post_init__(self) -> None:
         light = self.wiring == "light"
         plain = SqueezeConfig.__dataclass_fields__
-        fixed = ("branches", "fine_features", "mask_feature", "boundary_to_mask", "mask_fusion")
+        fixed = ("branches", "fine_features", "mask_feature", "boundary_to_mask")
         switched = [name for name in fixed if getattr(self, name) != plain[name].default]
         _raise_all(
             "squeeze",
@@ -398,6 +410,8 @@ class MaskHeadConfig:
 class MaskRCNNConfig:
     """A whole instance model."""
 
+    task: ClassVar[Literal["instance"]] = "instance"
+    """What tells the kinds of models apart where a config is written down."""
     num_classes: int = 80
     """Categories, without background; the mask and box heads both take it from here."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -412,12 +426,23 @@ class MaskRCNNConfig:
         )
 
 
-def build_model(config: MaskRCNNConfig) -> "MaskRCNN":
+@overload
+def build_model(config: MaskRCNNConfig) -> "MaskRCNN": ...
+@overload
+def build_model(config: "DeepLabConfig") -> "DeepLab": ...
+
+
+def build_model(config: "MaskRCNNConfig | DeepLabConfig") -> "MaskRCNN | DeepLab":
     """Build the model a config describes, on the CPU, in training mode.
 
     Raises:
-        ValueError: the trunk is unknown to timm, or its features do not come at strides 4 to 32.
+        ValueError: timm does not know the trunk, or its features have not the strides of the model.
     """
-    from bsm.instance.rcnn import MaskRCNN  # noqa: PLC0415  rcnn.py reads these configs
+    # Models read these configs, so they are imported where they are built.
+    if isinstance(config, MaskRCNNConfig):
+        from bsm.instance.rcnn import MaskRCNN  # noqa: PLC0415
 
-    return MaskRCNN(config)
+        return MaskRCNN(config)
+    from bsm.semantic.deeplab import DeepLab  # noqa: PLC0415
+
+    return DeepLab(config)

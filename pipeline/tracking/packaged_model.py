@@ -8,7 +8,6 @@ the weights are safetensors. Nothing is unpickled, and Ray is not needed.
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.data.augment import Pixels
 from pipeline.data.collate import collate_images
 from pipeline.errors import DatasetError, RegistryError
 from pipeline.evaluation.infer import Detection, detect
-from pipeline.recipe import from_json
+from pipeline.recipe import from_json, with_trunk_weights
 from pipeline.serving.photos import check_photos, read_photo
 from pipeline.tracking.model_parts import SCORE_THRESHOLD, categories_from_json
 
@@ -40,7 +39,7 @@ class Predictor:
         files = {name: Path(path) for name, path in context.artifacts.items()}
         recipe = from_json(files["recipe"].read_text())
         # The weights below are the whole model: the trunk's own start would only be overwritten.
-        config = replace(recipe.model, backbone=replace(recipe.model.backbone, weights=""))
+        config = with_trunk_weights(recipe.model, "")
         self._data = recipe.data
         self._paste_bytes = recipe.evaluation.paste_bytes
         self.categories = categories_from_json(files["categories"].read_text())

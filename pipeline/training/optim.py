@@ -3,6 +3,7 @@
 No schedule object, so there is no schedule state to lose: a resumed run computes the same rate.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -22,16 +23,19 @@ _NORM_LAYERS = (
 
 
 def learning_rate(optim: OptimConfig, *, step: int) -> float:
-    """Give the rate of one step: linear warm-up times multi-step decay.
+    """Give the rate of one step: linear warm-up times the schedule's decay.
 
-    As detectron2's WarmupMultiStepLR.
+    As detectron2's WarmupMultiStepLR and WarmupPolyLR.
     """
-    decays = sum(step >= border for border in optim.decay_at)
+    if optim.schedule == "poly":
+        decay = math.pow(max(0.0, 1 - step / optim.steps), optim.poly_power)
+    else:
+        decay = optim.decay_factor ** sum(step >= border for border in optim.decay_at)
     warmup = 1.0
     if step < optim.warmup_steps:
         done = step / optim.warmup_steps
         warmup = optim.warmup_factor * (1 - done) + done
-    return optim.lr * warmup * optim.decay_factor**decays
+    return optim.lr * warmup * decay
 
 
 def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteOptimizer":

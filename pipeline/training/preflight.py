@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.data.audit import audit_shards, told
 from pipeline.data.manifest import Category, Manifest, read_manifest
 from pipeline.errors import DatasetError, PipelineError, RecipeError
-from pipeline.recipe import Recipe, to_json
+from pipeline.recipe import Recipe, to_json, with_trunk_weights
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Identity, Place
 from pipeline.training.loop import start_of
@@ -90,17 +90,16 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     weights = recipe.model.backbone.weights
     if weights not in ("", "timm"):
         weights = str(Path(weights).expanduser().absolute())
-    backbone = replace(recipe.model.backbone, weights=weights)
     return replace(
         recipe,
         storage=storage.absolute(recipe.storage),
         data=replace(recipe.data, root=storage.absolute(recipe.data.root)),
-        model=replace(recipe.model, backbone=backbone),
+        model=with_trunk_weights(recipe.model, weights),
     )
 
 
 def _check_data(recipe: Recipe, split_uris: list[str]) -> tuple[list[Manifest], str]:
-    problems: list[str] = _device_problems(recipe)
+    problems = [*_task_problems(recipe), *_device_problems(recipe)]
     manifests: list[Manifest] = []
     for uri in split_uris:
         try:
@@ -128,8 +127,10 @@ def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str
     problems = []
     train, val = manifests
     count = len(train.categories)
-    if train.task != "instance":
-        problems.append(f"{uris[0]} holds {train.task} shards; this recipe trains instances")
+    if train.task != recipe.model.task:
+        problems.append(
+            f"{uris[0]} holds {train.task} shards; this recipe trains {recipe.model.task} models"
+        )
     if count != recipe.model.num_classes:
         problems.append(
             f"model.num_classes is {recipe.model.num_classes}, {uris[0]} has {count} categories "
@@ -141,6 +142,15 @@ def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str
             "Ingest both from annotation files with the same categories"
         )
     return problems
+
+
+def _task_problems(recipe: Recipe) -> list[str]:
+    if recipe.model.task == "instance":
+        return []
+    return [
+        f"model.task is {recipe.model.task}, and batches are made for instance models alone. Take "
+        "the model from bsm: build_model(recipe.model) trains in any loop"
+    ]
 
 
 def _device_problems(recipe: Recipe) -> list[str]:

@@ -28,7 +28,7 @@ VOID = 255
 """Label of pixels that carry no loss, and of "no such class" in a field."""
 
 FARTHEST = 254
-"""Classes that are farther away, in pixels, are not in a field."""
+"""The longest distance that a byte holds beside 255; a field may be measured less far."""
 
 
 class LabelField(NamedTuple):
@@ -90,7 +90,9 @@ def targets_from_semantic_field(
     Args:
         targets: labels and their field.
         num_classes: K.
-        kernel_size: side of the dilation and erosion kernel in pixels of the input, odd.
+        kernel_size: side of the dilation and erosion kernel in pixels of the input, odd. It sees no
+            farther than the field was measured: (kernel_size - 1) / 2 is to be less than the zoom
+            times that.
         unite_boundary: unite both bands with the boundary, as the released code does (eq. 3 does
             not).
 
@@ -136,7 +138,7 @@ def label_to_field(
     Args:
         label: classes from 0, and 255 for void.
         num_classes: K.
-        farthest: classes that are farther away are left out; at most 254.
+        farthest: classes that are farther away, in pixels, are left out; at most 254.
     """
     masks = masks_of_classes(label, num_classes=num_classes)
     reached, distance = masks.float(), torch.zeros_like(masks, dtype=torch.int64)

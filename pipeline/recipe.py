@@ -265,6 +265,7 @@ class Recipe(Generic[Model_co]):
     """Folder or URI for checkpoints, results and the embedded tracking store."""
     seed: int = 0
     """Every random choice comes from it."""
+    # mypy has no default that holds for every value of a type variable.
     model: Model_co = field(default_factory=MaskRCNNConfig)  # type: ignore[assignment]
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

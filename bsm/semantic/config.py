@@ -138,7 +138,8 @@ class SemanticHeadConfig:
     """DeepLabV3+ itself, PointRend on top of it, or the boundary squeeze inside of it."""
     aspp_rates: tuple[int, ...] = (6, 12, 18)
     """Dilations of the pyramid's 3 x 3 convolutions at an output stride of 16; at 8, where cells
-    are half as wide, they are doubled."""
+    are half as wide, they are doubled. On crops of up to 16 x rate pixels the outer taps never see
+    a thing, stay as they started, and harm larger images: small crops need small rates."""
     channels: int = 256
     """Width of the pyramid, the squeeze and the decoder."""
     low_level_channels: int = 48

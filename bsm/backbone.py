@@ -1,4 +1,4 @@
-"""Any timm trunk with a feature pyramid on top: an image becomes five levels, P2 to P6.
+"""Any timm trunk, and a feature pyramid on top: an image becomes five levels, P2 to P6.
 
 N images, H, W image size, D channels of the pyramid
 """
@@ -21,7 +21,7 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from bsm.checkpoints.load import load_trunk
-from bsm.config import BackboneConfig
+from bsm.config import BackboneConfig, TrunkConfig
 
 STRIDES = (4, 8, 16, 32)
 """Of the trunk's features, which become P2 to P5."""
@@ -67,28 +67,54 @@ class Backbone(nn.Module):
 
     def normalize(self, images: Tensor, image_sizes_hw: Tensor) -> Tensor:
         """Take mean and deviation off the pixels; padding is 0 after that, not before."""
-        mean, std = self.pixel_mean.view(3, 1, 1), self.pixel_std.view(3, 1, 1)
-        height, width = images.shape[-2:]
-        rows = torch.arange(height, device=images.device)[:, None]
-        columns = torch.arange(width, device=images.device)
-        heights, widths = image_sizes_hw[:, :, None, None].unbind(1)
-        inside = ((rows < heights) & (columns < widths)).unsqueeze(1)
-        pixels = ((images - mean) / std) * inside
-        pad = [-side % PAD_MULTIPLE for side in (width, height)]
-        return F.pad(pixels, (0, pad[0], 0, pad[1])) if any(pad) else pixels
+        return normalize_pixels(
+            images, image_sizes_hw, self.pixel_mean, self.pixel_std, pad_multiple=PAD_MULTIPLE
+        )
 
 
-def build_trunk(config: BackboneConfig) -> tuple[nn.Module, list[dict[str, Any]]]:
+def normalize_pixels(
+    images: Tensor, image_sizes_hw: Tensor, mean: Tensor, std: Tensor, *, pad_multiple: int
+) -> Tensor:
+    """Take mean (3,) and deviation (3,) off pixels (N, 3, H, W); then pad to multiples with 0."""
+    mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
+    height, width = images.shape[-2:]
+    inside = inside_images(image_sizes_hw, (height, width)).unsqueeze(1)
+    pixels = ((images - mean) / std) * inside
+    pad = [-side % pad_multiple for side in (width, height)]
+    return F.pad(pixels, (0, pad[0], 0, pad[1])) if any(pad) else pixels
+
+
+def inside_images(image_sizes_hw: Tensor, size_hw: tuple[int, int], *, stride: int = 1) -> Tensor:
+    """Tell which cells (N, h, w) of a map of a batch begin inside their image (N, 2)."""
+    height, width = size_hw
+    rows = stride * torch.arange(height, device=image_sizes_hw.device)[:, None]
+    columns = stride * torch.arange(width, device=image_sizes_hw.device)
+    heights, widths = image_sizes_hw[:, :, None, None].unbind(1)
+    return (rows < heights) & (columns < widths)
+
+
+def build_trunk(
+    config: TrunkConfig, *, output_stride: int = 32
+) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Build the timm model of a config, with its weights and norms.
 
+    Args:
+        config: which one.
+        output_stride: the coarsest stride; below 32 the stages beyond it keep their side and dilate
+            their kernels instead, with the same weights.
+
     Returns:
-        A module whose `trunk_features` come at strides 4 to 32, and timm's description of each.
+        A module whose `trunk_features` come at strides 4 to 32, none coarser than the output
+        stride, and timm's description of each feature.
 
     Raises:
         ValueError: timm does not know the name, the strides are others, it takes images of one size
-            only, or the weights do not fit or cannot be had.
+            only, the trunk cannot be dilated, or the weights do not fit or cannot be had.
     """
     stages, options = _four_stages(config.name)
+    if output_stride < STRIDES[-1]:
+        options = {**options, "output_stride": output_stride}
+        _check_dilated(config.name, stages, output_stride=output_stride)
     try:
         trunk: nn.Module = timm.create_model(
             config.name,
@@ -205,6 +231,26 @@ def _set_norm_eps(trunk: nn.Module, eps: float, *, name: str) -> None:
         )
     for norm in norms:
         norm.eps = eps
+
+
+def _check_dilated(name: str, stages: list[dict[str, Any]], *, output_stride: int) -> None:
+    wanted = [min(stage["reduction"], output_stride) for stage in stages]
+    try:
+        with torch.device("meta"):
+            probe: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
+        features = probe.feature_info.get_dicts()
+        strides = [features[stage["index"]]["reduction"] for stage in stages]
+    # timm has no list of the models that it can dilate: the others refuse the argument, each in
+    # its own way.
+    except (TypeError, AssertionError, ValueError, RuntimeError):
+        strides = []
+    if strides != wanted:
+        raise ValueError(
+            f"backbone.name {name!r}: timm cannot dilate it to an output stride of {output_stride}"
+            f"{f' (strides {strides}, needed {wanted})' if strides else ''}. Take one that it can, "
+            "such as resnet50, resnet50d, resnext101_64x4d, regnety_032, convnext_tiny or "
+            "mobilenetv3_large_100."
+        )
 
 
 def convert_norm(trunk: nn.Module, *, norm: str) -> nn.Module:

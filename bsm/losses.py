@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from bsm.config import BandLoss, LossWeights
 from bsm.field import MaskTargets
 
-_DICE_SMOOTH = 1.0  # in numerator and denominator (released code)
+DICE_SMOOTH = 1.0  # in numerator and denominator (released code)
 
 _MOST_WEIGHT = 20.0
 """Cap on the weight of a band's cells in weighted cross-entropy: a band of one cell would count 783
@@ -96,7 +96,7 @@ def dice_loss(
     """
     probs, wanted = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
     shared, total = (probs * wanted).sum(1), probs.sum(1) + wanted.sum(1)
-    return _mean_of_rois(1 - (2 * shared + _DICE_SMOOTH) / (total + _DICE_SMOOTH), weights)
+    return _mean_of_rois(1 - (2 * shared + DICE_SMOOTH) / (total + DICE_SMOOTH), weights)
 
 
 def band_loss(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from bsm.sampling import POINTS, random_uniforms
@@ -26,6 +26,16 @@ def sample_at(
     # In float32: a position in bfloat16 would be off by a cell.
     where = 2 * points.float()[:, :, None] - 1
     return F.grid_sample(grids.float(), where, align_corners=False)[..., 0].to(grids.dtype)
+
+
+def sample_nearest(
+    grids: Shaped[Tensor, "R H W"], points: Float[Tensor, "R P 2"]
+) -> Shaped[Tensor, "R P"]:
+    """Read the cell that each point lies in."""
+    height, width = grids.shape[-2:]
+    column = (points[..., 0] * width).long().clamp(0, width - 1)
+    row = (points[..., 1] * height).long().clamp(0, height - 1)
+    return grids.flatten(1).gather(1, row * width + column)
 
 
 def cell_centers(size_hw: tuple[int, int], *, device: torch.device) -> Float[Tensor, "P 2"]:

@@ -8,7 +8,8 @@ by us. The trunk starts from timm's pretrained weights, which timm fetches once;
 name a file: --model.backbone.weights resnet50.safetensors
 """
 
-from bsm.config import BackboneConfig, MaskRCNNConfig
+from bsm.config import BackboneConfig
+from bsm.instance.config import MaskRCNNConfig
 from pipeline import main
 from pipeline.recipe import DataConfig, OptimConfig, Recipe, ScaleConfig, TrackingConfig
 

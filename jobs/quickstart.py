@@ -15,13 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bsm.config import (
-    BackboneConfig,
-    BoxHeadConfig,
-    MaskHeadConfig,
-    MaskRCNNConfig,
-    ProposalConfig,
-)
+from bsm.config import BackboneConfig
+from bsm.instance.config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from pipeline.cli import Result, run_verb
 from pipeline.recipe import (
     CheckpointConfig,

@@ -65,7 +65,7 @@ def parse_recipe(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, bool]:
         RecipeError: values break rules; all of them in one message.
         SystemExit: with 2 for an unknown flag or a value of the wrong type, with 0 after --help.
     """
-    loose = _without_rules(Recipe, extra=[("print_recipe", bool, _PRINT_RECIPE)])
+    loose = _without_rules(recipe, extra=[("print_recipe", bool, _PRINT_RECIPE)])
     parsed = tyro.cli(
         loose,
         default=_copy(recipe, loose),
@@ -182,17 +182,19 @@ _PRINT_RECIPE = dataclasses.field(
 )
 
 
-def _without_rules(kind: Kind, *, extra: list[tuple[str, Any, Any]] | None = None) -> Kind:
-    """Derive a dataclass that takes any value of the right type.
+def _without_rules(value: Kind, *, extra: list[tuple[str, Any, Any]] | None = None) -> Kind:
+    """Derive a dataclass that takes whatever has the types of a value's fields.
 
     The parser stops at the first error that a constructor raises. With the rules left out it gets
-    to the end, and `from_dict` then says everything that is wrong at once.
+    to the end, and `from_dict` then says everything that is wrong at once. Where a field may hold
+    several dataclasses, it has the one that the value has: a job's flags are those of its model.
     """
-    hints = get_type_hints(kind)
+    kind = type(value)
+    items = {f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}
     parts = [
-        (f.name, _without_rules(hints[f.name]))
-        for f in dataclasses.fields(kind)
-        if dataclasses.is_dataclass(hints[f.name])
+        (name, _without_rules(item))
+        for name, item in items.items()
+        if dataclasses.is_dataclass(item)
     ]
     return dataclasses.make_dataclass(
         kind.__name__,

@@ -9,11 +9,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
-from bsm.config import MaskRCNNConfig
+from typing_extensions import TypeVar
+
+from bsm.instance.config import MaskRCNNConfig
+from bsm.semantic.config import DeepLabConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe_json import from_plain, leaves, to_plain
+
+AnyModel = MaskRCNNConfig | DeepLabConfig
+
+Model_co = TypeVar("Model_co", bound=AnyModel, covariant=True, default=AnyModel)
+"""The kind of model of a recipe: whoever derives a job from another one knows it."""
 
 
 def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
@@ -77,7 +85,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """The optimizer, with linear warm-up and a multi-step schedule counted in its steps."""
+    """The optimizer, with linear warm-up and a schedule counted in its steps."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD reproduces the paper; AdamW learns faster in short runs from scratch."""
@@ -95,10 +103,15 @@ class OptimConfig:
     """The rate rises linearly over these."""
     warmup_factor: float = 1e-3
     """Share of the rate at step 0."""
+    schedule: Literal["multistep", "poly", "cosine"] = "multistep"
+    """How the rate falls: in steps, as instance models train; as (1 - step / steps) to a power, as
+    semantic ones do; or after warm-up along half a cosine to 0, for short runs."""
     decay_at: tuple[int, ...] = (60_000, 80_000)
-    """Steps at which the rate is multiplied by decay_factor."""
+    """Multistep: steps at which the rate is multiplied by decay_factor."""
     decay_factor: float = 0.1
-    """See decay_at."""
+    """Multistep: see decay_at."""
+    poly_power: float = 0.9
+    """Poly: the power (sec. 4.2: 0.9)."""
     clip_norm: float | None = None
     """Gradients are scaled down to this norm; None leaves them."""
     amp: bool = True
@@ -132,6 +145,7 @@ class OptimConfig:
                     0 < self.warmup_factor <= 1,
                     f"warmup_factor must be in (0, 1], got {self.warmup_factor}",
                 ),
+                (self.poly_power > 0, f"poly_power must be positive, got {self.poly_power}"),
                 (
                     list(self.decay_at) == sorted(self.decay_at),
                     f"decay_at must rise, got {self.decay_at}",
@@ -251,7 +265,7 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class Recipe(Generic[Model_co]):
     """A complete run."""
 
     name: str
@@ -260,7 +274,8 @@ class Recipe:
     """Folder or URI for checkpoints, results and the embedded tracking store."""
     seed: int = 0
     """Every random choice comes from it."""
-    model: MaskRCNNConfig = field(default_factory=MaskRCNNConfig)
+    # mypy has no default that holds for every value of a type variable.
+    model: Model_co = field(default_factory=MaskRCNNConfig)  # type: ignore[assignment]
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
@@ -287,6 +302,11 @@ class Recipe:
                 ),
             ],
         )
+
+
+def reads_masks(model: AnyModel) -> bool:
+    """Tell whether a model's targets need whole masks in its batches."""
+    return isinstance(model, MaskRCNNConfig) and model.mask_head.targets.source == "roi"
 
 
 def to_json(recipe: Recipe) -> str:
@@ -329,10 +349,13 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:
-    """List the fields that differ, such as "optim.steps: 100 -> 200"."""
+    """List the fields that differ, such as "optim.steps: 100 -> 200".
+
+    Of two kinds of models the kind is listed, and what both have.
+    """
     old, new = leaves(to_plain(before)), leaves(to_plain(after))
     return [
         f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}"
         for name in old
-        if old[name] != new[name]
+        if name in new and old[name] != new[name]
     ]

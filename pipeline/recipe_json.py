@@ -1,7 +1,9 @@
 """Frozen dataclasses as JSON, and back with everything that is wrong said at once.
 
 The types of the fields are the only schema. It knows nothing of recipes:
-recipe.py hands it the types.
+recipe.py hands it the types. Where a field may hold one of several dataclasses, each has a class
+variable `task` of its own, which is written beside its fields and chooses when they are read;
+without it the first one is meant.
 """
 
 import difflib
@@ -9,7 +11,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import PipelineError
 
@@ -18,6 +20,8 @@ Kind: TypeAlias = Any
 
 Plain: TypeAlias = Any
 """What JSON can hold."""
+
+_TAG = "task"
 
 _BROKEN = object()
 """Stands for a value that could not be read; the problem is in the list by then."""
@@ -31,7 +35,8 @@ def to_plain(value: object) -> Plain:
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         plain = {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
-        return {name: _widen(item, hints[name]) for name, item in plain.items()}
+        tag = {_TAG: getattr(value, _TAG)} if hasattr(value, _TAG) else {}
+        return tag | {name: _widen(item, hints[name]) for name, item in plain.items()}
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     return value
@@ -69,6 +74,8 @@ def _widen(value: Plain, kind: Kind) -> Plain:
 
 
 def _read(kind: Kind, plain: Plain, *, path: str, problems: list[str]) -> object:
+    if isinstance(kind, TypeVar):
+        kind = kind.__bound__
     if is_dataclass(kind):
         return _read_part(kind, plain, path=path, problems=problems)
     origin: Kind = get_origin(kind)
@@ -77,8 +84,24 @@ def _read(kind: Kind, plain: Plain, *, path: str, problems: list[str]) -> object
     if origin in {Union, types.UnionType}:
         if plain is None and types.NoneType in get_args(kind):
             return None
-        kind = next(item for item in get_args(kind) if item is not types.NoneType)
+        kinds = [item for item in get_args(kind) if item is not types.NoneType]
+        if is_dataclass(kinds[0]):
+            return _read_tagged(kinds, plain, path=path, problems=problems)
+        kind = kinds[0]
     return _read_scalar(kind, plain, path=path, problems=problems)
+
+
+def _read_tagged(kinds: list[Kind], plain: Plain, *, path: str, problems: list[str]) -> object:
+    by_tag = {getattr(kind, _TAG): kind for kind in kinds}
+    first = next(iter(by_tag))
+    tag = plain.get(_TAG, first) if isinstance(plain, dict) else first
+    if not isinstance(tag, str) or tag not in by_tag:
+        allowed = ", ".join(map(repr, by_tag))
+        problems.append(f"{path}.{_TAG}: must be one of {allowed}, got {tag!r}")
+        return _BROKEN
+    if isinstance(plain, dict):
+        plain = {name: value for name, value in plain.items() if name != _TAG}
+    return _read_part(by_tag[tag], plain, path=path, problems=problems)
 
 
 def _read_part(kind: Kind, plain: Plain, *, path: str, problems: list[str]) -> object:

@@ -37,14 +37,8 @@ def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
     # Torch and MLflow take seconds to import, and few tests need them.
     import torch
 
-    from bsm.config import (
-        BackboneConfig,
-        BoxHeadConfig,
-        MaskHeadConfig,
-        MaskRCNNConfig,
-        ProposalConfig,
-        build_model,
-    )
+    from bsm.config import BackboneConfig, build_model
+    from bsm.instance.config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
     from bsm.weights import save_weights
     from pipeline.data.manifest import Category
     from pipeline.recipe import DataConfig, Recipe

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bsm.checkpoints.layouts import ColorOrder, Layout
-from bsm.config import BackboneConfig, MaskRCNNConfig, ProposalConfig
+from bsm.config import TrunkConfig
 from bsm.instance.cascade import STAGE_WEIGHTS
+from bsm.instance.config import MaskRCNNConfig, ProposalConfig
 from bsm.instance.proposals import anchor_shapes
 
 _BRANCH = {"1": "a", "2": "b", "3": "c"}
@@ -98,7 +99,7 @@ TRUNK = Layout(
 )
 
 
-def caffe2_faults(tensors: Mapping[str, Tensor], config: BackboneConfig) -> list[str]:
+def caffe2_faults(tensors: Mapping[str, Tensor], config: TrunkConfig) -> list[str]:
     """What a config must say otherwise for a Caffe2 trunk to mean what it was trained to."""
     wide, grouped = tensors.get("res2_0_branch2a_w"), tensors.get("res2_0_branch2b_w")
     is_resnext = wide is not None and grouped is not None and grouped.shape[1] < len(wide)
@@ -242,7 +243,7 @@ def disagreements(
 
 
 def _pixel_faults(
-    tensors: Mapping[str, Tensor], config: BackboneConfig, *, color_order: ColorOrder
+    tensors: Mapping[str, Tensor], config: TrunkConfig, *, color_order: ColorOrder
 ) -> list[str]:
     faults = []
     for name, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from bsm.checkpoints import detectron2, efficientnet_lite, torchvision
 from bsm.checkpoints.layouts import ColorOrder, Layout, Translated, translate
-from bsm.config import BackboneConfig, MaskRCNNConfig
+from bsm.config import TrunkConfig
+from bsm.instance.config import MaskRCNNConfig
+from bsm.semantic.config import DeepLabConfig
 from bsm.weights import copy_state, plain_name, read_weights
 
 TIMM_TRUNK = Layout(title="a timm trunk", told_by="", their_name=lambda ours: ours)
@@ -22,11 +24,16 @@ OWN_MODEL = Layout(
     told_by="proposals.objectness.weight",
     their_name=lambda ours: ours,
 )
-MODELS = (OWN_MODEL, torchvision.MASK_RCNN, detectron2.MASK_RCNN)
+OWN_SEMANTIC = Layout(
+    title="this package's DeepLabV3+",
+    told_by="pyramid.branches.0.0.weight",
+    their_name=lambda ours: ours,
+)
+MODELS = (OWN_MODEL, torchvision.MASK_RCNN, detectron2.MASK_RCNN, OWN_SEMANTIC)
 _FEW_NAMES = 5
 
 
-def load_trunk(trunk: nn.Module, config: BackboneConfig, *, cut_off: Collection[str]) -> None:
+def load_trunk(trunk: nn.Module, config: TrunkConfig, *, cut_off: Collection[str]) -> None:
     """Fill a timm trunk from the file `config.weights`.
 
     Args:
@@ -56,8 +63,8 @@ def load_trunk(trunk: nn.Module, config: BackboneConfig, *, cut_off: Collection[
     )
 
 
-def load_model(model: nn.Module, config: MaskRCNNConfig) -> None:
-    """Fill a Mask R-CNN from the file `config.weights`, but for the parts to leave out.
+def load_model(model: nn.Module, config: MaskRCNNConfig | DeepLabConfig) -> None:
+    """Fill a model from the file `config.weights`, but for the parts to leave out.
 
     Raises:
         ValueError: the file cannot be read, has an unknown layout, does not fit the model, or
@@ -67,7 +74,7 @@ def load_model(model: nn.Module, config: MaskRCNNConfig) -> None:
     layout = _layout_of_model(tensors, source=source)
     own = model.state_dict()
     translated = translate(layout, tensors, own=own)
-    if layout is detectron2.MASK_RCNN:
+    if layout is detectron2.MASK_RCNN and isinstance(config, MaskRCNNConfig):
         order = _color_order(layout, config.backbone)
         _raise_all(source, detectron2.disagreements(tensors, config, color_order=order))
     copy_state(
@@ -81,7 +88,7 @@ def load_model(model: nn.Module, config: MaskRCNNConfig) -> None:
 
 
 def _layout_of_trunk(
-    tensors: Mapping[str, Tensor], own: Iterable[str], *, config: BackboneConfig
+    tensors: Mapping[str, Tensor], own: Iterable[str], *, config: TrunkConfig
 ) -> Layout:
     source = config.weights
     for layout in TRUNKS:
@@ -128,7 +135,7 @@ def _layout_of_model(tensors: Mapping[str, Tensor], *, source: str) -> Layout:
     )
 
 
-def _color_order(layout: Layout, config: BackboneConfig) -> ColorOrder:
+def _color_order(layout: Layout, config: TrunkConfig) -> ColorOrder:
     order = config.weights_color_order
     return layout.color_order if order == "auto" else order
 
@@ -138,7 +145,7 @@ def _as_rgb(
     own: Mapping[str, Tensor],
     *,
     layout: Layout,
-    config: BackboneConfig,
+    config: TrunkConfig,
 ) -> dict[str, Tensor]:
     """Flip the channels of the convolution that reads pixels, if it reads BGR."""
     if _color_order(layout, config) == "rgb":
@@ -151,7 +158,7 @@ def _as_rgb(
 
 
 def _adviser(
-    tensors: Mapping[str, Tensor], config: MaskRCNNConfig
+    tensors: Mapping[str, Tensor], config: MaskRCNNConfig | DeepLabConfig
 ) -> Callable[[Sequence[str]], str]:
     """What to type when a model does not fit, once the parts that do not fit are known."""
 

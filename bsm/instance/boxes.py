@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.config import BoxHeadConfig, Geometry
+from bsm.instance.config import BoxHeadConfig, Geometry
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.proposals import Proposals

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bsm.config import BoxHeadConfig, Geometry
 from bsm.instance.boxes import BoxHead, box_losses, detect_boxes
+from bsm.instance.config import BoxHeadConfig, Geometry
 from bsm.instance.geometry import clip_boxes, decode_boxes
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import SampledRois, pool_rois, rematch_rois, rois_of_slots, used_slots

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.config import Geometry, ProposalConfig
+from bsm.instance.config import Geometry, ProposalConfig
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.tensors import Targets

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsm.backbone import Backbone
-from bsm.config import MaskRCNNConfig
 from bsm.instance.boxes import BoxHead
 from bsm.instance.cascade import CascadeBoxHead
+from bsm.instance.config import MaskRCNNConfig
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.proposals import Anchors, ProposalNetwork, make_anchors
 from bsm.instance.roi import SampledRois, rois_of_slots, sample_rois, used_slots

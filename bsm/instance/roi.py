@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from bsm.config import BoxHeadConfig, Geometry
+from bsm.instance.config import BoxHeadConfig, Geometry
 from bsm.instance.geometry import box_area, has_area, pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.tensors import Targets

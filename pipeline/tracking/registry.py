@@ -52,6 +52,7 @@ REQUIREMENTS = (
     "timm",
     "torch",
     "torchvision",
+    "typing-extensions",
 )
 
 

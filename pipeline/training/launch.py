@@ -25,7 +25,7 @@ from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import Evaluation, evaluate_model, write_detections
 from pipeline.evaluation.table import format_quality, format_summary
-from pipeline.recipe import Recipe, fingerprint, to_json
+from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
 from pipeline.tracking import runs
 from pipeline.tracking.registry import RegisteredVersion, register
 from pipeline.tracking.runs import MetricLog, RunHandle
@@ -186,7 +186,7 @@ def _train_here(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
                 images_per_pass=recipe.scale.images_per_pass,
                 first_step=first_step,
                 stop_step=recipe.optim.steps,
-                with_masks=recipe.model.mask_head.targets.source == "roi",
+                with_masks=reads_masks(recipe.model),
             ),
             hooks=Hooks(say=lambda line: _log.info("%s", line), log=metrics.log),
             place=checked.place,

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bsm.config import MaskRCNNConfig, build_model, without_weights
+from bsm.config import build_model, without_weights
 from pipeline import storage
 from pipeline.data.stream import StepBatch
 from pipeline.errors import TrainingError
-from pipeline.recipe import Recipe
+from pipeline.recipe import AnyModel, Recipe
 from pipeline.training import checkpoint, progress
 from pipeline.training.checkpoint import Identity, Place
 from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
@@ -52,7 +52,7 @@ class Hooks:
     """Metrics of a step; called on rank 0, must not block."""
     saved: Callable[[Place | None, dict[str, float]], None] = lambda _place, _metrics: None
     """After a checkpoint, on every worker; rank 0 passes its place."""
-    build: Callable[[MaskRCNNConfig], nn.Module] = build_model
+    build: Callable[[AnyModel], nn.Module] = build_model
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,7 +131,7 @@ def train(
             stream.close()
 
 
-def start_of(config: MaskRCNNConfig, *, place: Place | None) -> MaskRCNNConfig:
+def start_of(config: AnyModel, *, place: Place | None) -> AnyModel:
     """Leave out pretrained weights that a checkpoint will overwrite: they may be far away."""
     return config if place is None else without_weights(config)
 

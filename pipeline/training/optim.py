@@ -3,6 +3,7 @@
 No schedule object, so there is no schedule state to lose: a resumed run computes the same rate.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -22,16 +23,27 @@ _NORM_LAYERS = (
 
 
 def learning_rate(optim: OptimConfig, *, step: int) -> float:
-    """Give the rate of one step: linear warm-up times multi-step decay.
+    """Give the rate of one step: linear warm-up times the schedule's decay.
 
-    As detectron2's WarmupMultiStepLR.
+    As detectron2's WarmupMultiStepLR and WarmupPolyLR.
     """
-    decays = sum(step >= border for border in optim.decay_at)
     warmup = 1.0
     if step < optim.warmup_steps:
         done = step / optim.warmup_steps
         warmup = optim.warmup_factor * (1 - done) + done
-    return optim.lr * warmup * optim.decay_factor**decays
+    return optim.lr * warmup * _decay(optim, step=step)
+
+
+def _decay(optim: OptimConfig, *, step: int) -> float:
+    match optim.schedule:
+        case "multistep":
+            return optim.decay_factor ** sum(step >= border for border in optim.decay_at)
+        case "poly":
+            return math.pow(max(0.0, 1 - step / optim.steps), optim.poly_power)
+        case "cosine":
+            after = max(0, step - optim.warmup_steps)
+            share = min(1.0, after / max(1, optim.steps - optim.warmup_steps))
+            return (1 + math.cos(math.pi * share)) / 2
 
 
 def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteOptimizer":

@@ -6,6 +6,7 @@ user does not find them one launch at a time.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,7 +89,8 @@ def check(recipe: Recipe) -> Checked:
 def absolute_paths(recipe: Recipe) -> Recipe:
     """Make paths hold on workers, which have working directories of their own."""
     model = recipe.model
-    backbone = replace(model.backbone, weights=_absolute_file(model.backbone.weights))
+    # Each kind of model has a kind of trunk of its own, and gets the same one back.
+    backbone: Any = replace(model.backbone, weights=_absolute_file(model.backbone.weights))
     return replace(
         recipe,
         storage=storage.absolute(recipe.storage),
@@ -102,7 +104,7 @@ def _absolute_file(weights: str) -> str:
 
 
 def _check_data(recipe: Recipe, split_uris: list[str]) -> tuple[list[Manifest], str]:
-    problems: list[str] = _device_problems(recipe)
+    problems = [*_task_problems(recipe), *_device_problems(recipe)]
     manifests: list[Manifest] = []
     for uri in split_uris:
         try:
@@ -130,8 +132,10 @@ def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str
     problems = []
     train, val = manifests
     count = len(train.categories)
-    if train.task != "instance":
-        problems.append(f"{uris[0]} holds {train.task} shards; this recipe trains instances")
+    if train.task != recipe.model.task:
+        problems.append(
+            f"{uris[0]} holds {train.task} shards; this recipe trains {recipe.model.task} models"
+        )
     if count != recipe.model.num_classes:
         problems.append(
             f"model.num_classes is {recipe.model.num_classes}, {uris[0]} has {count} categories "
@@ -143,6 +147,15 @@ def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str
             "Ingest both from annotation files with the same categories"
         )
     return problems
+
+
+def _task_problems(recipe: Recipe) -> list[str]:
+    if recipe.model.task == "instance":
+        return []
+    return [
+        f"model.task is {recipe.model.task}, and batches are made for instance models alone. Take "
+        "the model from bsm: build_model(recipe.model) trains in any loop"
+    ]
 
 
 def _device_problems(recipe: Recipe) -> list[str]:

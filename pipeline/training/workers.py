@@ -22,7 +22,7 @@ from pipeline import storage
 from pipeline.data.plan import Chapter, chapters
 from pipeline.data.stream import StepBatch, ray_chapters, worker_batches
 from pipeline.errors import PipelineError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, reads_masks
 from pipeline.tracking.runs import MetricLog, RunHandle
 from pipeline.training.checkpoint import Place, find_latest
 from pipeline.training.failures import Watch, explained, lost
@@ -60,7 +60,7 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
         seed=recipe.seed,
         global_batch=recipe.optim.global_batch,
         chapters=parts,
-        with_masks=with_masks(recipe),
+        with_masks=reads_masks(recipe.model),
     )
     try:
         with open_relay() as relay:
@@ -90,11 +90,6 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
         raise lost(error, job=job) from None
     returned: dict[str, Any] = result.return_value
     return Outcome(**returned)
-
-
-def with_masks(recipe: Recipe) -> bool:
-    """Tell whether a recipe's targets need whole masks in its batches."""
-    return recipe.model.mask_head.targets.source == "roi"
 
 
 def _scaling(recipe: Recipe) -> Any:  # noqa: ANN401  a ScalingConfig
@@ -162,7 +157,7 @@ def _batches(
                 global_batch=recipe.optim.global_batch,
                 images_per_pass=recipe.scale.images_per_pass,
                 first_step=first_step,
-                with_masks=with_masks(recipe),
+                with_masks=reads_masks(recipe.model),
             )
 
 

@@ -5,18 +5,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bsm.config import (
-    BackboneConfig,
+from bsm.config import BackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
+from bsm.field import field_frame_xyxy, mask_to_field
+from bsm.instance.config import (
     BoxHeadConfig,
-    GuidedFlowConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
     PointRendConfig,
     ProposalConfig,
-    SqueezeConfig,
-    TargetConfig,
 )
-from bsm.field import field_frame_xyxy, mask_to_field
 from bsm.instance.tensors import Targets
 
 FIELD_SIDE = 56

@@ -1,8 +1,8 @@
 import torch
 from torchvision.ops import batched_nms, box_iou
 
-from bsm.config import BoxHeadConfig
 from bsm.instance.boxes import CODE_WEIGHTS, BoxHead, box_losses, detect_boxes
+from bsm.instance.config import BoxHeadConfig
 from bsm.instance.geometry import (
     SCALE_CLAMP,
     clip_boxes,

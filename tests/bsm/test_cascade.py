@@ -4,10 +4,11 @@ import pytest
 import torch
 from synthetic import shapes_batch, tiny_config
 
-from bsm.config import BoxHeadConfig, build_model
+from bsm.config import build_model
 from bsm.instance import cascade
 from bsm.instance.boxes import CODE_WEIGHTS, BoxHead
 from bsm.instance.cascade import STAGE_WEIGHTS, CascadeBoxHead
+from bsm.instance.config import BoxHeadConfig
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import pool_rois, rematch_rois, rois_of_slots

@@ -11,9 +11,9 @@ from dataclasses import replace
 import kornia.morphology  # noqa: F401  importing it makes tensors, and not in the step
 import pytest
 import torch
+from nothing_from_the_host import NothingFromTheHost
 from synthetic import shapes_batch, tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bsm.config import build_model
 from bsm.instance.tensors import Detections, Targets
@@ -31,17 +31,6 @@ CASES = [
     )
     for slots in (3, 0)
 ]
-
-
-class NothingFromTheHost(TorchDispatchMode):
-    """Raises when a tensor of the host comes in: its copy to a GPU would be a wait too."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in (*args, out):
-            if isinstance(value, torch.Tensor) and value.device.type == "cpu":
-                raise AssertionError(f"{func} works on the host")
-        return out
 
 
 def batch(slots: int) -> tuple:

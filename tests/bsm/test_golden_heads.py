@@ -12,14 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsm.config import (
-    GuidedFlowConfig,
-    MaskHeadConfig,
-    PointRendConfig,
-    SqueezeConfig,
-    TargetConfig,
-)
+from bsm.config import GuidedFlowConfig, SqueezeConfig, TargetConfig
 from bsm.field import field_frame_xyxy, mask_to_field
+from bsm.instance.config import MaskHeadConfig, PointRendConfig
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.roi_targets import MaskRois
 from bsm.instance.tensors import Targets

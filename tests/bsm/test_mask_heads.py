@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bsm.config import MaskHeadConfig, SqueezeConfig
+from bsm.config import SqueezeConfig
+from bsm.instance.config import MaskHeadConfig
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.mask_heads.plain import MaskPredictor, PlainMaskHead
 

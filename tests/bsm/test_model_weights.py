@@ -11,7 +11,8 @@ import torch
 from synthetic import tiny_config
 from torch import Tensor, nn
 
-from bsm.config import MaskHeadConfig, MaskRCNNConfig, build_model, without_weights
+from bsm.config import build_model, without_weights
+from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
 from bsm.weights import save_weights
 
 DETECTRON2_NAMES = {

@@ -2,7 +2,7 @@ import torch
 from synthetic import shapes_batch
 from torchvision.ops import roi_align
 
-from bsm.config import BoxHeadConfig
+from bsm.instance.config import BoxHeadConfig
 from bsm.instance.geometry import pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import (

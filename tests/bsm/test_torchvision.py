@@ -12,14 +12,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from bsm.checkpoints.torchvision import BACKGROUND_ROWS, to_torchvision
-from bsm.config import (
-    BackboneConfig,
-    MaskHeadConfig,
-    MaskRCNNConfig,
-    ProposalConfig,
-    build_model,
-)
+from bsm.config import BackboneConfig, build_model
 from bsm.instance import roi
+from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from bsm.instance.proposals import make_anchors
 from bsm.instance.tensors import Detections
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bsm.semantic.config import DeepLabConfig
 from pipeline import cli
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, from_json, to_json
@@ -142,6 +143,29 @@ def test_every_broken_rule_is_told_before_anything_starts():
         )
     for part in ("steps must be at least 1, got -1", "at least 32 px, got 7", "keep must be"):
         assert part in str(caught.value)
+
+
+def test_overrides_are_those_of_the_job_s_own_model(capsys):
+    semantic = Recipe(name="job", model=DeepLabConfig())
+    recipe, _ = cli.parse_recipe(
+        semantic,
+        [
+            *("--model.head.kind", "pointrend", "--model.output-stride", "16"),
+            *("--model.backbone.norm", "group", "--model.head.aspp-rates", "1", "2"),
+            *("--optim.schedule", "poly", "--model.head.targets.no-unite-boundary"),
+        ],
+    )
+    assert type(recipe.model) is DeepLabConfig
+    assert (recipe.model.head.kind, recipe.model.output_stride) == ("pointrend", 16)
+    assert (recipe.model.backbone.norm, recipe.model.head.aspp_rates) == ("group", (1, 2))
+    assert not recipe.model.head.targets.unite_boundary
+    assert cli.parse_recipe(semantic, []) == (semantic, False)
+    with pytest.raises(RecipeError, match="kernel_size must be odd and at least 3, got 4"):
+        cli.parse_recipe(semantic, ["--model.head.targets.kernel-size", "4"])
+    for model, flag in ((semantic, "--model.mask-head.kind"), (RECIPE, "--model.head.kind")):
+        with pytest.raises(SystemExit):
+            cli.parse_recipe(model, [flag, "plain"])
+        assert flag in capsys.readouterr().err
 
 
 def test_a_typo_ends_with_2_and_a_suggestion(job):

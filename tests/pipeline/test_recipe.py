@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from bsm.config import BackboneConfig, MaskRCNNConfig
+from bsm.config import BackboneConfig, TrunkConfig, without_weights
+from bsm.instance.config import MaskRCNNConfig
+from bsm.semantic.config import DeepLabConfig, SemanticHeadConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe import (
     DataConfig,
@@ -28,9 +30,20 @@ RECIPE = Recipe(
     evaluation=EvaluationConfig(max_images=3),
 )
 
+SEMANTIC = Recipe(
+    name="a",
+    model=DeepLabConfig(
+        num_classes=5,
+        backbone=TrunkConfig(name="resnet18", norm="group", freeze_at=0),
+        head=SemanticHeadConfig(kind="pointrend", aspp_rates=(1, 2)),
+    ),
+    optim=OptimConfig(schedule="poly", warmup_steps=0),
+)
+
 
 def test_json_brings_back_an_equal_recipe():
     assert from_json(to_json(RECIPE)) == RECIPE
+    assert from_json(to_json(SEMANTIC)) == SEMANTIC
     assert from_json(to_json(Recipe(name="b"))) == Recipe(name="b")
 
 
@@ -69,6 +82,42 @@ def test_every_fault_is_named_in_one_error():
     ):
         assert fault in text
     assert text.startswith("10 problems in the recipe:")
+
+
+def test_the_task_says_which_model_a_recipe_holds():
+    assert json.loads(to_json(RECIPE))["model"]["task"] == "instance"
+    semantic = from_json('{"name": "b", "model": {"task": "semantic", "num_classes": 7}}')
+    assert semantic.model == DeepLabConfig(num_classes=7)
+    assert from_json('{"name": "b", "model": {"num_classes": 7}}').model == MaskRCNNConfig(
+        num_classes=7
+    )
+    with pytest.raises(
+        RecipeError, match=r"model\.task: must be one of 'instance', 'semantic', got 3"
+    ):
+        from_json('{"name": "b", "model": {"task": 3}}')
+    with pytest.raises(RecipeError, match="model: needs an object with fields, got 3"):
+        from_json('{"name": "b", "model": 3}')
+
+
+def test_every_fault_of_a_semantic_model_is_named_in_one_error():
+    plain = json.loads(to_json(SEMANTIC))
+    plain["model"]["mask_head"] = {}
+    plain["model"]["backbone"]["fpn_channels"] = 8
+    plain["model"]["output_stride"] = 32
+    plain["model"]["head"]["targets"]["kernel_size"] = 4
+    plain["optim"]["schedule"] = "linear"
+    with pytest.raises(RecipeError) as caught:
+        from_json(json.dumps(plain))
+    text = str(caught.value)
+    for fault in (
+        "model.mask_head: unknown field",
+        "model.backbone.fpn_channels: unknown field",
+        "model.output_stride: must be one of 8, 16, got 32",
+        "model.head.targets: kernel_size must be odd",
+        "optim.schedule: must be one of 'multistep', 'poly', 'cosine', got 'linear'",
+    ):
+        assert fault in text
+    assert text.startswith("5 problems in the recipe:")
 
 
 def test_a_rule_between_two_parts_is_told_too():
@@ -126,3 +175,21 @@ def test_differences_name_the_field_and_both_values():
         "optim.decay_at: [] -> [100]",
     ]
     assert differences(RECIPE, RECIPE) == []
+
+
+def test_of_two_kinds_of_models_the_kind_differs_and_what_both_have():
+    other = replace(RECIPE, model=replace(SEMANTIC.model, num_classes=4))
+    assert differences(RECIPE, other) == [
+        'model.task: "instance" -> "semantic"',
+        "model.num_classes: 5 -> 4",
+        'model.backbone.norm: "frozen" -> "group"',
+        "model.backbone.freeze_at: 2 -> 0",
+    ]
+    assert fingerprint(RECIPE) != fingerprint(other)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, SEMANTIC])
+def test_a_model_without_weights_stays_what_it_is(recipe):
+    backbone = replace(recipe.model.backbone, weights="timm")
+    model = replace(recipe.model, backbone=backbone, weights="file", weights_leave_out=("head",))
+    assert without_weights(model) == recipe.model

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.config import Geometry, MaskHeadConfig
+from bsm.instance.config import Geometry, MaskHeadConfig
 from bsm.instance.mask_heads.plain import MaskPredictor, conv_relu, conv_tower, tower_width
 from bsm.instance.roi import pool_finest, pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets

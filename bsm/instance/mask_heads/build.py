@@ -9,7 +9,7 @@ all. Its interface:
 
 from typing import TypeAlias
 
-from bsm.config import Geometry, MaskHeadConfig
+from bsm.instance.config import Geometry, MaskHeadConfig
 from bsm.instance.mask_heads.bmask import BMaskHead
 from bsm.instance.mask_heads.plain import PlainMaskHead
 from bsm.instance.mask_heads.pointrend import PointRendMaskHead

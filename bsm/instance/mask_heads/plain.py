@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.config import Geometry, MaskHeadConfig
+from bsm.instance.config import Geometry, MaskHeadConfig
 from bsm.instance.roi import pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets
 from bsm.instance.tensors import Targets

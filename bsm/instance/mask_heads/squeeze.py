@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.config import Geometry, MaskHeadConfig
 from bsm.guided_flow import flow_targets, guided_flow_losses
+from bsm.instance.config import Geometry, MaskHeadConfig
 from bsm.instance.mask_heads.plain import MaskPredictor, conv_tower, tower_width
 from bsm.instance.roi import pool_finest, pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets

@@ -30,6 +30,28 @@ def test_no_warmup_starts_at_the_full_rate():
     assert learning_rate(OptimConfig(warmup_steps=0), step=0) == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.008), (10, 0.08 * 0.9**0.9), (50, 0.08 * 0.5**0.9), (100, 0)]
+)
+def test_a_poly_rate_falls_from_warmup_to_zero_at_the_last_step(step, rate):
+    poly = replace(OPTIM, schedule="poly")
+    assert learning_rate(poly, step=step) == pytest.approx(rate)
+
+
+def test_the_power_bends_a_poly_rate():
+    straight = replace(OPTIM, schedule="poly", poly_power=1.0, warmup_steps=0)
+    assert learning_rate(straight, step=25) == pytest.approx(0.08 * 0.75)
+    assert learning_rate(straight, step=101) == 0  # a run that goes on too long does not fail here
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.008), (10, 0.08), (55, 0.04), (77, 0.08 * 0.1520), (100, 0), (120, 0)]
+)
+def test_a_cosine_rate_falls_from_the_end_of_warmup_on(step, rate):
+    cosine = replace(OPTIM, schedule="cosine")
+    assert learning_rate(cosine, step=step) == pytest.approx(rate, rel=1e-2)
+
+
 def test_norms_do_not_decay_but_biases_do_and_frozen_parameters_are_left_out():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Linear(4, 2)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from bsm.config import build_model
+from bsm.semantic.config import DeepLabConfig
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.recipe import from_json
 from pipeline.training import launch
@@ -85,6 +86,14 @@ def test_all_that_is_wrong_comes_in_one_error(shards, folder):
     with pytest.raises(RecipeError) as error:
         check(wrong)
     for part in ("norm is sync", "shards/trian", "shards/vla", "jobs/ingest.py"):
+        assert part in str(error.value)
+
+
+def test_a_semantic_model_is_refused_on_instance_shards_and_by_the_loop(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="semantic", num_workers=0)
+    with pytest.raises(RecipeError) as error:
+        check(replace(recipe, model=DeepLabConfig(num_classes=5)))
+    for part in ("model.task is semantic", "holds instance shards; this recipe trains semantic"):
         assert part in str(error.value)
 
 

@@ -2,13 +2,8 @@
 
 from pathlib import Path
 
-from bsm.config import (
-    BackboneConfig,
-    BoxHeadConfig,
-    MaskHeadConfig,
-    MaskRCNNConfig,
-    ProposalConfig,
-)
+from bsm.config import BackboneConfig
+from bsm.instance.config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from pipeline.data.ingest import CocoIngest, ingest_coco
 from pipeline.data.manifest import read_manifest
 from pipeline.data.sources.shapes import write_shapes

@@ -1,0 +1,1 @@
+"""Semantic segmentation: DeepLabV3+ plain, with PointRend, and with the boundary squeeze."""

@@ -163,7 +163,7 @@ def read_points(
     image = image_index.to(pixels_xy.dtype)[:, None, None].expand(-1, num_points, 1)
     boxes = torch.cat((image, pixels_xy, pixels_xy), dim=2).flatten(0, 1)
     found = _roi_align(feature, boxes, 1, stride=stride, geometry="detectron2", sampling_ratio=1)
-    return found.view(num_rois, num_points, -1).transpose(1, 2)
+    return found.view(num_rois, num_points, feature.shape[1]).transpose(1, 2)
 
 
 def pool_without_host(
@@ -201,9 +201,9 @@ def _pool_level_by_level(
     pooled = [
         _roi_align(feature, part, side, stride=stride, geometry=geometry)
         for feature, part, stride in zip(features, parts, STRIDES, strict=True)
-        if len(part)
+        if len(part) or not len(rois)  # of no RoIs at all an empty part gives the shape
     ]
-    if len(pooled) == 1:
+    if len(pooled) == 1 or not len(rois):
         return pooled[0]
     back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
     return torch.cat(pooled)[back]

@@ -208,6 +208,16 @@ def test_masks_alone_are_trained_in_the_boxes_of_the_targets(monkeypatch, kind: 
     assert isinstance(model.eval()(images, sizes), Detections)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_boxes_are_drawn_no_masks(kind: str):
+    model = model_of(kind=kind).eval()
+    images, sizes, _ = shapes_batch()
+    drawn = model.masks_for_boxes(
+        images, sizes, torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64)
+    )
+    assert drawn.shape[:2] == (2, 0)
+
+
 def test_missing_targets_are_said():
     model = model_of(source="roi")
     images, sizes, targets = shapes_batch()

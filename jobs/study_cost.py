@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""What every detector of the paper costs next to Mask R-CNN, on this machine.
+
+    python jobs/study_cost.py
+
+Prints parameters and multiply-adds of each mask head, and how long a whole detector takes in
+inference (ResNet-50, 800 px, 100, 50 and 20 detections) and in a training step, as ratios to Mask
+R-CNN, timed in turn in one process, beside the ratios that the paper reports for a V100.
+"""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from bsm.config import BackboneConfig, GuidedFlowConfig, SqueezeConfig
+from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
+from pipeline.cli import Result, run_verb
+
+DETECTORS = {
+    "plain": MaskHeadConfig(kind="plain"),
+    "bmask": MaskHeadConfig(kind="bmask"),
+    "pointrend": MaskHeadConfig(kind="pointrend"),
+    "bsm": MaskHeadConfig(guided_flow=GuidedFlowConfig(weight=0.5)),
+    "light": MaskHeadConfig(
+        squeeze=SqueezeConfig(wiring="light"), guided_flow=GuidedFlowConfig(weight=0.5)
+    ),
+}
+
+PAPER = {"bmask": 58 / 48, "pointrend": 73 / 48, "bsm": 54 / 48}
+"""Inference times of Table 2 over Mask R-CNN's, one V100."""
+
+
+def cost(
+    *,
+    short_edge_px: int = 800,
+    long_edge_px: int = 1088,
+    detections: tuple[int, ...] = (100, 50, 20),
+    rounds: int = 5,
+    training_rounds: int = 3,
+    threads: int = 0,
+) -> Result:
+    """Count and time the detectors.
+
+    Args:
+        short_edge_px: of the image.
+        long_edge_px: of the image.
+        detections: numbers of detections to time inference at.
+        rounds: rounds of inference after the first, which does not count.
+        training_rounds: the same of training steps; 0 leaves them out.
+        threads: torch threads; 0 leaves torch's own choice.
+    """
+    from pipeline.study import cost as engine
+
+    began = time.perf_counter()
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    size_hw = (short_edge_px, long_edge_px)
+    base = MaskRCNNConfig(backbone=BackboneConfig(name="resnet50", norm="frozen"))
+    models = {name: replace(base, mask_head=head) for name, head in DETECTORS.items()}
+    counts = {
+        name: engine.head_cost(head, in_channels=256, num_classes=80)
+        for name, head in DETECTORS.items()
+    }
+    inference = engine.inference_ratios(
+        models, detections=detections, size_hw=size_hw, rounds=rounds, say=print
+    )
+    training = {}
+    if training_rounds:
+        training = engine.training_ratios(
+            models, images=1, size_hw=size_hw, objects=8, rounds=training_rounds, say=print
+        )
+    heads = [*(f"inference, {n} detections" for n in detections), "training step"]
+    lines = [
+        "| head | in use, M | train only, M | GMAC a RoI | "
+        + " | ".join(heads)
+        + " | paper, inference |",
+        "|" + "---|" * (5 + len(heads)),
+    ]
+    for name, count in counts.items():
+        timed = [inference[name, n] for n in detections]
+        timed += [training[name, 1]] if training else []
+        cells = [
+            name,
+            f"{count.parameters_m:.3f}",
+            f"{count.train_only_m:.3f}",
+            f"{count.gmac_per_roi:.3f}",
+            *(f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" for r in timed),
+            *([] if training else ["-"]),
+            f"{PAPER[name]:.3f}" if name in PAPER else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    print("\n".join(lines))
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        **{f"gmac_{name}": round(count.gmac_per_roi, 4) for name, count in counts.items()},
+        **{f"inference_{k}_{n}": round(r.median, 3) for (k, n), r in inference.items()},
+        **{f"training_{k}": round(r.median, 3) for (k, _), r in training.items()},
+    }
+
+
+if __name__ == "__main__":
+    run_verb(cost)

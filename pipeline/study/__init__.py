@@ -1,0 +1,1 @@
+"""Studies of our own: what a mask head gives, and what it costs."""

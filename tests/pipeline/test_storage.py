@@ -1,5 +1,6 @@
 """Paths and URIs: reading, atomic writing, listing, and errors that say what to do."""
 
+import logging
 import subprocess
 import sys
 import time
@@ -95,6 +96,14 @@ def test_a_writer_that_dies_midway_leaves_the_old_object(bucket):
     assert writer.returncode < 0, "the writer was done before it was killed"
     assert storage.read_bytes(target) == b"old"
     assert storage.list_files(bucket, suffix="large") == [target]
+
+
+def test_a_large_object_is_read_in_one_request(bucket, caplog):
+    target = storage.join(bucket, "checkpoint")
+    storage.write_bytes_atomic(target, bytes(2_000_000))
+    with caplog.at_level(logging.INFO, logger="werkzeug"):
+        assert len(storage.read_bytes(target)) == 2_000_000
+    assert sum("GET /bucket/some/place/checkpoint" in line for line in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

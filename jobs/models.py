@@ -79,7 +79,8 @@ def register(
     from pipeline.training.finished import register_run
 
     made = register_run(run, name=name, tracking=tracking_uri, license=license)
-    print(f"registered {made.uri}\n{made.decision}")
+    # The decision is in the log already.
+    print(f"registered {made.uri}")
     return {"model": made.uri, "is_champion": made.is_champion, "decision": made.decision}
 
 

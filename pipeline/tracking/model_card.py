@@ -224,7 +224,7 @@ def _champion(version: Version, content: Content) -> list[str]:
     for move in mine:
         at = datetime.fromtimestamp(move.time_ms / 1000, tz=UTC)
         became = f"version {move.version or 'none'} became the {CHAMPION}"
-        reason = f" Forced, because: {move.reason}" if move.reason else ""
+        reason = f" Because: {move.reason}" if move.reason else ""
         lines.append(f"- {at:%Y-%m-%d %H:%M} UTC, {move.how}: {became}; {move.text}.{reason}")
     return ["## As champion", "", *lines]
 

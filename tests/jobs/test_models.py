@@ -186,7 +186,10 @@ def test_promote_refuse_force_and_roll_back(family, typed, registered_model):
     assert result["is_champion"]
     held = champion(registered_model, family)
     assert (held.version, held.tags["forced_because"]) == (1, reason)
-    assert reason in typed("show", family)[0]
+    assert (
+        f"forced: version 1 became the champion; boundary_ap 0.3500 (version 2) -> 0.3000. "
+        f"Because: {reason}" in typed("show", family)[0]
+    )
     assert reason in typed("show", family, "--version", "2")[0], "who lost it is told, too"
 
     text, result = typed("promote", f"models:/{family}/2")

@@ -95,13 +95,9 @@ def read_bytes(uri: str) -> bytes:
         StorageError: it is missing or cannot be read.
     """
     fs, path = resolve(uri)
-    with _explained(uri, "read"):
-        if isinstance(fs, pafs.S3FileSystem):
-            # Each piece of a stream would be a request of its own, hundreds for a checkpoint.
-            with fs.open_input_file(path) as file:
-                return bytes(file.read())
-        with fs.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
+    # Not as a stream: on S3 each piece of one is a request of its own, hundreds for a checkpoint.
+    with _explained(uri, "read"), fs.open_input_file(path) as file:
+        return bytes(file.read())
 
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:

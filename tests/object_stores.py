@@ -2,16 +2,26 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import boto3
 import pytest
-from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 ACCESS_KEY = "AKIASESAMEOPENTHEDOOR"
 SECRET_KEY = "open-sesame-4d1f"  # noqa: S105  it opens nothing
+
+_GS_SERVER = """
+import signal, sys
+from gcp_storage_emulator.server import create_server
+server = create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket")
+server.start()
+print("ready", flush=True)
+signal.pause()
+"""
 
 
 @contextmanager
@@ -34,13 +44,20 @@ def s3_bucket() -> Iterator[str]:
 @contextmanager
 def gs_bucket() -> Iterator[str]:
     """Give gs://bucket, with the variable that leads to it in the environment."""
+    # In a process of its own: Google's client holds the interpreter's lock while it opens a file.
     port = free_port()
+    command = [sys.executable, "-c", _GS_SERVER, str(port)]
     with (
         pytest.MonkeyPatch.context() as patch,
-        create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket"),
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server,
     ):
-        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
-        yield "gs://bucket"
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
+            yield "gs://bucket"
+        finally:
+            server.terminate()
 
 
 def free_port() -> int:

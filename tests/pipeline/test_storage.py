@@ -47,6 +47,9 @@ def test_what_is_written_is_read_listed_and_removed(place):
     assert storage.exists(first)
     assert (storage.file_size(first), storage.file_size(second)) == (2, 70_000)
     assert storage.file_size(storage.join(place, "a")) is None
+    with storage.open_file(second) as file:
+        file.seek(69_990)
+        assert (file.size(), len(file.read())) == (70_000, 10)
     storage.remove(first)
     storage.remove(first)
     assert not storage.exists(first)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from typing_extensions import TypeVar
 
@@ -249,18 +250,29 @@ class TrackingConfig:
     """Where MLflow writes, and under which name the model is registered."""
 
     uri: str = ""
-    """Tracking server; "" is an SQLite file and local artifacts under the storage folder."""
+    """Tracking server; "" is what MLFLOW_TRACKING_URI names, and where that is not set an SQLite
+    file and local artifacts under the storage folder."""
     experiment: str = "boundary-squeeze"
     """MLflow experiment."""
     model_name: str = ""
     """Registered model; "" registers nothing."""
+    license: str = ""
+    """Under which the registered weights may be used; the model card says it."""
     log_every: int = 20
     """Optimizer steps between two progress lines and metric points."""
 
     def __post_init__(self) -> None:
         _raise_all(
             "tracking",
-            [(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")],
+            [
+                (self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}"),
+                (
+                    not _holds_secret(self.uri),
+                    "uri holds a password, which the recipe would carry into logs and checkpoints; "
+                    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give the whole "
+                    'URI as MLFLOW_TRACKING_URI and leave --tracking.uri ""',
+                ),
+            ],
         )
 
 
@@ -302,6 +314,13 @@ class Recipe(Generic[Model_co]):
                 ),
             ],
         )
+
+
+def _holds_secret(uri: str) -> bool:
+    parts = urlsplit(uri)
+    names = [name.lower() for name, _ in parse_qsl(parts.query)]
+    secret = ("password", "secret", "token", "key")
+    return parts.password is not None or any(part in name for name in names for part in secret)
 
 
 def reads_masks(model: AnyModel) -> bool:

@@ -1,15 +1,16 @@
 """One rule for every path and URI: what a user may name, and how it is read and written.
 
 A plain path or file:// is local, s3:// and gs:// are object stores. Credentials and endpoints
-come from the environment or the machine's role (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never
-from the URI, so no recipe, log or error can hold one. Writes are atomic: a reader sees the old file
-or the new one, never half of one.
+come from the environment or the machine's role (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS, ...), never from the URI, so no recipe, log or error can hold one.
+Writes are atomic: a reader sees the old file or the new one, never half of one.
 """
 
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ from pipeline.errors import StorageError
 _LOCAL = ("", "file")
 _SCHEMES = (*_LOCAL, "s3", "gs")
 
+_GS_PATIENCE = timedelta(seconds=30)
+"""Google's client would try for 15 minutes, also where there are no credentials."""
+
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Give the file system of a path or URI, and the path inside it.
@@ -32,7 +36,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     scheme, path = _split(uri)
     if scheme in _LOCAL:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
-    return _object_store(scheme, _endpoint()), path
+    return _object_store(scheme, _endpoint(scheme)), path
 
 
 def absolute(uri: str) -> str:
@@ -65,6 +69,14 @@ def is_folder(uri: str) -> bool:
         return bool(fs.get_file_info(path).type == pafs.FileType.Directory)
 
 
+def file_size(uri: str) -> int | None:
+    """Give the bytes of a file, None where there is none."""
+    fs, path = resolve(uri)
+    with _explained(uri, "look at"):
+        info = fs.get_file_info(path)
+    return int(info.size) if info.type == pafs.FileType.File else None
+
+
 def open_file(uri: str) -> pa.NativeFile:
     """Open a file to read it anywhere.
 
@@ -83,8 +95,9 @@ def read_bytes(uri: str) -> bytes:
         StorageError: it is missing or cannot be read.
     """
     fs, path = resolve(uri)
-    with _explained(uri, "read"), fs.open_input_stream(path, compression=None) as stream:
-        return bytes(stream.read())
+    # Not as a stream: on S3 each piece of one is a request of its own, hundreds for a checkpoint.
+    with _explained(uri, "read"), fs.open_input_file(path) as file:
+        return bytes(file.read())
 
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:
@@ -98,7 +111,8 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _write_local(Path(path), data)
         else:
-            # A single put: the object appears when the upload is complete.
+            # The object appears when the upload is complete. Closing completes it, so all of the
+            # data must go in at once: of several writes a failed one would leave the first half.
             with fs.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
 
@@ -128,7 +142,9 @@ def remove(uri: str) -> None:
             case pafs.FileType.File:
                 fs.delete_file(path)
             case pafs.FileType.Directory:
-                fs.delete_dir(path)
+                # On gs a folder is no object of its own and is gone with the last file in it.
+                with suppress(FileNotFoundError):
+                    fs.delete_dir(path)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -151,21 +167,27 @@ def _split(uri: str) -> tuple[str, str]:
     return parts.scheme, f"{parts.netloc}{parts.path}".rstrip("/")
 
 
-def _endpoint() -> str:
+def _endpoint(scheme: str) -> str:
+    """Give the address of another store than the cloud's own, under the variable its tools read."""
+    if scheme == "gs":
+        return os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or ""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 @lru_cache(maxsize=8)
 def _object_store(scheme: str, endpoint: str) -> pafs.FileSystem:
-    if scheme == "gs":
-        return pafs.GcsFileSystem()
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
-    if not endpoint:
-        return pafs.S3FileSystem(region=region)
     parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
-    return pafs.S3FileSystem(
-        region=region, scheme=parts.scheme, endpoint_override=parts.netloc + parts.path.rstrip("/")
+    other = (
+        {"scheme": parts.scheme, "endpoint_override": parts.netloc + parts.path.rstrip("/")}
+        if endpoint
+        else {}
     )
+    if scheme == "gs":
+        # An emulator knows no accounts.
+        return pafs.GcsFileSystem(retry_time_limit=_GS_PATIENCE, anonymous=bool(endpoint), **other)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+    # Delayed: small files are one put, not the three requests of an upload in parts.
+    return pafs.S3FileSystem(region=region, allow_delayed_open=True, **other)
 
 
 def _write_local(path: Path, data: bytes) -> None:
@@ -187,7 +209,7 @@ def _explained(uri: str, verb: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and verb != "write":
             hint = "there is no such file; check the path"
         elif is_local(uri):
             hint = "check the folder's rights and the free space on its disk"

@@ -42,6 +42,7 @@ def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
     from bsm.weights import save_weights
     from pipeline.data.manifest import Category
     from pipeline.recipe import DataConfig, Recipe
+    from pipeline.tracking.evidence import Measured
     from pipeline.tracking.registry import register
     from pipeline.tracking.runs import open_run
 
@@ -73,7 +74,7 @@ def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
         weights_path=weights,
         recipe=recipe,
         categories=categories,
-        metrics={"boundary_ap": 0.25},
+        measured=Measured(evaluated_on="val, 60 images", metrics={"boundary_ap": 0.25}),
     )
     return SimpleNamespace(
         handle=handle, name="tiny", weights=weights, recipe=recipe, categories=categories

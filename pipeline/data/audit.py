@@ -106,12 +106,11 @@ def told(uri: str, problems: list[str]) -> str:
 
 def _audit_footer(uri: str, shard: ShardInfo, manifest: Manifest) -> list[str]:
     place = storage.join(uri, shard.file)
-    fs, path = storage.resolve(place)
-    info = fs.get_file_info(path)
-    if not info.is_file:
+    size = storage.file_size(place)
+    if size is None:
         return [f"{shard.file} is missing"]
-    if shard.size_bytes and info.size != shard.size_bytes:
-        return [f"{shard.file} has {info.size} bytes, dataset.json says {shard.size_bytes}"]
+    if shard.size_bytes and size != shard.size_bytes:
+        return [f"{shard.file} has {size} bytes, dataset.json says {shard.size_bytes}"]
     footer = read_footer(place)
     if footer is None:
         return [f"{shard.file} is no shard: its footer cannot be read"]

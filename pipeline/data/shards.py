@@ -338,9 +338,8 @@ def _read_report(place: str, source: str, on_bad: str) -> ShardReport | None:
         each.kind.startswith(_FILE_KINDS) for each in problems
     ):
         return None
-    fs, path = storage.resolve(place)
     info = {**stored["info"], "row_groups": tuple(stored["info"]["row_groups"])}
-    info["size_bytes"] = fs.get_file_info(path).size
+    info["size_bytes"] = storage.file_size(place) or 0
     return ShardReport(
         info=ShardInfo(**info),
         problems=problems,

@@ -12,11 +12,12 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.data.manifest import Category
-from pipeline.errors import DatasetError, RegistryError, StorageError
+from pipeline.errors import DatasetError, RegistryError
 from pipeline.report.draw import overlay, shapes_of
 from pipeline.serving.photos import check_photos, read_photo
 from pipeline.tracking.model_parts import SCORE_THRESHOLD
-from pipeline.tracking.stores import client, masked, sqlite_path, tracking_uri
+from pipeline.tracking.stores import tracking_uri
+from pipeline.tracking.versions import find, is_model_uri, registry_errors
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -48,26 +49,22 @@ def pull(model_uri: str, *, tracking: str = "", storage_uri: str = "runs") -> Pu
         RegistryError: there is no such model, or it cannot be loaded.
         StorageError: there is no such registry.
     """
-    registry = tracking_uri(tracking, storage_uri=storage_uri)
-    _check_database(registry)
-    exact = _exact(model_uri, registry)
-
-    import mlflow  # noqa: PLC0415  it is slow to import, and reads what client() sets
-
-    # pyfunc knows registries only as a setting of the process.
-    mlflow.set_tracking_uri(registry)
-    mlflow.set_registry_uri(registry)
-    try:
-        model = mlflow.pyfunc.load_model(exact)
-        categories = model.unwrap_python_model().categories
-    except (
-        Exception
-    ) as error:  # the registry, its artifact store and the model each raise their own
-        reason = masked(str(error).strip().partition("\n")[0])[:300]
+    if not is_model_uri(model_uri):
         raise RegistryError(
-            f"{exact} cannot be loaded: {type(error).__name__}: {reason}"
-        ) from error
-    return Pulled(model, exact, categories)
+            f"model {model_uri!r} must be models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+    found = find(model_uri, registry=tracking_uri(tracking, storage_uri=storage_uri))
+
+    # Not at the top: it is slow to import, and reads what client() sets.
+    import mlflow.pyfunc  # noqa: PLC0415
+    from mlflow.artifacts import download_artifacts  # noqa: PLC0415
+
+    with registry_errors(f"{found.uri} cannot be loaded"):
+        # Not by its name: pyfunc knows registries only as a setting of the whole process.
+        folder = download_artifacts(artifact_uri=found.source, tracking_uri=found.registry)
+        model = mlflow.pyfunc.load_model(folder)
+        categories = model.unwrap_python_model().categories
+    return Pulled(model, found.uri, categories)
 
 
 def predict_folder(
@@ -120,48 +117,6 @@ def predict_folder(
         "detections_file": str(file),
         "model": pulled.uri,
     }
-
-
-def _check_database(registry: str) -> None:
-    database = sqlite_path(registry)
-    # MLflow would make an empty one, and then find no model in it.
-    if database is None or database.exists():
-        return
-    near = sorted(str(path) for path in Path().glob("runs/**/mlflow.db"))
-    hint = (
-        f"there are: {', '.join(near)}; take one with --tracking-uri sqlite:///{near[0]}"
-        if near
-        else "train and register a model first, or name a server: --tracking-uri http://HOST:PORT"
-    )
-    raise StorageError(f"no registry at {database}: {hint}")
-
-
-def _exact(model_uri: str, registry: str) -> str:
-    """Turn an alias into its version, with the models there are in the error when it fails."""
-    store = client(registry)
-    if not model_uri.startswith("models:/"):
-        raise RegistryError(
-            f"model {model_uri!r} must be models:/NAME@ALIAS or models:/NAME/VERSION"
-        )
-    name, at, alias = model_uri.removeprefix("models:/").partition("@")
-    if not at:
-        return model_uri
-    try:
-        return f"models:/{name}/{store.get_model_version_by_alias(name, alias).version}"
-    except Exception as error:  # MLflow, requests and SQLAlchemy each raise their own
-        raise RegistryError(
-            f"{model_uri} is not in {masked(registry)} ({masked(str(error))[:200]}); "
-            f"{_known(registry)}"
-        ) from error
-
-
-def _known(registry: str) -> str:
-    try:
-        models = client(registry).search_registered_models()
-    except Exception as error:
-        return f"the registry does not answer ({type(error).__name__})"
-    known = [f"{m.name} (aliases: {', '.join(m.aliases) or 'none'})" for m in models]
-    return f"it holds: {'; '.join(known) or 'no model'}"
 
 
 def _photos(images: Path, out: Path) -> tuple[Path, list[str]]:

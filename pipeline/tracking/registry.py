@@ -7,23 +7,36 @@ categories; no pickle. The alias `champion` moves only to a version that measure
 import hashlib
 import importlib.metadata
 import logging
-import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import bsm
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
-from pipeline.recipe import Recipe, fingerprint, to_json
+from pipeline.recipe import Recipe, fingerprint
+from pipeline.recipe import to_json as recipe_to_json
+from pipeline.tracking.environment import environment
+from pipeline.tracking.evidence import Measured, Origin, TrainedOn, to_json
+from pipeline.tracking.lifecycle import contend, keep_measured, refresh_card
 from pipeline.tracking.model_parts import SCORE_THRESHOLD, categories_to_json
 from pipeline.tracking.runs import RunHandle
-from pipeline.tracking.stores import client, masked
+from pipeline.tracking.stores import client
+from pipeline.tracking.versions import (
+    DIGEST_TAG,
+    EVALUATED_ON_TAG,
+    METRIC_TAG,
+    ORIGIN_FILE,
+    TRAINED_ON_FILE,
+    find,
+    registry_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,11 +44,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CHAMPION = "champion"
+_AGAIN = "The run and its checkpoints are kept; start the same run again to register it"
 # The packages bsm and pipeline, this one found by its own place.
 _CODE = (Path(bsm.__path__[0]), Path(__file__).resolve().parents[1])
-_EVALUATED_ON = "evaluated_on"
-_DIGEST = "weights_sha256"
 
 # What the packaged model imports, and nothing of what only training needs.
 REQUIREMENTS = (
@@ -69,11 +80,6 @@ class RegisteredVersion:
     """Why the alias moved or stayed, with the numbers."""
 
 
-class _Decision(NamedTuple):
-    moves: bool
-    text: str
-
-
 def register(
     handle: RunHandle,
     *,
@@ -81,11 +87,13 @@ def register(
     weights_path: str | Path,
     recipe: Recipe,
     categories: Sequence[Category],
-    metrics: Mapping[str, float],
-    champion_metric: str = "boundary_ap",
-    evaluated_on: str = "",
+    measured: Measured,
+    trained_on: TrainedOn | None = None,
+    started_from: str = "",
 ) -> RegisteredVersion:
     """Register trained weights as a new version of a model; the same weights again change nothing.
+
+    It becomes the champion when it measured better than the one there is.
 
     Args:
         handle: the run that trained them.
@@ -93,29 +101,35 @@ def register(
         weights_path: a local .safetensors file.
         recipe: how to build the model and prepare photos for it.
         categories: in the order of category_index.
-        metrics: what was measured; each becomes a tag of the version.
-        champion_metric: which of them decides; more is better. A version for which it is missing or
-            NaN does not become the champion.
-        evaluated_on: names the images that the metrics come from. Versions measured on other images
-            are not compared.
+        measured: what was measured; each finite number becomes a tag of the version, too. Versions
+            measured on other images are not compared.
+        trained_on: the data, for the model card.
+        started_from: the registered version whose weights the run started from.
 
     Raises:
         RegistryError: something to register is missing or wrong, or the registry does not answer.
     """
     weights = Path(weights_path)
-    _check(
-        name=name,
-        weights=weights,
-        recipe=recipe,
-        categories=categories,
+    _check(name=name, weights=weights, recipe=recipe, categories=categories)
+    origin = Origin(
+        run_name=recipe.name,
+        run_id=handle.run_id,
+        started_from=started_from,
+        weights_bytes=weights.stat().st_size,
+        environment=environment(),
     )
     digest = _sha256(weights)
-    tags = {f"metric.{key}": f"{value:.6f}" for key, value in metrics.items()} | {
+    tags = {
+        f"{METRIC_TAG}{key}": f"{value:.6f}"
+        for key, value in measured.metrics.items()
+        if isfinite(value)
+    } | {
         "recipe_fingerprint": fingerprint(recipe),
-        _EVALUATED_ON: evaluated_on,
-        _DIGEST: digest,
+        "data_fingerprint": trained_on.fingerprint if trained_on else "",
+        EVALUATED_ON_TAG: measured.evaluated_on,
+        DIGEST_TAG: digest,
     }
-    with _registry_errors(name):
+    with registry_errors(f"{name!r} was not registered", then=_AGAIN):
         store = client(handle.tracking_uri)
         version = _known_version(store, name, handle.run_id, digest)
         if version is None:
@@ -123,20 +137,24 @@ def register(
                 packaged = package(
                     Path(folder), weights_path=weights, recipe=recipe, categories=categories
                 )
+                (packaged / ORIGIN_FILE).write_text(to_json(origin))
+                if trained_on:
+                    (packaged / TRAINED_ON_FILE).write_text(to_json(trained_on))
                 version = _upload(store, handle, packaged, name=name, digest=digest)
         for key, value in tags.items():
             store.set_model_version_tag(name, version.version, key, value)
-        decision = _decide(store, name, version, tags, metric=champion_metric)
-        if decision.moves:
-            store.set_registered_model_alias(name, CHAMPION, version.version)
+        made = find(name, registry=handle.tracking_uri, version=str(version.version))
+        keep_measured(made, measured)
+        decision = contend(made)
         store.set_model_version_tag(name, version.version, "champion_decision", decision.text)
         store.log_text(handle.run_id, decision.text + "\n", "champion_decision.txt")
+        refresh_card(made)
     _log.info("%s", decision.text)
     return RegisteredVersion(
         name=name,
-        version=str(version.version),
-        uri=f"models:/{name}/{version.version}",
-        is_champion=decision.moves,
+        version=made.version,
+        uri=made.uri,
+        is_champion=decision.is_champion,
         decision=decision.text,
     )
 
@@ -155,8 +173,7 @@ def package(
         "categories": parts / "categories.json",
     }
     shutil.copyfile(weights_path, files["weights"])
-    tracking = replace(recipe.tracking, uri=masked(recipe.tracking.uri))
-    files["recipe"].write_text(to_json(replace(recipe, tracking=tracking)))
+    files["recipe"].write_text(recipe_to_json(recipe))
     files["categories"].write_text(categories_to_json(categories))
     with _quiet():
         mlflow.pyfunc.save_model(
@@ -236,7 +253,7 @@ def _known_version(
     store: "MlflowClient", name: str, run_id: str, digest: str
 ) -> "ModelVersion | None":
     for version in store.search_model_versions(f"name='{name}'"):
-        if version.run_id == run_id and version.tags.get(_DIGEST) == digest:
+        if version.run_id == run_id and version.tags.get(DIGEST_TAG) == digest:
             return version
     return None
 
@@ -244,81 +261,15 @@ def _known_version(
 def _upload(
     store: "MlflowClient", handle: RunHandle, folder: Path, *, name: str, digest: str
 ) -> "ModelVersion":
-    # A folder of its own for each version: a later one must not change the files of this one.
-    place = f"models/{digest[:12]}"
+    # A folder of its own for each version: a later one must not change the files of this one, nor
+    # the same weights under another name.
+    place = f"models/{hashlib.sha256(f'{name}/{digest}'.encode()).hexdigest()[:12]}"
     store.log_artifacts(handle.run_id, str(folder), place)
     if not store.search_registered_models(f"name='{name}'"):
         store.create_registered_model(name)
     source = f"{store.get_run(handle.run_id).info.artifact_uri}/{place}"
     # Tagged at birth: whoever finds the version after a crash knows what it is.
-    return store.create_model_version(name, source, handle.run_id, tags={_DIGEST: digest})
-
-
-def _decide(
-    store: "MlflowClient",
-    name: str,
-    version: "ModelVersion",
-    tags: Mapping[str, str],
-    *,
-    metric: str,
-) -> _Decision:
-    """Compare a version with the champion."""
-    here = f"{name} version {version.version}"
-    value = float(tags.get(f"metric.{metric}", "nan"))
-    champion = _champion(store, name)
-    if champion is not None and str(champion.version) == str(version.version):
-        return _Decision(moves=True, text=f"{here} is the {CHAMPION} already: {metric} {value:.4f}")
-    if math.isnan(value):
-        return _Decision(
-            moves=False, text=f"{here} is not the {CHAMPION}: {metric} was not measured"
-        )
-    if champion is None:
-        return _Decision(moves=True, text=f"{here} is the first {CHAMPION}: {metric} {value:.4f}")
-    there = f"version {champion.version}"
-    seen, new = champion.tags.get(_EVALUATED_ON, ""), tags[_EVALUATED_ON]
-    if seen and new and seen != new:
-        return _Decision(
-            moves=False,
-            text=f"{here} is not the {CHAMPION}: {metric} {value:.4f} was measured on {new}, that "
-            f"of {there} on {seen}; they do not compare. To move it by hand: MlflowClient()."
-            f"set_registered_model_alias({name!r}, {CHAMPION!r}, {version.version})",
-        )
-    best = float(champion.tags.get(f"metric.{metric}", "nan"))
-    if value > best or math.isnan(best):
-        return _Decision(
-            moves=True,
-            text=f"{here} is the new {CHAMPION}: {metric} {best:.4f} ({there}) -> {value:.4f}",
-        )
-    return _Decision(
-        moves=False,
-        text=f"{here} is not the {CHAMPION}: {metric} {value:.4f} is not above the {best:.4f} of "
-        f"{there}",
-    )
-
-
-def _champion(store: "MlflowClient", name: str) -> "ModelVersion | None":
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415  mlflow is slow to import
-
-    try:
-        return store.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            return None
-        raise
-
-
-@contextmanager
-def _registry_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except RegistryError:
-        raise
-    except Exception as error:  # MLflow, requests and SQLAlchemy each raise their own
-        reason = masked(str(error).strip().partition("\n")[0])[:300]
-        raise RegistryError(
-            f"{name!r} was not registered: {type(error).__name__}: {reason}. The run and its "
-            "checkpoints are kept; start the same run again to register it"
-        ) from None
+    return store.create_model_version(name, source, handle.run_id, tags={DIGEST_TAG: digest})
 
 
 @contextmanager

@@ -11,16 +11,12 @@ made and is a tag of it, so that a crash at any point finds the same run again, 
 was deleted starts a fresh one.
 """
 
-import importlib.metadata
 import json
 import logging
-import platform
 import secrets
-import shutil
-import subprocess
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +24,7 @@ from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.recipe import Recipe, fingerprint, to_json
 from pipeline.recipe_json import leaves
+from pipeline.tracking.environment import environment, requirements_here
 from pipeline.tracking.metric_log import MetricLog, send_spooled
 from pipeline.tracking.spool import Point, new_spool
 from pipeline.tracking.stores import client, masked, sqlite_path, tracking_uri
@@ -52,7 +49,6 @@ _log = logging.getLogger(__name__)
 KEY_TAG = "bsm.key"
 _RECORD = "tracking.json"
 _PARAMS_PER_BATCH = 100
-_VERSIONS = ("boundary-squeeze", "torch", "torchvision", "timm", "kornia", "ray", "mlflow", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +74,16 @@ class RunHandle:
         return masked(f"{page}/runs/{self.run_id}")
 
 
-def open_run(recipe: Recipe, *, data_fingerprint: str = "") -> RunHandle:
+def open_run(recipe: Recipe, *, data_fingerprint: str = "", started_from: str = "") -> RunHandle:
     """Open the MLflow run of a recipe, or go on with the one that an earlier attempt opened.
 
     A store that does not answer is an error the first time, when it may be a slip in the URI; a run
     that was tracked before goes on, and its metrics wait on disk.
+
+    Args:
+        recipe: what runs.
+        data_fingerprint: of the split that is trained on.
+        started_from: the registered version whose weights it starts from, models:/NAME/VERSION.
 
     Raises:
         StorageError: the store does not answer and the run was never tracked there.
@@ -112,7 +113,7 @@ def open_run(recipe: Recipe, *, data_fingerprint: str = "") -> RunHandle:
         _write_record(folder, record)
     handle = RunHandle(tracking_uri=uri, spool_uri=spool_uri, **ids)
     try:
-        _describe(store, run, recipe, data_fingerprint=data_fingerprint)
+        _describe(store, run, recipe, data_fingerprint=data_fingerprint, started_from=started_from)
     except Exception as error:
         _warn("describe the run", error)
     send_spooled(uri, handle.run_id, spool_uri)
@@ -195,12 +196,17 @@ def _experiment(store: "MlflowClient", uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _describe(store: "MlflowClient", run: "Run", recipe: Recipe, *, data_fingerprint: str) -> None:
+def _describe(
+    store: "MlflowClient",
+    run: "Run",
+    recipe: Recipe,
+    *,
+    data_fingerprint: str,
+    started_from: str,
+) -> None:
     from mlflow.entities import Param, RunTag  # noqa: PLC0415  mlflow is slow to import
 
-    text = to_json(
-        replace(recipe, tracking=replace(recipe.tracking, uri=masked(recipe.tracking.uri)))
-    )
+    text = to_json(recipe)
     params = {name: _shown(value) for name, value in leaves(json.loads(text)).items()}
     known = run.data.params
     # Params cannot change; what a resume changed (the number of workers, say) becomes a tag.
@@ -209,19 +215,21 @@ def _describe(store: "MlflowClient", run: "Run", recipe: Recipe, *, data_fingerp
         for name, value in params.items()
         if name in known and known[name] != value
     ]
+    here = environment()
     tags = {
         "recipe_fingerprint": fingerprint(recipe),
         "data_fingerprint": data_fingerprint,
-        "git_commit": _git_commit(),
+        "started_from": started_from,
+        "git_commit": here.git_commit,
         "resumed_with": "; ".join(changed)[:5000],
-        "version.python": platform.python_version(),
-    } | {f"version.{name}": _version(name) for name in _VERSIONS}
+        "version.python": here.python,
+    } | {f"version.{name}": version for name, version in here.packages.items()}
     new = [Param(name, value) for name, value in params.items() if name not in known]
     for start in range(0, len(new), _PARAMS_PER_BATCH):
         store.log_batch(run.info.run_id, params=new[start : start + _PARAMS_PER_BATCH])
     store.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in tags.items() if v])
     store.log_text(run.info.run_id, text, "recipe.json")
-    store.log_text(run.info.run_id, _requirements(), "requirements.txt")
+    store.log_text(run.info.run_id, requirements_here(), "requirements.txt")
 
 
 def _keep(handle: RunHandle, point: Point) -> None:
@@ -254,43 +262,6 @@ def _write_record(folder: str, record: dict[str, Any]) -> None:
 
 def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _requirements() -> str:
-    installed: Iterable[Any] = importlib.metadata.distributions()
-    lines = {f"{d.metadata['Name']}=={d.version}" for d in installed if d.metadata["Name"]}
-    return "\n".join(sorted(lines, key=str.lower)) + "\n"
-
-
-def _git_commit() -> str:
-    """Give the commit of the code's own repository, "" where there is none (a submitted job)."""
-    git, root = shutil.which("git"), Path(__file__).resolve().parents[2]
-    if git is None or not (root / ".git").exists():
-        return ""
-    command = [
-        git,
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    try:
-        done = subprocess.run(  # noqa: S603  fixed arguments
-            command, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _first_line(error: Exception) -> str:

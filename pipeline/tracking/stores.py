@@ -37,7 +37,8 @@ def tracking_uri(uri: str, *, storage_uri: str) -> str:
     """Give the full tracking URI that holds in every process.
 
     Args:
-        uri: a recipe's tracking.uri; "" is the embedded store.
+        uri: a recipe's tracking.uri; "" is what MLFLOW_TRACKING_URI names, or else the embedded
+            store.
         storage_uri: the folder under which the embedded store keeps mlflow.db and mlartifacts. An
             object store cannot hold an SQLite file: then it is the folder "runs" of this machine,
             and a warning says so.
@@ -45,6 +46,7 @@ def tracking_uri(uri: str, *, storage_uri: str) -> str:
     Raises:
         StorageError: the URI is of no kind that MLflow knows.
     """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return f"sqlite:///{_embedded_folder(storage_uri) / 'mlflow.db'}"
     scheme = uri.partition(":")[0].partition("+")[0]

@@ -198,10 +198,8 @@ def _step_of(mark: str) -> int:
 
 
 def _is_complete(mark: str) -> bool:
-    weights = storage.join(mark.rsplit("/", 1)[0], "checkpoint.pt")
-    fs, path = storage.resolve(weights)
-    info = fs.get_file_info(path)
-    return bool(info.is_file and info.size == json.loads(storage.read_bytes(mark))["bytes"])
+    size = storage.file_size(storage.join(mark.rsplit("/", 1)[0], "checkpoint.pt"))
+    return size is not None and size == json.loads(storage.read_bytes(mark))["bytes"]
 
 
 def _names(before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]) -> str:

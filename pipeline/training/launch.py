@@ -4,7 +4,6 @@ All that can be checked is checked before Ray starts. The same recipe under the 
 from its last checkpoint; when nothing is left to train it is evaluated again.
 """
 
-import json
 import logging
 import math
 import os
@@ -21,15 +20,16 @@ import torch
 
 from bsm.weights import save_weights
 from pipeline import storage
+from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import Evaluation, evaluate_model, write_detections
 from pipeline.evaluation.table import format_quality, format_summary
 from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
-from pipeline.tracking import runs
+from pipeline.tracking import evidence, runs
 from pipeline.tracking.registry import RegisteredVersion, register
 from pipeline.tracking.runs import MetricLog, RunHandle
-from pipeline.training import checkpoint, progress
+from pipeline.training import checkpoint, finished, progress
 from pipeline.training.loop import Hooks, Outcome, TrainJob, train
 from pipeline.training.preflight import Checked, check
 from pipeline.training.samples import merge
@@ -51,7 +51,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _timed(seconds, "check"):
         checked = check(recipe)
-        handle = runs.open_run(recipe, data_fingerprint=checked.identity.data_fingerprint)
+        handle = runs.open_run(
+            recipe,
+            data_fingerprint=checked.identity.data_fingerprint,
+            started_from=checked.started_from,
+        )
     job = TrainJob(
         recipe=checked.recipe,
         identity=checked.identity,
@@ -130,6 +134,7 @@ def _facts(checked: Checked, handle: RunHandle, job: TrainJob) -> list[tuple[str
         ),
         ("lr", f"{optim.lr:g} = {optim.lr_per_image:g} an image, warm-up {optim.warmup_steps}"),
         ("model", f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"),
+        *([("starts from", checked.started_from)] if checked.started_from else []),
         ("steps", f"{start} to {optim.steps}, checkpoint every {recipe.checkpoint.every_steps}"),
         ("results", checked.run_uri),
         ("tracking", handle.url),
@@ -225,6 +230,11 @@ def _keep_results(
 ) -> RegisteredVersion | None:
     """Put weights, detections and numbers beside the checkpoints and into the tracking store."""
     recipe, version = checked.identity.recipe, None
+    measured = evidence.Measured.of(
+        evaluation, fingerprint=checked.val_fingerprint, settings=recipe.evaluation
+    )
+    trained_on = evidence.TrainedOn.of(read_manifest(checked.train_uri))
+    finished.keep_evidence(checked.run_uri, measured=measured, trained_on=trained_on)
     write_detections(storage.join(checked.run_uri, "detections.json"), evaluation.detections)
     runs.log_metrics(
         handle, {k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}, step=step
@@ -243,17 +253,12 @@ def _keep_results(
                 weights_path=weights,
                 recipe=recipe,
                 categories=checked.categories,
-                metrics={k: v for k, v in evaluation.metrics.items() if math.isfinite(v)},
-                evaluated_on=(
-                    f"{checked.val_fingerprint}, {evaluation.metrics['images']:.0f} images"
-                ),
+                measured=measured,
+                trained_on=trained_on,
+                started_from=checked.started_from,
             )
         weights.unlink()
-        numbers = {
-            "metrics": _for_json(evaluation.metrics),
-            "per_category": {k: _for_json(v) for k, v in evaluation.per_category.items()},
-        }
-        (files / "metrics.json").write_text(json.dumps(numbers, indent=1))
+        (files / "metrics.json").write_text(evidence.to_json(measured))
         (files / "run_recipe.json").write_text(to_json(recipe))
         for name in ("detections.json", "samples.csv"):
             (files / name).write_bytes(storage.read_bytes(storage.join(checked.run_uri, name)))

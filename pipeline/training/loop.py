@@ -28,6 +28,7 @@ from pipeline.training import checkpoint, progress
 from pipeline.training.checkpoint import Identity, Place
 from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
 from pipeline.training.samples import SampleLog, forget_from
+from pipeline.training.start_weights import at_hand
 from pipeline.training.step import BadStep, Summary, Window, World, train_step
 
 
@@ -109,7 +110,8 @@ def train(
     """
     recipe = job.recipe
     torch.manual_seed(recipe.seed)
-    model = hooks.build(start_of(recipe.model, place=place)).to(world.device)
+    with at_hand(start_of(recipe.model, place=place)) as start:
+        model = hooks.build(start).to(world.device)
     model.train()
     optimizer = build_optimizer(model, optim=recipe.optim)
     first_step = 0

@@ -4,8 +4,8 @@ Cheap things first, and what is wrong with the data and the recipe together in o
 user does not find them one launch at a time.
 """
 
+import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from pipeline.recipe import Recipe, to_json
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Identity, Place
 from pipeline.training.loop import start_of
+from pipeline.training.start_weights import Start, absolute_weights, started_from, starting
+
+_log = logging.getLogger(__name__)
 
 _MOST_NAMES = 8
 
@@ -43,6 +46,8 @@ class Checked:
     """The checkpoint to go on from."""
     model: nn.Module
     """On the CPU, as training starts."""
+    started_from: str
+    """The registered version whose weights it started from; "" for none."""
 
 
 def check(recipe: Recipe) -> Checked:
@@ -65,12 +70,17 @@ def check(recipe: Recipe) -> Checked:
     place = checkpoint.find_latest(run_uri)
     if place is not None:
         checkpoint.require_same(place, identity=identity)
-    try:
-        model = build_model(start_of(resolved.model, place=place))
-    except ValueError as error:
-        raise RecipeError(f"model: {error}") from error
-    # Also the first write to the storage: better now than at the first checkpoint.
-    storage.write_bytes_atomic(storage.join(run_uri, "recipe.json"), to_json(recipe).encode())
+    with starting(start_of(resolved.model, place=place), resolved, run_uri=run_uri) as start:
+        try:
+            model = build_model(start.here)
+        except ValueError as error:
+            raise RecipeError(f"model: {start.named(str(error))}") from error
+        _warn_of_other_categories(start, train)
+        # Also the first write to the storage: better now than at the first checkpoint.
+        storage.write_bytes_atomic(storage.join(run_uri, "recipe.json"), to_json(recipe).encode())
+        start.keep()
+    if start.version:
+        resolved = replace(resolved, model=start.model)
     return Checked(
         recipe=resolved,
         identity=identity,
@@ -83,6 +93,7 @@ def check(recipe: Recipe) -> Checked:
         verdict=verdict,
         place=place,
         model=model,
+        started_from=started_from(run_uri),
     )
 
 
@@ -90,17 +101,27 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     """Make paths hold on workers, which have working directories of their own."""
     model = recipe.model
     # Each kind of model has a kind of trunk of its own, and gets the same one back.
-    backbone: Any = replace(model.backbone, weights=_absolute_file(model.backbone.weights))
+    backbone: Any = replace(model.backbone, weights=absolute_weights(model.backbone.weights))
     return replace(
         recipe,
         storage=storage.absolute(recipe.storage),
         data=replace(recipe.data, root=storage.absolute(recipe.data.root)),
-        model=replace(model, backbone=backbone, weights=_absolute_file(model.weights)),
+        model=replace(model, backbone=backbone, weights=absolute_weights(model.weights)),
     )
 
 
-def _absolute_file(weights: str) -> str:
-    return weights if weights in {"", "timm"} else str(Path(weights).expanduser().absolute())
+def _warn_of_other_categories(start: Start, train: Manifest) -> None:
+    """Heads of as many other categories fit without an error."""
+    names = [category.name for category in start.categories]
+    ours = [category.name for category in train.categories]
+    if names and len(names) == len(ours) and names != ours:
+        _log.warning(
+            "%s knows other categories (%s) than the data (%s), and its heads start from them. "
+            "Parts that should start at random are named with --model.weights-leave-out",
+            start.version,
+            _few(names),
+            _few(ours),
+        )
 
 
 def _check_data(recipe: Recipe, split_uris: list[str]) -> tuple[list[Manifest], str]:
@@ -172,6 +193,9 @@ def _device_problems(recipe: Recipe) -> list[str]:
 
 
 def _shown(manifest: Manifest) -> str:
-    names = [category.name for category in manifest.categories]
+    return _few([category.name for category in manifest.categories])
+
+
+def _few(names: list[str]) -> str:
     more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more

@@ -1,36 +1,39 @@
 """Paths and URIs: reading, atomic writing, listing, and errors that say what to do."""
 
+import logging
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.errors import StorageError
+from tests.object_stores import environment, gs_bucket, s3_bucket
 
 
 @pytest.fixture(scope="module")
 def bucket():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket/some/place"
-    server.stop()
+    with s3_bucket() as uri:
+        yield f"{uri}/some/place"
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="module")
+def google_bucket():
+    with gs_bucket() as uri:
+        yield f"{uri}/some/place"
+
+
+@pytest.fixture(params=["local", "s3", "gs"])
 def place(request, tmp_path):
-    return (
-        str(tmp_path / "place") if request.param == "local" else request.getfixturevalue("bucket")
-    )
+    match request.param:
+        case "s3":
+            return request.getfixturevalue("bucket")
+        case "gs":
+            return request.getfixturevalue("google_bucket")
+    return str(tmp_path / "place")
 
 
 def test_what_is_written_is_read_listed_and_removed(place):
@@ -42,6 +45,11 @@ def test_what_is_written_is_read_listed_and_removed(place):
     assert storage.list_files(storage.join(place, "a")) == [first, second]
     assert storage.list_files(storage.join(place, "a"), suffix=".json") == [first]
     assert storage.exists(first)
+    assert (storage.file_size(first), storage.file_size(second)) == (2, 70_000)
+    assert storage.file_size(storage.join(place, "a")) is None
+    with storage.open_file(second) as file:
+        file.seek(69_990)
+        assert (file.size(), len(file.read())) == (70_000, 10)
     storage.remove(first)
     storage.remove(first)
     assert not storage.exists(first)
@@ -73,6 +81,38 @@ def test_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
         storage.write_bytes_atomic(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_writer_that_dies_midway_leaves_the_old_object(bucket):
+    target = storage.join(bucket, "large")
+    storage.write_bytes_atomic(target, b"old")
+    code = (
+        "import sys; from pipeline import storage\n"
+        "storage.write_bytes_atomic(sys.argv[1], bytes(300_000_000))"
+    )
+    uploads = boto3.client("s3").list_multipart_uploads
+    with subprocess.Popen([sys.executable, "-c", code, target], env=environment()) as writer:
+        deadline = time.monotonic() + 60
+        while "Uploads" not in uploads(Bucket="bucket") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        writer.kill()
+    assert writer.returncode < 0, "the writer was done before it was killed"
+    assert storage.read_bytes(target) == b"old"
+    assert storage.list_files(bucket, suffix="large") == [target]
+
+
+def test_a_large_object_is_read_in_one_request(bucket, caplog):
+    target = storage.join(bucket, "checkpoint")
+    storage.write_bytes_atomic(target, bytes(2_000_000))
+    with caplog.at_level(logging.INFO, logger="werkzeug"):
+        assert len(storage.read_bytes(target)) == 2_000_000
+    assert sum("GET /bucket/some/place/checkpoint" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_bucket_that_is_not_there_is_what_the_error_names(scheme, bucket, google_bucket):
+    with pytest.raises(StorageError, match=r"cannot write .*nobody.*check the bucket's name"):
+        storage.write_bytes_atomic(f"{scheme}://nobody-has-this/x", b"1")
 
 
 @pytest.mark.parametrize(

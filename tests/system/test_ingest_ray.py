@@ -7,15 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.data.audit import audit
 from pipeline.data.ingest import ingest_cityscapes, ingest_cityscapes_semantic, ingest_coco
 from pipeline.data.ingest_config import CityscapesIngest, CityscapesSemanticIngest, CocoIngest
 from pipeline.errors import DatasetError
+from tests.object_stores import s3_bucket
 from tests.pipeline.data.coco_samples import SPLIT, Breaker, small_coco
 from tests.pipeline.data.street_samples import cityscapes, zipped
 
@@ -36,20 +35,9 @@ def _config(root, out, **changes):
 
 
 @pytest.fixture
-def s3(monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    server.stop()
+def s3():
+    with s3_bucket() as uri:
+        yield uri
 
 
 def run_job(root: str, out: str, *flags: str) -> dict:

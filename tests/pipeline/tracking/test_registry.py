@@ -13,9 +13,17 @@ from mlflow import MlflowClient
 from bsm.config import build_model
 from bsm.weights import load_weights, save_weights
 from pipeline.data.collate import collate_images
+from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.evaluation.infer import detect
+from pipeline.tracking.evidence import Measured
 from pipeline.tracking.registry import register
+
+LIGHT_IMPORT = """
+import sys
+import pipeline.tracking.packaged_model
+print(sorted({"ray", "vernier", "matplotlib"} & set(sys.modules)))
+"""
 
 CLEAN_PROCESS = """
 import ast, base64, importlib.metadata, json, sys
@@ -66,7 +74,8 @@ def files_of(registered):
 def test_the_artifact_is_code_and_safetensors(registered_model):
     files = [path for path in files_of(registered_model).rglob("*") if path.is_file()]
     assert files
-    assert {path.suffix for path in files} <= {".py", ".json", ".txt", ".yaml", ".safetensors", ""}
+    plain = {".py", ".json", ".txt", ".yaml", ".md", ""}
+    assert {path.suffix for path in files} <= plain | {".safetensors"}
     assert not any(path.suffix == ".pyc" for path in files)
     # A pickle begins with its protocol, whatever the file is called.
     assert not any(path.read_bytes()[:2] in {b"\x80\x04", b"\x80\x05"} for path in files)
@@ -74,6 +83,12 @@ def test_the_artifact_is_code_and_safetensors(registered_model):
     pins = next(path for path in files if path.name == "requirements.txt").read_text().split()
     assert all("==" in pin and "+" not in pin for pin in pins)
     assert not any(pin.startswith("ray") for pin in pins)
+
+
+def test_the_packaged_model_imports_no_ray():
+    command = [sys.executable, "-c", LIGHT_IMPORT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.slow
@@ -111,8 +126,13 @@ def test_a_clean_process_predicts_what_the_trained_model_predicts(
     # The code that ran came with the model, not from the checkout.
     assert all(path.startswith(str(files_of(registered_model))) for path in told["files"])
     pins = next(files_of(registered_model).rglob("requirements.txt")).read_text().lower().split()
-    assert set(told["distributions"]) <= {pin.partition("==")[0] for pin in pins}
+    pinned = {pin.partition("==")[0].replace("_", "-") for pin in pins}
+    assert {name.replace("_", "-") for name in told["distributions"]} <= pinned
     assert done.stderr == "", "a user who pulls a model reads nothing but the answer"
+
+
+def measured(*, on="val, 60 images", **metrics):
+    return Measured(evaluated_on=on, metrics=metrics)
 
 
 def again(registered_model, tmp_path, **changes):
@@ -124,7 +144,7 @@ def again(registered_model, tmp_path, **changes):
         "weights_path": tmp_path / "other.safetensors",
         "recipe": registered_model.recipe,
         "categories": registered_model.categories,
-        "metrics": {"boundary_ap": 0.3},
+        "measured": measured(boundary_ap=0.3),
     }
     return register(registered_model.handle, **(arguments | changes))
 
@@ -136,43 +156,48 @@ def champion(registered_model):
 
 def test_champion_moves_only_when_the_metric_improves(registered_model, tmp_path):
     name = f"{registered_model.name}-contest"
-    first = again(registered_model, tmp_path, name=name)
-    equal = again(registered_model, tmp_path, name=name)
-    better = again(registered_model, tmp_path, name=name, metrics={"boundary_ap": 0.35})
-    unknown = again(registered_model, tmp_path, name=name, metrics={"boundary_ap": float("nan")})
-    missing = again(registered_model, tmp_path, name=name, metrics={"mask_ap": 0.9})
-    versions = (first, equal, better, unknown, missing)
-    assert [each.version for each in versions] == ["1", "2", "3", "4", "5"]
-    assert [each.is_champion for each in versions] == [True, False, True, False, False]
-    assert missing.decision.endswith("boundary_ap was not measured")
+
+    def made(**metrics):
+        return again(registered_model, tmp_path, name=name, measured=measured(**metrics))
+
+    none = made(boundary_ap=float("nan"))
+    first = made(boundary_ap=0.3)
+    equal = made(boundary_ap=0.3)
+    better = made(boundary_ap=0.35)
+    unknown = made(boundary_ap=float("nan"))
+    elsewhere = made(on="others, 60 images", boundary_ap=0.9)
+    versions = (none, first, equal, better, unknown, elsewhere)
+    assert [each.version for each in versions] == ["1", "2", "3", "4", "5", "6"]
+    assert [each.is_champion for each in versions] == [False, True, False, True, False, False]
+    assert none.decision.endswith("nothing that decides was measured")
+    assert first.decision.endswith("is the first champion: boundary_ap 0.3000")
     assert equal.decision == (
-        f"{name} version 2 is not the champion: boundary_ap 0.3000 is not above the 0.3000 of "
-        "version 1"
+        f"{name} version 3 is not the champion: boundary_ap 0.3000 is not above the 0.3000 of "
+        "version 2"
     )
-    assert "0.3000 (version 1) -> 0.3500" in better.decision
+    assert better.decision.endswith("boundary_ap 0.3000 (version 2) -> 0.3500")
+    assert f"models:/{name}/5 (measured on val, 60 images) and" in unknown.decision
+    assert f"compare {name} --version 6 --against 4 --data" in elsewhere.decision
     store = MlflowClient(registered_model.handle.tracking_uri)
     held = store.get_model_version_by_alias(name, "champion")
-    assert str(held.version) == "3"
+    assert str(held.version) == "4"
     assert held.tags["metric.boundary_ap"] == "0.350000"
     assert held.tags["recipe_fingerprint"]
     assert held.tags["champion_decision"] == better.decision
 
 
-def test_another_metric_decides_and_other_images_are_not_compared(registered_model, tmp_path):
-    name = f"{registered_model.name}-images"
-    metrics = {"boundary_ap": 0.3, "mask_ap": 0.5}
-    again(registered_model, tmp_path, name=name, metrics=metrics, evaluated_on="val-a")
-    by_mask = again(
-        registered_model, tmp_path, name=name, metrics={"boundary_ap": 0.2, "mask_ap": 0.6},
-        champion_metric="mask_ap", evaluated_on="val-a",
-    )  # fmt: skip
-    elsewhere = again(
-        registered_model, tmp_path, name=name, metrics={"boundary_ap": 0.9}, evaluated_on="val-b"
+def test_the_same_weights_under_another_name_leave_the_first_alone(registered_model):
+    before = {path: path.read_bytes() for path in files_of(registered_model).rglob("*.*")}
+    other = register(
+        registered_model.handle,
+        name="tiny-renamed",
+        weights_path=registered_model.weights,
+        recipe=registered_model.recipe,
+        categories=[Category(category_id=i, category_index=i, name=f"n{i}") for i in range(3)],
+        measured=measured(boundary_ap=0.2),
     )
-    assert by_mask.is_champion
-    assert not elsewhere.is_champion
-    assert "measured on val-b" in elsewhere.decision
-    assert "set_registered_model_alias" in elsewhere.decision
+    assert other.is_champion
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_the_same_weights_of_a_run_are_one_version(registered_model):
@@ -181,7 +206,7 @@ def test_the_same_weights_of_a_run_are_one_version(registered_model):
         "weights_path": registered_model.weights,
         "recipe": registered_model.recipe,
         "categories": registered_model.categories,
-        "metrics": {"boundary_ap": 0.25},
+        "measured": measured(boundary_ap=0.25),
     }
     repeated = register(registered_model.handle, **arguments)
     assert repeated.version == str(champion(registered_model).version) == "1"

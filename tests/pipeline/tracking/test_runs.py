@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.errors import StorageError
+from pipeline.errors import RecipeError, StorageError
 from pipeline.recipe import Recipe, TrackingConfig, from_json
 from pipeline.tracking.runs import (
     MetricLog,
@@ -90,8 +90,11 @@ def test_a_deleted_folder_starts_a_fresh_run(recipe):
     assert second.experiment_id == first.experiment_id
 
 
-def test_a_store_away_at_the_first_start_is_an_error_with_the_way_out(tmp_path, impatient):
-    recipe = Recipe(name="new", storage=str(tmp_path), tracking=TrackingConfig(uri=away()))
+def test_a_store_away_at_the_first_start_is_an_error_with_the_way_out(
+    tmp_path, impatient, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away())
+    recipe = Recipe(name="new", storage=str(tmp_path))
     with pytest.raises(StorageError) as raised:
         open_run(recipe)
     text = str(raised.value)
@@ -101,9 +104,12 @@ def test_a_store_away_at_the_first_start_is_an_error_with_the_way_out(tmp_path, 
     assert raised.value.__cause__ is None
 
 
-def test_a_store_away_at_a_later_start_does_not_stop_the_run(tmp_path, impatient, caplog):
+def test_a_store_away_at_a_later_start_does_not_stop_the_run(
+    tmp_path, impatient, caplog, monkeypatch
+):
     uri = away()
-    recipe = Recipe(name="old", storage=str(tmp_path), tracking=TrackingConfig(uri=uri))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    recipe = Recipe(name="old", storage=str(tmp_path))
     masked_uri = uri.replace("user:sesame", "***")
     ids = {"experiment_id": "1", "run_id": "abc"}
     (tmp_path / "old").mkdir()
@@ -122,22 +128,31 @@ def test_a_store_away_at_a_later_start_does_not_stop_the_run(tmp_path, impatient
     assert "sesame" not in (tmp_path / "old" / "tracking.json").read_text()
 
 
-def test_a_password_does_not_reach_params_or_artifacts(recipe, monkeypatch):
-    # The store itself is the embedded one; only the recipe claims a server with a password.
-    monkeypatch.setattr(
-        "pipeline.tracking.runs.tracking_uri",
-        lambda uri, *, storage_uri: tracking_uri("", storage_uri=storage_uri),
-    )
-    claimed = TrackingConfig(uri="postgresql://me:sesame@db.example/mlflow?sslpassword=sesame")
-    handle = open_run(replace(recipe, name="secret", tracking=claimed))
-    store = MlflowClient(handle.tracking_uri)
-    run = store.get_run(handle.run_id)
-    assert run.data.params["tracking.uri"].startswith("postgresql://***@db.example/mlflow")
-    folder = run.info.artifact_uri.removeprefix("file://")
-    for name in ("recipe.json", "requirements.txt"):
-        with open(f"{folder}/{name}") as stream:  # noqa: PTH123
-            assert "sesame" not in stream.read()
-    assert "sesame" not in str(run.to_dictionary())
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:sesame@host:5000",
+        "postgresql://me@db.example/mlflow?sslpassword=sesame",
+        "https://host?access_token=sesame",
+    ],
+)
+def test_a_recipe_carries_no_password(uri):
+    with pytest.raises(RecipeError, match="MLFLOW_TRACKING_PASSWORD") as raised:
+        TrackingConfig(uri=uri)
+    assert "sesame" not in str(raised.value)
+    TrackingConfig(uri="postgresql://me@db.example/mlflow")
+
+
+def test_the_environment_may_name_the_store_and_its_password(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:sesame@host:5000")
+    assert tracking_uri("", storage_uri="runs") == "http://me:sesame@host:5000"
+    assert tracking_uri("http://other:5000", storage_uri="runs") == "http://other:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/my.db")
+    recipe = Recipe(name="env", storage=str(tmp_path / "runs"))
+    handle = open_run(recipe)
+    assert (tmp_path / "my.db").exists()
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+    assert handle.tracking_uri == f"sqlite:///{tmp_path}/my.db"
 
 
 def test_uris_become_absolute_and_unknown_ones_are_refused(tmp_path, monkeypatch, caplog):

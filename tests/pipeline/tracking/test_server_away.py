@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from pipeline.recipe import TrackingConfig
 from pipeline.serving.predict import pull
+from pipeline.tracking.evidence import Measured
 from pipeline.tracking.registry import register
 from pipeline.tracking.runs import MetricLog, finish, log_metrics, open_run, send_spooled
 
@@ -116,7 +117,7 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
             weights_path=registered_model.weights,
             recipe=recipe,
             categories=registered_model.categories,
-            metrics={"boundary_ap": 0.3},
+            measured=Measured(evaluated_on="val", metrics={"boundary_ap": 0.3}),
         )
         assert version.is_champion
         pulled = pull("models:/served@champion", tracking=uri)

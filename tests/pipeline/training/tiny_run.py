@@ -33,8 +33,8 @@ def write_shards(folder: Path, *, train_images: int = 44, val_images: int = 4) -
     return folder / "shards"
 
 
-def tiny_recipe(shards: Path, storage: Path, *, name: str, num_workers: int) -> Recipe:
-    categories = read_manifest(str(shards / "train")).categories
+def tiny_recipe(shards: Path | str, storage: Path | str, *, name: str, num_workers: int) -> Recipe:
+    categories = read_manifest(f"{shards}/train").categories
     return Recipe(
         name=name,
         storage=str(storage),

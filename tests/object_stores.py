@@ -1,0 +1,83 @@
+"""Object stores on this machine, each with an empty bucket, as long as a test needs them."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+ACCESS_KEY = "AKIASESAMEOPENTHEDOOR"
+SECRET_KEY = "open-sesame-4d1f"  # noqa: S105  it opens nothing
+
+_GS_SERVER = """
+import signal, sys
+from gcp_storage_emulator.server import create_server
+server = create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket")
+server.start()
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@contextmanager
+def s3_bucket() -> Iterator[str]:
+    """Give s3://bucket, with what a process needs to reach it in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@contextmanager
+def gs_bucket() -> Iterator[str]:
+    """Give gs://bucket, with the variable that leads to it in the environment."""
+    # In a process of its own: Google's client holds the interpreter's lock while it opens a file.
+    port = free_port()
+    command = [sys.executable, "-c", _GS_SERVER, str(port)]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
+            yield "gs://bucket"
+        finally:
+            server.terminate()
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def everything_in(bucket: str) -> dict[str, bytes]:
+    """Read all objects of an s3 bucket, by their keys."""
+    store = boto3.client("s3")
+    pages = store.get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"))
+    return {
+        entry["Key"]: store.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read()
+        for page in pages
+        for entry in page.get("Contents", ())
+    }
+
+
+def environment() -> dict[str, str]:
+    """Give a child process this environment, on one thread."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

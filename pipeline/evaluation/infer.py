@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bsm.instance import tensors
 from bsm.instance.paste import paste_masks
-from pipeline.data.collate import Batch
+from pipeline.data.batch import Batch
 
 
 class Detection(NamedTuple):
@@ -102,7 +102,7 @@ def to_results(
 
 
 def _in_true_boxes(model: Any, batch: Batch) -> tensors.Detections:  # noqa: ANN401  any model
-    targets = batch.targets
+    targets: Any = batch.targets  # of instances
     probs = model.masks_for_boxes(
         batch.images, batch.image_sizes_hw, targets.boxes_xyxy, targets.category_index
     )

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.data.collate import Batch
+from pipeline.data.batch import Batch
 from pipeline.recipe import OptimConfig
 from pipeline.training.optim import FiniteOptimizer, clip_gradients, learning_rate
 

@@ -113,7 +113,7 @@ def read_item(
         shard, row_group = int(item.shard_index[where[0]]), int(item.row_group_index[where[0]])
         uri = storage.join(split_uri, files[shard])
         by_row = np.argsort(item.row[where], kind="stable")
-        tables.append(_read_rows(uri, row_group, item.row[where[by_row]], columns))
+        tables.append(read_rows(uri, row_group, item.row[where[by_row]], columns=columns))
         order.append(where[by_row])
     table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
     for name in PLAN_COLUMNS:
@@ -188,8 +188,12 @@ def _read_columns(uri: str, columns: list[str]) -> pa.Table:
         return shard.read(columns=columns, use_threads=False)
 
 
-def _read_rows(uri: str, row_group: int, rows: Ints, columns: Sequence[str]) -> pa.Table:
-    """Read rows of a row group; they rise, and may repeat."""
+def read_rows(uri: str, row_group: int, rows: Ints, *, columns: Sequence[str]) -> pa.Table:
+    """Read rows of a row group, a few at a time; they rise, and may repeat.
+
+    Raises:
+        DatasetError: the shard cannot be read, or has not so many rows.
+    """
     parts, first = [], 0
     with _shard(uri, f"row group {row_group}") as shard:
         for batch in shard.iter_batches(

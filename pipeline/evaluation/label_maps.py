@@ -8,7 +8,9 @@ K classes, H, W size of an image in the input
 """
 
 import math
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
+from pipeline.data.manifest import Category
+from pipeline.data.semantic_fields import encode_plane
 from pipeline.errors import RecipeError
 from pipeline.evaluation.timing import Stopwatch
 from pipeline.recipe import EvaluationConfig
@@ -80,6 +84,13 @@ def label_batch(
     finally:
         model.train(was_training)
     return [np.asarray(labels.cpu().numpy(), dtype=np.uint8) for labels in found]
+
+
+def encode_labels(labels: LabelMap, categories: Sequence[Category]) -> bytes:
+    """Write a label map as PNG in the data set's own values: the ids of its categories."""
+    values = np.zeros(256, np.uint8)
+    values[: len(categories)] = [each.category_id for each in categories]
+    return encode_plane(np.asarray(cv2.LUT(labels, values), dtype=np.uint8))
 
 
 def window_starts(length: int, side: int, *, overlap: float) -> list[int]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -18,12 +17,11 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.data.collate_semantic import collate_for_test, decoded_label
-from pipeline.data.manifest import Category, read_manifest
-from pipeline.data.semantic_fields import encode_plane
+from pipeline.data.manifest import read_manifest
 from pipeline.errors import DatasetError
 from pipeline.evaluation.boundary_fscore import boundary_f, match_boundaries
 from pipeline.evaluation.class_table import format_boundary_f, format_miou
-from pipeline.evaluation.label_maps import LabelMap, label_batch
+from pipeline.evaluation.label_maps import LabelMap, encode_labels, label_batch
 from pipeline.evaluation.mean_iou import count_pixels, mean_iou
 from pipeline.evaluation.outcome import Evaluation
 from pipeline.evaluation.pieces import Work
@@ -168,10 +166,3 @@ def _measured(
         files={} if maps_uri is None else {LABEL_MAPS: maps_uri},
         notices=(*iou.notices, *boundary.notices),
     )
-
-
-def encode_labels(labels: LabelMap, categories: Sequence[Category]) -> bytes:
-    """Write a label map as PNG in the data set's own values: the ids of its categories."""
-    values = np.zeros(256, np.uint8)
-    values[: len(categories)] = [each.category_id for each in categories]
-    return encode_plane(np.asarray(cv2.LUT(labels, values), dtype=np.uint8))

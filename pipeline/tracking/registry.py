@@ -21,8 +21,9 @@ import bsm
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.recipe import Recipe, fingerprint, to_json
-from pipeline.tracking.model_parts import SCORE_THRESHOLD, categories_to_json
+from pipeline.tracking.model_parts import categories_to_json
 from pipeline.tracking.runs import RunHandle
+from pipeline.tracking.signatures import declare_signature
 from pipeline.tracking.stores import client, masked
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def package(
             code_paths=[str(path) for path in _CODE],
             pip_requirements=requirements(),
         )
-    _declare_signature(folder / "model")
+    declare_signature(folder / "model", recipe.model.task)
     return folder / "model"
 
 
@@ -177,32 +178,6 @@ def requirements() -> list[str]:
         f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
         for name in REQUIREMENTS
     ]
-
-
-def _declare_signature(folder: Path) -> None:
-    # MLflow took the signature from predict's type hints, the only kind under which it lets a list
-    # of arrays through. Hints cannot name columns and params, and undeclared params are ignored.
-    from mlflow.models import Model  # noqa: PLC0415  mlflow is slow to import
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema  # noqa: PLC0415
-    from mlflow.types.schema import Array, Object, Property  # noqa: PLC0415
-
-    size, counts = Property("size", Array(DataType.long)), Property("counts", DataType.string)
-    rle = Object([size, counts])
-    model = Model.load(str(folder))
-    model.signature.inputs = Schema([ColSpec(DataType.binary, "image")])
-    model.signature.outputs = Schema(
-        [
-            ColSpec(DataType.long, "image_index"),
-            ColSpec(DataType.string, "category_name"),
-            ColSpec(DataType.long, "category_index"),
-            ColSpec(DataType.double, "score"),
-            ColSpec(Array(DataType.double), "box_xyxy"),
-            ColSpec(rle, "rle"),
-        ]
-    )
-    threshold = ParamSpec("score_threshold", DataType.double, SCORE_THRESHOLD)
-    model.signature.params = ParamSchema([threshold])
-    model.save(str(folder / "MLmodel"))
 
 
 def _check(

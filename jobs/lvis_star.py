@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-r"""Models of COCO measured on LVIS*: what LVIS says of COCO's 80 categories, with finer masks.
+"""Models of COCO measured on LVIS*: what LVIS says of COCO's 80 categories, with finer masks.
 
-python jobs/ingest.py lvis --root lvis --split val --version v0.5 --only-coco-categories \
-    --out DATA/lvis-star
-ray job submit --working-dir . -- python jobs/lvis_star.py r50 --data.root DATA
+ray job submit --working-dir . -- python jobs/lvis_star.py r50 --data.root s3://data/coco
 
-DATA is COCO's folder of shards. The paper reports AP* and AP*50 on val of v0.5 (Table 4):
+Beside COCO's shards lies lvis-star, made with: python jobs/ingest.py lvis --version v0.5 --split val
+--only-coco-categories --root lvis --out s3://data/coco/lvis-star
+
+The paper reports AP* and AP*50 on val of LVIS v0.5 (Table 4):
 
     r50-plain      37.4  58.9   Mask R-CNN        r101-plain      39.6  61.2
     r50-pointrend  39.3  59.7   PointRend         r101-pointrend  41.5  62.1

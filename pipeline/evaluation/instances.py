@@ -169,5 +169,9 @@ def _kept(
         files["submission"] = storage.join(out_uri, "submission")
         names = {image["id"]: image["file_name"] for image in truth["images"]}
         write_submission(files["submission"], rows, names)
-        _log.info("evaluate: Cityscapes' submission of %d frames in %s", len(names), out_uri)
+        _log.info(
+            "evaluate: AP by Cityscapes' own rules: python jobs/evaluate.py --metric "
+            "cityscapes-instance --truth gtFine/SPLIT --detections %s",
+            files["submission"],
+        )
     return files

@@ -3,7 +3,7 @@
 
 ray job submit --working-dir . -- python jobs/lvis_star.py r50 --data.root s3://data/coco
 
-Beside COCO's shards lies lvis-star, made with: python jobs/ingest.py lvis --version v0.5 --split val
+Beside COCO's shards lies lvis-star, made by: python jobs/ingest.py lvis --version v0.5 --split val
 --only-coco-categories --root lvis --out s3://data/coco/lvis-star
 
 The paper reports AP* and AP*50 on val of LVIS v0.5 (Table 4):

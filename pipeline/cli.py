@@ -33,14 +33,14 @@ INTERRUPTED = 130
 """What shells report for a program that ended by Ctrl-C."""
 
 
-def main(recipe: Recipe) -> None:
+def main(recipe: Recipe | Mapping[str, Recipe]) -> None:
     """Train the recipe, with the fields that the command line overrides.
 
     Ends the process with 2 when the command line or the recipe is wrong, and with the error's own
     code when the run fails in a way that is written for the user.
 
     Args:
-        recipe: what the job file declares.
+        recipe: what the job file declares; or several, of which the first argument names one.
     """
     _run_in_frame(functools.partial(_train, recipe))
 
@@ -77,8 +77,9 @@ def parse_recipe(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, bool]:
     return from_dict(plain), wants_print
 
 
-def _train(declared: Recipe) -> Result | None:
-    recipe, wants_print = parse_recipe(declared, sys.argv[1:])
+def _train(job: Recipe | Mapping[str, Recipe]) -> Result | None:
+    declared, arguments = _named(job, sys.argv[1:])
+    recipe, wants_print = parse_recipe(declared, arguments)
     if wants_print:
         print(to_json(recipe))  # noqa: T201  the answer to --print-recipe
         return None
@@ -89,6 +90,26 @@ def _train(declared: Recipe) -> Result | None:
     from pipeline.training import launch  # noqa: PLC0415  Ray comes in only for a recipe without faults
 
     return launch.run(recipe)
+
+
+def _named(job: Recipe | Mapping[str, Recipe], arguments: list[str]) -> tuple[Recipe, list[str]]:
+    """Take the recipe that the first argument names, where a job declares several."""
+    if isinstance(job, Recipe):
+        return job, arguments
+    program, name = os.path.relpath(sys.argv[0]), arguments[0] if arguments else ""
+    if name in {"-h", "--help"}:
+        print(  # noqa: T201  the answer to --help
+            f"usage: {program} ROW [OPTIONS]\n\n{_job_docstring() or ''}\nROW is one of: "
+            f"{', '.join(job)}.\nThe options of a row: {program} {next(iter(job))} --help"
+        )
+        sys.exit(0)
+    if name not in job:
+        told = f"{name!r} is no row of this job" if name else "no row is named"
+        raise RecipeError(
+            f"{told}; the first argument is one of: {', '.join(job)}. "
+            f"Such as: python {program} {next(iter(job))} --print-recipe"
+        )
+    return job[name], arguments[1:]
 
 
 def _check_paths(recipe: Recipe) -> None:

@@ -32,6 +32,41 @@ def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ColorConfig:
+    """How far training changes the colors of an image, on the device; 0 leaves them.
+
+    Each sample has its own changes, in this order.
+    """
+
+    brightness: float = 0.0
+    """Values are multiplied by 1 - x to 1 + x; 0.4 is usual, for the next two as well."""
+    contrast: float = 0.0
+    """Distances from the image's mean are multiplied by 1 - x to 1 + x."""
+    saturation: float = 0.0
+    """Distances from gray are multiplied by 1 - x to 1 + x."""
+    hue: float = 0.0
+    """The circle of hues is turned by up to this share, either way; 0.1 is usual."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything changes."""
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+
+    def __post_init__(self) -> None:
+        factors = (self.brightness, self.contrast, self.saturation)
+        _raise_all(
+            "color",
+            [
+                (
+                    min(factors) >= 0 and max(factors) < 1,
+                    f"brightness, contrast and saturation must be in [0, 1), got {factors}",
+                ),
+                (0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which shards, and how an image is prepared."""
 
@@ -42,11 +77,19 @@ class DataConfig:
     val_split: str = "val2017"
     """Folder under root to evaluate on."""
     short_edge_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    """Training draws the short edge from these (detectron2)."""
+    """Instance: training draws the short edge from these (detectron2)."""
     test_short_edge_px: int = 800
-    """The short edge in evaluation and inference."""
+    """Instance: the short edge in evaluation and inference."""
     long_edge_px: int = 1333
-    """The long edge is at most this; then the short edge is shorter than drawn."""
+    """Instance: the long edge is at most this; then the short edge is shorter than drawn."""
+    scale_range: tuple[float, float] = (0.75, 2.0)
+    """Semantic: training draws a factor between these by which an image is resized (sec. 4.2)."""
+    crop_px: int = 832
+    """Semantic: side of the square that is cut out of it; smaller images are padded with void."""
+    test_size_hw: tuple[int, int] | None = None
+    """Semantic: images are resized to this height and width in evaluation and inference; None
+    leaves them as they are. Label maps always have the image's own size."""
+    color: ColorConfig = field(default_factory=ColorConfig)
     flip_probability: float = 0.5
     """Chance of a horizontal flip."""
     repeat_threshold: float = 0.0
@@ -64,6 +107,15 @@ class DataConfig:
             [
                 (len(self.short_edge_px) > 0, "short_edge_px needs at least one value"),
                 (min(edges) >= 32, f"an image edge must be at least 32 px, got {min(edges)}"),
+                (self.crop_px >= 32, f"crop_px must be at least 32, got {self.crop_px}"),
+                (
+                    0 < self.scale_range[0] <= self.scale_range[1],
+                    f"scale_range must be positive and not fall, got {self.scale_range}",
+                ),
+                (
+                    self.test_size_hw is None or min(self.test_size_hw) >= 32,
+                    f"test_size_hw must be at least 32 32, or None, got {self.test_size_hw}",
+                ),
                 (
                     self.long_edge_px >= max(edges),
                     f"long_edge_px {self.long_edge_px} is below a short edge of {max(edges)}",
@@ -225,9 +277,24 @@ class EvaluationConfig:
     images_per_pass: int = 1
     """Images of one forward pass."""
     paste_bytes: int = 64 * 2**20
-    """Masks are pasted in chunks of at most so many bytes."""
+    """Instance: masks are pasted in chunks of at most so many bytes."""
     boxes: Literal["predicted", "truth"] = "predicted"
-    """Judge what the model finds, or its masks alone, drawn in the boxes of the truth."""
+    """Instance: judge what the model finds, or its masks alone, drawn in the boxes of the truth."""
+    dilation_ratio: float | None = None
+    """Instance: width of boundary AP's band in image diagonals; None is boundary-iou-api's: 0.005
+    for Cityscapes, 0.02 for all others."""
+    submission: bool = False
+    """Instance: write what was found in a split of Cityscapes in its official format too."""
+    window_px: int | None = None
+    """Semantic: look through square windows of this side, for images that do not fit into memory;
+    None looks at the whole image at once."""
+    window_overlap: float = 0.25
+    """Semantic: neighboring windows share at least this part of their side; logits are averaged."""
+    radii_px: tuple[int, ...] = (3, 5, 9, 12)
+    """Semantic: distances within which the boundary F-score takes outlines for the same."""
+    absent: Literal["one", "skip"] = "one"
+    """Semantic: an image in which a class has no outline counts as F = 1, as in published numbers,
+    or not at all."""
 
     def __post_init__(self) -> None:
         _raise_all(
@@ -240,6 +307,22 @@ class EvaluationConfig:
                 (
                     self.images_per_pass >= 1,
                     f"images_per_pass must be at least 1, got {self.images_per_pass}",
+                ),
+                (
+                    self.dilation_ratio is None or 0 < self.dilation_ratio < 1,
+                    f"dilation_ratio must be between 0 and 1, or None, got {self.dilation_ratio}",
+                ),
+                (
+                    self.window_px is None or self.window_px >= 32,
+                    f"window_px must be at least 32 or None, got {self.window_px}",
+                ),
+                (
+                    0 <= self.window_overlap < 1,
+                    f"window_overlap must be in [0, 1), got {self.window_overlap}",
+                ),
+                (
+                    len(self.radii_px) > 0 and min(self.radii_px) >= 1,
+                    f"radii_px needs whole numbers from 1 on, got {self.radii_px}",
                 ),
             ],
         )

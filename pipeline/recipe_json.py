@@ -87,7 +87,7 @@ def _read(kind: Kind, plain: Plain, *, path: str, problems: list[str]) -> object
         kinds = [item for item in get_args(kind) if item is not types.NoneType]
         if is_dataclass(kinds[0]):
             return _read_tagged(kinds, plain, path=path, problems=problems)
-        kind = kinds[0]
+        return _read(kinds[0], plain, path=path, problems=problems)
     return _read_scalar(kind, plain, path=path, problems=problems)
 
 

@@ -8,18 +8,19 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.data.seeds import mixed, uniform
 from pipeline.errors import DatasetError
-from pipeline.recipe import DataConfig
+from pipeline.recipe import ColorConfig, DataConfig
 
 Pixels = NDArray[np.uint8]
 
-# What a draw is for; part of its hash.
-_SHORT_EDGE, _FLIP = 1, 2
+# What a draw is for; part of its hash. pipeline/data/augment_semantic.py has others.
+_SHORT_EDGE, _FLIP, _COLORS = 1, 2, (11, 12, 13, 14)
 
 # The pixels as they are stored: annotations are made on them, so EXIF orientation is not applied.
 # Gray, CMYK and palette images become RGB, alpha is dropped, 16 bits are cut to 8.
@@ -44,9 +45,36 @@ def train_geometry(size_hw: tuple[int, int], data: DataConfig, *, sample_seed: i
     """
     edges = data.short_edge_px
     short_edge_px = edges[int(mixed(sample_seed, _SHORT_EDGE)[0] % np.uint64(len(edges)))]
-    flipped = float(uniform(mixed(sample_seed, _FLIP))[0]) < data.flip_probability
+    flipped = is_flipped(data, sample_seed=sample_seed)
     height_px, width_px = _fitted(size_hw, short_edge_px, data.long_edge_px)
     return Geometry(height_px, width_px, flipped)
+
+
+def is_flipped(data: DataConfig, *, sample_seed: int) -> bool:
+    """Draw whether a sample is mirrored."""
+    return float(uniform(mixed(sample_seed, _FLIP))[0]) < data.flip_probability
+
+
+def drawn_colors(seeds: NDArray[np.int64], color: ColorConfig) -> torch.Tensor | None:
+    """Draw by how much the colors of samples change.
+
+    Args:
+        seeds: (N,) from seeds.sample_seeds.
+        color: what to draw from.
+
+    Returns:
+        (N, 4) float32: factors of brightness, contrast and saturation, and the turn of the hue as a
+        share of the circle; None where nothing changes.
+    """
+    if not color.is_on:
+        return None
+    reach = (color.brightness, color.contrast, color.saturation, color.hue)
+    middle = (1.0, 1.0, 1.0, 0.0)
+    columns = [
+        center + most * (2 * uniform(mixed(seeds, purpose)) - 1)
+        for center, most, purpose in zip(middle, reach, _COLORS, strict=True)
+    ]
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
 def evaluation_geometry(size_hw: tuple[int, int], data: DataConfig) -> Geometry:
@@ -73,6 +101,23 @@ def decoded(image: bytes | memoryview, *, name: str) -> Pixels:
             "replace or remove the file"
         )
     return np.asarray(pixels, dtype=np.uint8)
+
+
+def decoded_row(rows: pa.Table, row: int) -> Pixels:
+    """Decode the image of a row of a shard.
+
+    Raises:
+        DatasetError: it cannot be decoded, or is not of the size that the row says.
+    """
+    name = f"image {rows['image_id'][row]}"
+    pixels = decoded(memoryview(rows["image"][row].as_buffer()), name=name)
+    size_hw = rows["height"][row].as_py(), rows["width"][row].as_py()
+    if pixels.shape[:2] != size_hw:
+        raise DatasetError(
+            f"{name} has (height, width) {pixels.shape[:2]}, its row says {size_hw}; "
+            "ingest the split again"
+        )
+    return pixels
 
 
 def laid(pixels: Pixels, geometry: Geometry) -> Pixels:

@@ -1,12 +1,12 @@
-"""From rows of a shard to the dense tensors of one forward pass.
+"""From rows of an instance shard to the dense tensors of one forward pass.
 
 N images, T target slots, S side of the squeeze field, H, W padded input size
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,21 +23,25 @@ from pipeline.data.augment import (
     Geometry,
     Pixels,
     decoded,
+    decoded_row,
+    drawn_colors,
     evaluation_geometry,
     laid,
     prepare_image,
     train_geometry,
 )
+from pipeline.data.batch import (
+    Batch,
+    Ints,
+    int64,
+    original_sizes,
+    padded,
+    row_sizes,
+    seeds_of,
+    sizes_of,
+)
 from pipeline.data.schema import FIELD_SIDE
-from pipeline.data.seeds import sample_seeds
-from pipeline.errors import DatasetError
 from pipeline.recipe import DataConfig
-
-PAD_TO_MULTIPLE_PX = 32
-"""The stride of the pyramid's coarsest level that features come from (detectron2)."""
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 class _Objects(NamedTuple):
@@ -49,44 +53,6 @@ class _Objects(NamedTuple):
     """Its place among the objects of its image."""
     kept: NDArray[np.bool_]
     """Which of the annotations it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The images of one forward pass and their targets."""
-
-    images: Tensor
-    """(N, 3, H, W) uint8 RGB, padded below and to the right with zeros."""
-    image_sizes_hw: Tensor
-    """(N, 2) int64: size of each image without its padding."""
-    targets: Targets
-    """T is 0 where a batch is made for evaluation."""
-    image_id: Tensor
-    """(N,) int64; stays on the CPU."""
-    original_sizes_hw: Tensor
-    """(N, 2) int64: size of each image as stored; stays on the CPU."""
-    lanes: Tensor
-    """(N,) int64: columns of the global batch; stays on the CPU."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
-        """Move what a model needs to a device; what only people read stays on the CPU."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            image_sizes_hw=self.image_sizes_hw.to(device, non_blocking=non_blocking),
-            targets=_each(
-                self.targets, lambda tensor: tensor.to(device, non_blocking=non_blocking)
-            ),
-        )
-
-    def pinned(self) -> "Batch":
-        """Put what will go to a GPU into page-locked memory, so that it goes while work goes on."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            image_sizes_hw=self.image_sizes_hw.pin_memory(),
-            targets=_each(self.targets, Tensor.pin_memory),
-        )
 
 
 def collate(rows: pa.Table, data: DataConfig, *, seed: int, with_masks: bool = False) -> Batch:
@@ -103,21 +69,22 @@ def collate(rows: pa.Table, data: DataConfig, *, seed: int, with_masks: bool = F
         DatasetError: an image cannot be decoded, or is not of the size that its row says.
     """
     seeds, geometries = _drawn(rows, data, seed)
-    images = (
+    laid_out = (
         _as_pixels(rows, geometries)
         if "pixels" in rows.column_names
         else _decoded_and_laid(rows, geometries)
     )
-    padded, sizes = _padded(images)
+    images = padded(laid_out)
     return Batch(
-        images=padded,
-        image_sizes_hw=sizes,
+        images=images,
+        image_sizes_hw=sizes_of(laid_out),
         targets=_targets(
-            rows, geometries, seeds=seeds, mask_size_hw=padded.shape[2:] if with_masks else None
+            rows, geometries, seeds=seeds, mask_size_hw=images.shape[2:] if with_masks else None
         ),
-        image_id=_int64(rows, "image_id"),
-        original_sizes_hw=_original_sizes(rows),
-        lanes=_int64(rows, "lane"),
+        image_id=int64(rows, "image_id"),
+        original_sizes_hw=original_sizes(rows),
+        lanes=int64(rows, "lane"),
+        colors=drawn_colors(seeds, data.color),
     )
 
 
@@ -145,10 +112,11 @@ def collate_for_test(rows: pa.Table, data: DataConfig, *, with_targets: bool = F
     Raises:
         DatasetError: an image cannot be decoded, or is not of the size that its row says.
     """
-    geometries = [evaluation_geometry(size_hw, data) for size_hw in _row_sizes(rows)]
-    padded, sizes = _padded(_decoded_and_laid(rows, geometries))
+    geometries = [evaluation_geometry(size_hw, data) for size_hw in row_sizes(rows)]
     batch = _without_targets(
-        padded, sizes, image_id=_int64(rows, "image_id"), original_sizes_hw=_original_sizes(rows)
+        _decoded_and_laid(rows, geometries),
+        image_id=int64(rows, "image_id"),
+        original_sizes_hw=original_sizes(rows),
     )
     if not with_targets:
         return batch
@@ -174,39 +142,23 @@ def collate_images(images: Sequence[bytes | Pixels], data: DataConfig) -> Batch:
         pixels = decoded(image, name=name) if isinstance(image, bytes) else image
         originals.append(pixels.shape[:2])
         prepared.append(prepare_image(pixels, data, name=name))
-    padded, sizes = _padded(prepared)
     return _without_targets(
-        padded,
-        sizes,
+        prepared,
         image_id=torch.arange(len(prepared)),
         original_sizes_hw=torch.tensor(originals, dtype=torch.int64).reshape(-1, 2),
     )
 
 
 def _drawn(rows: pa.Table, data: DataConfig, seed: int) -> tuple[Ints, list[Geometry]]:
-    epochs, image_ids = rows["epoch"].to_numpy(), rows["image_id"].to_numpy()
-    repeats = rows["repeat"].to_numpy() if "repeat" in rows.column_names else 0
-    seeds = sample_seeds(seed, epochs=epochs, image_ids=image_ids, repeats=repeats)
-    sizes = _row_sizes(rows)
+    seeds = seeds_of(rows, seed)
     return seeds, [
         train_geometry(size_hw, data, sample_seed=int(sample_seed))
-        for size_hw, sample_seed in zip(sizes, seeds, strict=True)
+        for size_hw, sample_seed in zip(row_sizes(rows), seeds, strict=True)
     ]
 
 
 def _decoded_and_laid(rows: pa.Table, geometries: list[Geometry]) -> list[Pixels]:
-    images = []
-    sizes = _row_sizes(rows)
-    for row, (size_hw, geometry) in enumerate(zip(sizes, geometries, strict=True)):
-        name = f"image {rows['image_id'][row]}"
-        pixels = decoded(memoryview(rows["image"][row].as_buffer()), name=name)
-        if pixels.shape[:2] != size_hw:
-            raise DatasetError(
-                f"{name} has (height, width) {pixels.shape[:2]}, its row says {size_hw}; "
-                "ingest the split again"
-            )
-        images.append(laid(pixels, geometry))
-    return images
+    return [laid(decoded_row(rows, row), geometry) for row, geometry in enumerate(geometries)]
 
 
 def _as_pixels(rows: pa.Table, geometries: list[Geometry]) -> list[Pixels]:
@@ -216,16 +168,6 @@ def _as_pixels(rows: pa.Table, geometries: list[Geometry]) -> list[Pixels]:
         )
         for row, geometry in enumerate(geometries)
     ]
-
-
-def _padded(images: list[Pixels]) -> tuple[Tensor, Tensor]:
-    """Join images to (N, 3, H, W), and give their sizes (N, 2)."""
-    sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-    height, width = -(-sizes.max(axis=0) // PAD_TO_MULTIPLE_PX) * PAD_TO_MULTIPLE_PX
-    padded = np.zeros((len(images), 3, height, width), dtype=np.uint8)
-    for row, image in enumerate(images):
-        padded[row, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
-    return torch.from_numpy(padded), torch.from_numpy(sizes)
 
 
 def _targets(
@@ -276,7 +218,7 @@ class _Placement(NamedTuple):
     def of(cls, rows: pa.Table, geometries: list[Geometry], row: Ints) -> "_Placement":
         scales = [
             (geometry.width_px / width, geometry.height_px / height)
-            for geometry, (height, width) in zip(geometries, _row_sizes(rows), strict=True)
+            for geometry, (height, width) in zip(geometries, row_sizes(rows), strict=True)
         ]
         return cls(
             scale_xy=torch.tensor(scales, dtype=torch.float32)[row],
@@ -317,7 +259,7 @@ def _masks(
 ) -> Tensor:
     """Decode the masks, resize them to the nearest pixel and flip them."""
     rles = [rle for rle, kept in zip(_flat(rows, "rle"), objects.kept, strict=True) if kept]
-    sizes = _row_sizes(rows)
+    sizes = row_sizes(rows)
     masks = np.zeros(shape, dtype=np.uint8)
     for rle, row, slot in zip(rles, objects.row, objects.slot, strict=True):
         geometry = geometries[row]
@@ -332,12 +274,12 @@ def _masks(
 
 
 def _without_targets(
-    padded: Tensor, sizes: Tensor, *, image_id: Tensor, original_sizes_hw: Tensor
+    images: Sequence[Pixels], *, image_id: Tensor, original_sizes_hw: Tensor
 ) -> Batch:
-    N = len(padded)
+    N = len(images)
     return Batch(
-        images=padded,
-        image_sizes_hw=sizes,
+        images=padded(images),
+        image_sizes_hw=sizes_of(images),
         targets=Targets(
             boxes_xyxy=torch.zeros(N, 0, 4),
             category_index=torch.zeros(N, 0, dtype=torch.int64),
@@ -352,14 +294,6 @@ def _without_targets(
     )
 
 
-def _each(targets: Targets, change: Callable[[Tensor], Tensor]) -> Targets:
-    changed: dict[str, Any] = {
-        name: None if tensor is None else change(tensor)
-        for name, tensor in targets._asdict().items()
-    }
-    return targets._replace(**changed)
-
-
 def _filled(empty: Tensor, at: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
     empty[at] = values
     return empty
@@ -368,15 +302,3 @@ def _filled(empty: Tensor, at: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
 def _flat(rows: pa.Table, column: str) -> pa.Array:
     """Join the lists of a column."""
     return rows[column].combine_chunks().flatten()
-
-
-def _row_sizes(rows: pa.Table) -> list[tuple[int, int]]:
-    return list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
-
-
-def _original_sizes(rows: pa.Table) -> Tensor:
-    return torch.tensor(_row_sizes(rows), dtype=torch.int64).reshape(-1, 2)
-
-
-def _int64(rows: pa.Table, column: str) -> Tensor:
-    return torch.from_numpy(rows[column].to_numpy().astype(np.int64))

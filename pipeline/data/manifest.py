@@ -76,6 +76,11 @@ class Manifest:
     """What was noticed and kept as it is, by kind."""
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def is_cityscapes(self) -> bool:
+        """Whether these are Cityscapes' instances, which have metrics and a format of their own."""
+        return self.source.startswith("cityscapes ")
+
 
 def manifest_uri(uri: str) -> str:
     """Give the place of the manifest in a folder of shards."""

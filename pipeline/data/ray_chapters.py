@@ -19,16 +19,22 @@ import ray.train
 
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
-from pipeline.data.plan import ROWS_PER_ITEM, Chapter, Plan
-from pipeline.data.rows import plan_of, run_item, unless_failed
+from pipeline.data.plan import Chapter, Plan
+from pipeline.data.rows import (
+    bytes_per_row,
+    plan_of,
+    rows_per_item,
+    run_item,
+    train_columns,
+    unless_failed,
+)
+from pipeline.data.schema import PLANES, Task
 
 if TYPE_CHECKING:
     # Ray Data's own processes import this module; they need no torch.
     from pipeline.recipe import DataConfig
 
 _DECODED_BYTES_PER_ITEM = 128 * 2**20
-_UNKNOWN_ROW_BYTES = 2**18
-
 _ITEMS_AHEAD_OF_A_WORKER = 4
 _LEAST_AHEAD_BYTES = 128 * 2**20
 
@@ -126,20 +132,15 @@ def make_chapters(
     # Workers and tasks have working directories of their own.
     split_uri = storage.absolute(split_uri)
     manifest = read_manifest(split_uri)
-    prepare, rows_per_item = None, ROWS_PER_ITEM
-    stored_bytes = sum(shard.size_bytes for shard in manifest.shards)
-    bytes_per_row = stored_bytes // max(1, manifest.images) or _UNKNOWN_ROW_BYTES
+    prepare, row_bytes, item_rows = None, bytes_per_row(manifest), rows_per_item(manifest)
     if data.decode_in == "tasks":
-        from pipeline.data.collate import prepare_rows  # noqa: PLC0415  imports torch
-
-        prepare = partial(prepare_rows, data=data, seed=seed)
-        bytes_per_row = max(data.short_edge_px) * data.long_edge_px * 3
-        rows_per_item = max(1, min(rows_per_item, _DECODED_BYTES_PER_ITEM // bytes_per_row))
+        prepare, row_bytes = _decoding(data, manifest.task, seed=seed)
+        item_rows = max(1, min(item_rows, _DECODED_BYTES_PER_ITEM // row_bytes))
     run = partial(
         run_item,
         split_uri=split_uri,
         files=tuple(shard.file for shard in manifest.shards),
-        with_masks=with_masks,
+        columns=train_columns(manifest.task, with_masks=with_masks),
         prepare=prepare,
     )
     plan = plan_of(
@@ -152,10 +153,24 @@ def make_chapters(
     entries = tuple(entry for chapter in chapters for entry in chapter.entries())
     # Only the names count: ChapterConfig makes a dataset when a worker first asks for its name.
     datasets = dict.fromkeys((entry.name for entry in entries), ray.data.range(1))
-    config = ChapterConfig(
-        plan, entries, run=run, rows_per_item=rows_per_item, bytes_per_row=bytes_per_row
-    )
+    config = ChapterConfig(plan, entries, run=run, rows_per_item=item_rows, bytes_per_row=row_bytes)
     return datasets, config
+
+
+def _decoding(
+    data: "DataConfig", task: Task, *, seed: int
+) -> tuple[Callable[[pa.Table], pa.Table], int]:
+    """Choose what tasks do with rows, and tell about how large a row is then."""
+    # They import torch.
+    if task == "semantic":
+        from pipeline.data.collate_semantic import prepare_rows as prepare  # noqa: PLC0415
+
+        row_bytes = data.crop_px**2 * (3 + len(PLANES))
+    else:
+        from pipeline.data.collate import prepare_rows as prepare  # noqa: PLC0415
+
+        row_bytes = max(data.short_edge_px) * data.long_edge_px * 3
+    return partial(prepare, data=data, seed=seed), row_bytes
 
 
 def worker_shard(chapter: Chapter) -> ray.data.DataIterator:

@@ -4,7 +4,7 @@ Data tasks import this module alone, so it needs Arrow and nothing heavier.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,13 +15,23 @@ import pyarrow.parquet as pq
 
 from pipeline import errors, storage
 from pipeline.data.manifest import Manifest
-from pipeline.data.plan import Ints, Item, Plan, RowGroup
+from pipeline.data.plan import ROWS_PER_ITEM, Ints, Item, Plan, RowGroup
 from pipeline.data.repeats import Repeats, repeat_factors
+from pipeline.data.schema import PLANES, Task
 from pipeline.errors import DatasetError, PipelineError
 
 _log = logging.getLogger(__name__)
 
 _READERS = 16
+
+_ITEM_BYTES = 32 * 2**20
+"""Rows of an item take at most so much, as they are stored. A task holds them twice, and the parts
+of the row group that it reads."""
+
+_UNKNOWN_ROW_BYTES = 2**18
+
+_ROWS_AT_ONCE = 4
+"""Read of a row group at a time: one of Cityscapes has 71 MB, of which few rows may be wanted."""
 
 PLAN_COLUMNS = ("step", "step_epoch", "lane", "epoch", "repeat")
 """Where a row stands in the plan; they travel with it."""
@@ -29,16 +39,32 @@ PLAN_COLUMNS = ("step", "step_epoch", "lane", "epoch", "repeat")
 _FAILED = "failed"
 """The one column that comes from a task that met an error."""
 
-_TRAIN_COLUMNS = (
-    "image_id",
-    "height",
-    "width",
-    "image",
-    "boxes_xyxy",
-    "category_index",
-    "is_crowd",
-    "squeeze_field",
-)
+_IMAGE_COLUMNS = ("image_id", "height", "width", "image")
+_TARGET_COLUMNS: dict[Task, tuple[str, ...]] = {
+    "instance": ("boxes_xyxy", "category_index", "is_crowd", "squeeze_field"),
+    "semantic": PLANES,
+}
+
+
+def train_columns(task: Task, *, with_masks: bool = False) -> tuple[str, ...]:
+    """Name the columns that training reads.
+
+    Args:
+        task: of the shards.
+        with_masks: with the run-length masks of instances.
+    """
+    return _IMAGE_COLUMNS + _TARGET_COLUMNS[task] + (("rle",) if with_masks else ())
+
+
+def bytes_per_row(manifest: Manifest) -> int:
+    """Tell how large a row is, as it is stored."""
+    stored = sum(shard.size_bytes for shard in manifest.shards)
+    return stored // max(1, manifest.images) or _UNKNOWN_ROW_BYTES
+
+
+def rows_per_item(manifest: Manifest) -> int:
+    """Choose how many rows a task reads: fewer where they are large. It changes no order."""
+    return max(1, min(ROWS_PER_ITEM, _ITEM_BYTES // bytes_per_row(manifest)))
 
 
 def plan_of(
@@ -66,7 +92,7 @@ def plan_of(
 
 
 def read_item(
-    item: Item, *, split_uri: str, files: tuple[str, ...], with_masks: bool = False
+    item: Item, *, split_uri: str, files: tuple[str, ...], columns: Sequence[str]
 ) -> pa.Table:
     """Read an item's rows, by step, then by lane, with their place in the plan.
 
@@ -74,12 +100,11 @@ def read_item(
         item: which rows.
         split_uri: folder of shards.
         files: name of each shard.
-        with_masks: read the run-length masks too.
+        columns: to read.
 
     Raises:
         DatasetError: a shard cannot be read, or holds fewer rows than dataset.json says.
     """
-    columns = [*_TRAIN_COLUMNS, *(["rle"] if with_masks else [])]
     # One number for each row group, so that each is read once.
     place = item.shard_index * (item.row_group_index.max() + 1) + item.row_group_index
     tables, order = [], []
@@ -87,8 +112,9 @@ def read_item(
         where = np.flatnonzero(place == each)
         shard, row_group = int(item.shard_index[where[0]]), int(item.row_group_index[where[0]])
         uri = storage.join(split_uri, files[shard])
-        tables.append(_read_rows(uri, row_group, item.row[where], columns))
-        order.append(where)
+        by_row = np.argsort(item.row[where], kind="stable")
+        tables.append(read_rows(uri, row_group, item.row[where[by_row]], columns=columns))
+        order.append(where[by_row])
     table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
     for name in PLAN_COLUMNS:
         table = table.append_column(name, pa.array(getattr(item, name)))
@@ -100,7 +126,7 @@ def run_item(
     *,
     split_uri: str,
     files: tuple[str, ...],
-    with_masks: bool,
+    columns: Sequence[str],
     prepare: Callable[[pa.Table], pa.Table] | None,
 ) -> pa.Table:
     """Read one item and prepare its rows: a task of Ray Data.
@@ -109,12 +135,12 @@ def run_item(
         packed: one row, whose column `item` is Item.to_bytes.
         split_uri: folder of shards.
         files: name of each shard.
-        with_masks: read the run-length masks too.
+        columns: to read.
         prepare: what else to do with the rows here.
     """
     item = Item.from_bytes(packed["item"][0].as_py())
     try:
-        rows = read_item(item, split_uri=split_uri, files=files, with_masks=with_masks)
+        rows = read_item(item, split_uri=split_uri, files=files, columns=columns)
         return rows if prepare is None else prepare(rows)
     except PipelineError as error:
         # Ray Data would lose its type and text on the way. As many rows as the item has, so that it
@@ -162,10 +188,26 @@ def _read_columns(uri: str, columns: list[str]) -> pa.Table:
         return shard.read(columns=columns, use_threads=False)
 
 
-def _read_rows(uri: str, row_group: int, rows: Ints, columns: list[str]) -> pa.Table:
+def read_rows(uri: str, row_group: int, rows: Ints, *, columns: Sequence[str]) -> pa.Table:
+    """Read rows of a row group, a few at a time; they rise, and may repeat.
+
+    Raises:
+        DatasetError: the shard cannot be read, or has not so many rows.
+    """
+    parts, first = [], 0
     with _shard(uri, f"row group {row_group}") as shard:
-        table = shard.read_row_group(row_group, columns=columns, use_threads=False)
-        return table.take(pa.array(rows))
+        for batch in shard.iter_batches(
+            batch_size=_ROWS_AT_ONCE,
+            row_groups=[row_group],
+            columns=list(columns),
+            use_threads=False,
+        ):
+            low, high = np.searchsorted(rows, (first, first + len(batch)))
+            parts.append(batch.take(pa.array(rows[low:high] - first)))
+            first += len(batch)
+        if rows[-1] >= first:
+            raise IndexError(f"row {rows[-1]} is wanted, it has {first} rows")
+    return pa.Table.from_batches(parts)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def encode_plane(plane: Plane) -> bytes:
     return bytes(encoded)
 
 
-def decode_plane(encoded: bytes) -> Plane | None:
+def decode_plane(encoded: bytes | memoryview) -> Plane | None:
     """Read a plane that encode_plane wrote; None where it is none."""
     data = np.frombuffer(encoded, dtype=np.uint8)
     plane = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None

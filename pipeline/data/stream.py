@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
+from pipeline.data import collate_semantic
 from pipeline.data.ahead import ahead
-from pipeline.data.collate import Batch, collate
+from pipeline.data.batch import Batch
+from pipeline.data.collate import collate
 from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import Chapter
-from pipeline.data.rows import plan_of, read_item
+from pipeline.data.rows import plan_of, read_item, rows_per_item, train_columns
 from pipeline.errors import TrainingError
 from pipeline.recipe import DataConfig
 
@@ -61,7 +63,7 @@ def local_batches(
         images_per_pass: images of one forward pass.
         first_step: where to begin; may lie anywhere.
         stop_step: the first step that is not wanted.
-        with_masks: decode masks too, for targets made on each RoI's own mask.
+        with_masks: decode masks of instances too, for targets made on each RoI's own mask.
 
     Raises:
         DatasetError: the shards are missing or damaged, or an image cannot be decoded.
@@ -75,10 +77,9 @@ def local_batches(
         global_batch=global_batch,
         repeat_threshold=data.repeat_threshold,
     )
-    items = plan.items(first_step, stop_step)
-    tables = (
-        read_item(item, split_uri=split_uri, files=files, with_masks=with_masks) for item in items
-    )
+    items = plan.items(first_step, stop_step, rows_per_item=rows_per_item(manifest))
+    columns = train_columns(manifest.task, with_masks=with_masks)
+    tables = (read_item(item, split_uri=split_uri, files=files, columns=columns) for item in items)
     steps = _steps(
         tables,
         Chapter("of this process", first_step, stop_step, 1),
@@ -181,10 +182,15 @@ def _maker(
 ) -> Callable[[tuple[int, pa.Table]], StepBatch]:
     pin = torch.cuda.is_available()
 
+    def collated(rows: pa.Table) -> Batch:
+        if "label" in rows.column_names:
+            return collate_semantic.collate(rows, data, seed=seed)
+        return collate(rows, data, seed=seed, with_masks=with_masks)
+
     def make(found: tuple[int, pa.Table]) -> StepBatch:
         step, rows = found
         passes = [
-            collate(rows.slice(first, images_per_pass), data, seed=seed, with_masks=with_masks)
+            collated(rows.slice(first, images_per_pass))
             for first in range(0, len(rows), images_per_pass)
         ]
         return StepBatch(

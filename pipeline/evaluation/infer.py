@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bsm.instance import tensors
 from bsm.instance.paste import paste_masks
-from pipeline.data.collate import Batch
+from pipeline.data.batch import Batch
+from pipeline.evaluation.timing import Stopwatch
 
 
 class Detection(NamedTuple):
@@ -32,7 +33,12 @@ class Detection(NamedTuple):
 
 @torch.inference_mode()
 def detect(
-    model: nn.Module, batch: Batch, *, paste_bytes: int, in_true_boxes: bool = False
+    model: nn.Module,
+    batch: Batch,
+    *,
+    paste_bytes: int,
+    in_true_boxes: bool = False,
+    watch: Stopwatch | None = None,
 ) -> list[list[Detection]]:
     """Find the objects in a batch, or draw the masks of those that are there.
 
@@ -44,18 +50,23 @@ def detect(
         batch: on the model's device.
         paste_bytes: dense masks take at most so many bytes at a time.
         in_true_boxes: draw masks in the boxes of the batch's targets, each with a score of 1.
+        watch: times the pass of the model, without what follows it.
 
     Returns:
         For each image of the batch its detections, best first; those in true boxes in their order.
     """
+    watch = watch or Stopwatch(batch.images.device)
+
+    def find() -> tensors.Detections:
+        if in_true_boxes:
+            return _in_true_boxes(model, batch)
+        found: tensors.Detections = model(batch.images, batch.image_sizes_hw)
+        return found
+
     was_training = model.training
     model.eval()
     try:
-        found: tensors.Detections = (
-            _in_true_boxes(model, batch)
-            if in_true_boxes
-            else model(batch.images, batch.image_sizes_hw)
-        )
+        found = watch.time(find, images=len(batch.images))
     finally:
         model.train(was_training)
     original_hw = batch.original_sizes_hw.to(found.boxes_xyxy.device)
@@ -102,7 +113,7 @@ def to_results(
 
 
 def _in_true_boxes(model: Any, batch: Batch) -> tensors.Detections:  # noqa: ANN401  any model
-    targets = batch.targets
+    targets: Any = batch.targets  # of instances
     probs = model.masks_for_boxes(
         batch.images, batch.image_sizes_hw, targets.boxes_xyxy, targets.category_index
     )

@@ -124,6 +124,25 @@ def evaluate_lvis(
         StorageError: a file cannot be read.
         DatasetError: everything that is wrong with the two, in one message.
     """
+    return evaluate_lvis_metrics(
+        truth, detections, metrics=(metric,), dilation_ratio=dilation_ratio
+    )[metric]
+
+
+def evaluate_lvis_metrics(
+    truth: str | Mapping[str, Any],
+    detections: str | Sequence[Mapping[str, Any]],
+    *,
+    metrics: Sequence[MetricName],
+    dilation_ratio: float = COCO_DILATION_RATIO,
+) -> dict[MetricName, LvisMetrics]:
+    """Measure several metrics at once; files are read and checked once.
+
+    Raises:
+        RecipeError: the ratio is not between 0 and 1.
+        StorageError: a file cannot be read.
+        DatasetError: everything that is wrong with the two, in one message.
+    """
     check_ratio(dilation_ratio)
     given: Any = read_json(truth) if isinstance(truth, str) else truth
     rows = read_json(detections) if isinstance(detections, str) else detections
@@ -131,15 +150,18 @@ def evaluate_lvis(
     files = check(
         given,
         rows,
-        masks=metric != "bbox",
-        boxes=metric == "bbox",
+        masks=any(metric != "bbox" for metric in metrics),
+        boxes="bbox" in metrics,
         federated=True,
         names=(
             truth if isinstance(truth, str) else "truth",
             detections if isinstance(detections, str) else "detections",
         ),
     )
-    return _measure(files, given, metric=metric, ratio=dilation_ratio, notices=foreign)
+    return {
+        metric: _measure(files, given, metric=metric, ratio=dilation_ratio, notices=foreign)
+        for metric in metrics
+    }
 
 
 def _of_known_categories(rows: object, truth: object) -> tuple[object, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 AP asks whether objects are found, ranked and outlined at once. With the boxes of the truth only the
 outlining is left, and it can be said of every object: the overlap of its mask, and of the bands of
-d pixels inside the two outlines (boundary IoU, Cheng et al. 2021; d is 2 % of the image's
+d pixels inside the two outlines (boundary IoU, Cheng et al. 2021; d is a share of the image's
 diagonal).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from pipeline.evaluation.bands import band_of, band_px
+from pipeline.evaluation.bands import COCO_DILATION_RATIO, band_of, band_px
 
 LARGE_PX = 96**2
 """Area from which COCO calls an object large."""
@@ -51,13 +51,17 @@ class MaskQuality:
 
 
 def quality_in_true_boxes(
-    truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    truth: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    dilation_ratio: float = COCO_DILATION_RATIO,
 ) -> MaskQuality:
     """Compare the masks that were drawn in the boxes of a truth with those of the truth.
 
     Args:
         truth: in COCO's layout, with masks as run lengths; crowds are left out.
         rows: of a COCO results file, for each image one for each of its objects, in their order.
+        dilation_ratio: width of the boundaries' bands, in image diagonals.
     """
     drawn = defaultdict(list)
     for row in rows:
@@ -69,7 +73,9 @@ def quality_in_true_boxes(
             of_image[annotation["image_id"]].append(annotation)
     for image_id, annotations in of_image.items():
         for annotation, found in zip(annotations, drawn[image_id], strict=True):
-            ious = _ious(_decoded(annotation["segmentation"]), _decoded(found))
+            ious = _ious(
+                _decoded(annotation["segmentation"]), _decoded(found), ratio=dilation_ratio
+            )
             mask_iou.append(ious[0])
             boundary_iou.append(ious[1])
             area_px.append(annotation["area"])
@@ -80,8 +86,10 @@ def quality_in_true_boxes(
     )
 
 
-def _ious(true: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[float, float]:
-    width_px = band_px(height=true.shape[0], width=true.shape[1])
+def _ious(
+    true: NDArray[np.bool_], found: NDArray[np.bool_], *, ratio: float
+) -> tuple[float, float]:
+    width_px = band_px(height=true.shape[0], width=true.shape[1], dilation_ratio=ratio)
     # All that happens, happens around the two masks; one more row of nothing keeps it the same.
     rows, columns = (np.flatnonzero((true | found).any(axis=axis)) for axis in (1, 0))
     if not len(rows):

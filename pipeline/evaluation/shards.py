@@ -6,15 +6,17 @@ images are batched inside a piece, so neither the number of workers nor their or
 number.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.manifest import Manifest, ShardInfo, read_manifest
+from pipeline.data.rows import read_rows
 from pipeline.data.schema import FEDERATED
 from pipeline.errors import DatasetError
 
@@ -31,9 +33,6 @@ _TRUTH_COLUMNS = [
 ]
 
 _IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "image"]
-
-
-_TARGET_COLUMNS = ["boxes_xyxy", "category_index", "is_crowd", "squeeze_field"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +69,17 @@ def plan_pieces(split_uri: str, *, max_images: int | None, images_each: int) -> 
     return pieces
 
 
-def read_piece(split_uri: str, piece: Piece, *, with_targets: bool = False) -> pa.Table:
-    """Read the rows of a piece: the encoded images and what names them, and the truth if wanted."""
-    columns = _IMAGE_COLUMNS + (_TARGET_COLUMNS if with_targets else [])
-    table = _row_group(split_uri, piece.file, piece.row_group, columns=columns)
-    return table.take(pa.array(piece.rows))
+def read_piece(split_uri: str, piece: Piece, *, truth: Sequence[str] = ()) -> pa.Table:
+    """Read the rows of a piece: the encoded images and what names them, and columns of the truth.
+
+    A row group of large images is read a few rows at a time: a piece has a part of it.
+    """
+    return read_rows(
+        storage.join(split_uri, piece.file),
+        piece.row_group,
+        np.array(piece.rows),
+        columns=[*_IMAGE_COLUMNS, *truth],
+    )
 
 
 def truth_from_shards(

@@ -64,20 +64,34 @@ def format_lvis(metrics: LvisMetrics, *, categories: Categories = "extremes") ->
     return "\n".join(lines)
 
 
-def format_summary(by_metric: Mapping[MetricName, Metrics]) -> str:
+def format_summary(by_metric: Mapping[MetricName, Metrics | LvisMetrics]) -> str:
     """Lay out several metrics of the same detections in one table: overall, then by category."""
     first = next(iter(by_metric.values()))
     engines = ", ".join(dict.fromkeys(metrics.engine for metrics in by_metric.values()))
+    rules = "LVIS" if isinstance(first, LvisMetrics) else "COCO"
+    columns = {
+        "AP": "ap",
+        "AP50": "ap50",
+        "AP75": "ap75",
+        "small": "ap_small",
+        "medium": "ap_medium",
+        "large": "ap_large",
+    }
+    if isinstance(first, LvisMetrics):
+        columns |= {"rare": "ap_rare", "common": "ap_common", "frequent": "ap_frequent"}
     lines = [
-        f"{first.images} images, {first.annotations} annotations, {first.detections} detections "
+        f"{first.images} images, {first.annotations} annotations, {first.detections} detections; "
+        f"{rules}'s rules, boundary band {percent(first.dilation_ratio)} of the diagonal "
         f"({engines})",
         "",
-        f"{'':<10}{'AP':>8}{'AP50':>8}{'AP75':>8}{'small':>8}{'medium':>8}{'large':>8}",
+        f"{'':<10}" + "".join(f"{head:>{max(8, len(head) + 1)}}" for head in columns),
     ]
     for metrics in by_metric.values():
-        named = metrics.by_coco_name()
-        values = (number(named[key]) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"))
-        lines.append(f"{metrics.prefix:<10}" + "".join(f"{value:>8}" for value in values))
+        cells = (
+            f"{number(getattr(metrics, key)):>{max(8, len(head) + 1)}}"
+            for head, key in columns.items()
+        )
+        lines.append(f"{metrics.prefix:<10}" + "".join(cells))
     shown, dropped = _shown(first, which="extremes")
     if shown:
         width = max(len("category"), *(len(name) for name in shown))

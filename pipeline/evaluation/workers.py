@@ -1,19 +1,18 @@
-"""Detection shared by Ray workers: each holds the model and takes the next piece when it is free.
+"""Pieces shared by Ray workers: each holds the model and takes the next piece when it is free.
 
 Which worker did a piece changes nothing, so a lost worker's piece is simply done again.
 """
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 from torch import nn
 
-from pipeline.evaluation.evaluate import Row, detect_pieces
+from pipeline.evaluation.pieces import Maker
 from pipeline.evaluation.shards import Piece
-from pipeline.recipe import DataConfig, EvaluationConfig
 
 _RETRIES = 3
 
@@ -26,63 +25,51 @@ _PATIENCE_S = 120
 _log = logging.getLogger(__name__)
 
 
-class _Detector:
-    """A worker that holds the model."""
+class _Worker:
+    """An actor that holds the model."""
 
-    def __init__(
-        self, split_uri: str, data: DataConfig, evaluation: EvaluationConfig, device: str
-    ) -> None:
-        self._model: nn.Module | None = None
-        self._split_uri = split_uri
-        self._data = data
-        self._evaluation = evaluation
+    def __init__(self, make: Maker, device: str) -> None:
+        self._make = make
         self._device = device
+        self._work: Callable[[Piece], Any] | None = None
 
-    def detect(self, shared: list[Any], piece: Piece) -> list[Row]:
-        """Give the rows of one piece.
+    def do(self, shared: list[Any], piece: Piece) -> Any:  # noqa: ANN401  what the work gives
+        """Give what comes of one piece.
 
         Args:
             shared: the reference to the model, in a list so that Ray hands over the reference and
                 not a copy each time. A restarted worker fetches the model again; given to the
                 constructor, Ray would warn that a restart may not find it.
-            piece: what to look at.
+            piece: what to work on.
         """
-        if self._model is None:
-            self._model = ray.get(shared[0]).to(self._device)
-        ((_, rows),) = detect_pieces(
-            self._model, self._split_uri, [piece], self._data, self._evaluation
-        )
-        return rows
+        if self._work is None:
+            self._work = self._make(ray.get(shared[0]).to(self._device))
+        return self._work(piece)
 
 
-def detect_on_workers(
+def on_workers(
     model: nn.Module,
-    split_uri: str,
     pieces: Sequence[Piece],
-    data: DataConfig,
-    evaluation: EvaluationConfig,
+    make: Maker,
     *,
     num_workers: int,
     use_gpu: bool,
-) -> Iterator[tuple[Piece, list[Row]]]:
-    """Run a model over pieces of a split on Ray workers.
+) -> Iterator[tuple[Piece, Any]]:
+    """Work on pieces of a split on Ray workers; see pieces.in_order.
 
     Yields:
-        Each piece and its rows, as they are done.
+        Each piece and what came of it, as they are done.
     """
     remote = ray.remote(
         num_cpus=1,
         num_gpus=int(use_gpu),
         max_restarts=_RETRIES,
         max_task_retries=_RETRIES,
-    )(_Detector)
+    )(_Worker)
     # On the CPU: a worker may have no GPU, or another one.
     shared = ray.put(copy.deepcopy(model).cpu())
     device = "cuda" if use_gpu else "cpu"
-    workers: list[Any] = [
-        remote.remote(split_uri, data, evaluation, device)
-        for _ in range(min(num_workers, len(pieces)))
-    ]
+    workers: list[Any] = [remote.remote(make, device) for _ in range(min(num_workers, len(pieces)))]
     try:
         yield from _in_turn(workers, pieces, shared=shared)
     finally:
@@ -95,14 +82,14 @@ def _in_turn(
     pieces: Sequence[Piece],
     *,
     shared: Any,  # noqa: ANN401  a reference
-) -> Iterator[tuple[Piece, list[Row]]]:
+) -> Iterator[tuple[Piece, Any]]:
     waiting = iter(pieces)
     running: dict[Any, tuple[Any, Piece]] = {}
 
     def hand_out(worker: Any) -> None:  # noqa: ANN401  an actor's handle
         piece = next(waiting, None)
         if piece is not None:
-            running[worker.detect.remote([shared], piece)] = worker, piece
+            running[worker.do.remote([shared], piece)] = worker, piece
 
     for _ in range(_PIECES_AHEAD):
         for worker in workers:

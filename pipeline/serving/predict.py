@@ -1,9 +1,10 @@
-"""A registered model over a folder of photos: detections as JSON, every photo with its masks."""
+"""A registered model over a folder of photos: what it finds as files, and drawn on every photo."""
 
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from pipeline import storage
+from pipeline.data.augment import Pixels
 from pipeline.data.manifest import Category
-from pipeline.errors import DatasetError, RegistryError
+from pipeline.data.schema import Task
+from pipeline.data.semantic_fields import decode_plane
+from pipeline.errors import DatasetError, RecipeError, RegistryError
 from pipeline.report.draw import overlay, shapes_of
+from pipeline.report.label_picture import entries, label_overlay
 from pipeline.serving.photos import check_photos, read_photo
 from pipeline.tracking.model_parts import SCORE_THRESHOLD
 from pipeline.tracking.stores import tracking_uri
@@ -35,6 +40,8 @@ class Pulled(NamedTuple):
     uri: str
     """models:/NAME/VERSION: which version an alias stood for."""
     categories: tuple[Category, ...]
+    task: Task
+    """Whether it finds objects or names the class of every pixel."""
 
 
 def pull(model_uri: str, *, tracking: str = "", storage_uri: str = "runs") -> Pulled:
@@ -63,60 +70,123 @@ def pull(model_uri: str, *, tracking: str = "", storage_uri: str = "runs") -> Pu
         # Not by its name: pyfunc knows registries only as a setting of the whole process.
         folder = download_artifacts(artifact_uri=found.source, tracking_uri=found.registry)
         model = mlflow.pyfunc.load_model(folder)
-        categories = model.unwrap_python_model().categories
-    return Pulled(model, found.uri, categories)
+        inner = model.unwrap_python_model()
+    return Pulled(model, found.uri, inner.categories, inner.task)
 
 
 def predict_folder(
-    pulled: Pulled, images: str, out: str | Path, *, score: float = SCORE_THRESHOLD
+    pulled: Pulled, images: str, out: str | Path, *, score: float | None = None
 ) -> dict[str, Any]:
     """Predict for every photo under a folder.
 
-    Writes out/detections.json and, under out, each photo with its masks by the photo's own name.
+    Writes under out each photo, drawn on, by its own name. Of an instance model also
+    out/detections.json; of a semantic one out/label_maps/, with a PNG for each photo whose values
+    are category ids, and out/label_maps.json, which tells what is in them.
 
     Args:
         pulled: the model.
         images: a folder, searched with its subfolders for jpg and png, or one photo.
         out: local folder to write to; made when it is not there.
-        score: detections below are left out.
+        score: of an instance model: detections below are left out; 0.5 unless said.
 
     Returns:
-        images, detections, seconds, out and model, for the RESULT line.
+        images, seconds, out, model and what was found, for the RESULT line.
 
     Raises:
+        RecipeError: a score is given for a model that has none.
         DatasetError: there is no photo, or some cannot be read; all of them are named.
     """
     started = time.perf_counter()
+    if pulled.task == "semantic" and score is not None:
+        raise RecipeError(
+            f"{pulled.uri} names the class of every pixel and has no scores: leave out --score"
+        )
     root, names = _photos(Path(images), Path(out))
     check_photos([str(root / name) for name in names])
     folder = Path(out)
-    entries: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
-    for image_id, name in _reported(names):
-        pixels = read_photo(root / name, name=name)
-        height, width = pixels.shape[:2]
-        entries.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        table: Any = pulled.model.predict([pixels], params={"score_threshold": score})
-        found = table.to_dict("records")
-        rows += [_coco_row(row, image_id, name, pulled.categories) for row in found]
-        _save(overlay(pixels, shapes_of(found)), folder / name)
-    file = folder / "detections.json"
-    content = {
-        "model": pulled.uri,
-        "score_threshold": score,
-        "images": entries,
-        "categories": [asdict(each) for each in pulled.categories],
-        "detections": rows,
-    }
-    storage.write_bytes_atomic(str(file), (json.dumps(content, indent=1) + "\n").encode())
+    photos = _Photos(root, names, folder)
+    found = (
+        _label_maps(pulled, photos)
+        if pulled.task == "semantic"
+        else _detections(pulled, photos, score=SCORE_THRESHOLD if score is None else score)
+    )
     return {
         "images": len(names),
-        "detections": len(rows),
+        **found,
         "seconds": round(time.perf_counter() - started, 3),
         "out": str(folder),
-        "detections_file": str(file),
         "model": pulled.uri,
     }
+
+
+class _Photos(NamedTuple):
+    """The photos to look at, and where what is seen goes."""
+
+    root: Path
+    names: Sequence[str]
+    out: Path
+
+    def read(self) -> Iterator[tuple[dict[str, Any], Pixels]]:
+        """Yield an entry of images and the pixels of each."""
+        for image_id, name in _reported(self.names):
+            pixels = read_photo(self.root / name, name=name)
+            height, width = pixels.shape[:2]
+            yield {"id": image_id, "file_name": name, "height": height, "width": width}, pixels
+
+
+def _detections(pulled: Pulled, photos: _Photos, *, score: float) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for image, pixels in photos.read():
+        images.append(image)
+        table: Any = pulled.model.predict([pixels], params={"score_threshold": score})
+        found = table.to_dict("records")
+        name = image["file_name"]
+        rows += [_coco_row(row, image["id"], name, pulled.categories) for row in found]
+        _save(overlay(pixels, shapes_of(found)), photos.out / name)
+    content = {"score_threshold": score, "images": images, "detections": rows}
+    file = photos.out / "detections.json"
+    _write_json(file, pulled, content)
+    return {"detections": len(rows), "detections_file": str(file)}
+
+
+def _label_maps(pulled: Pulled, photos: _Photos) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    legend = entries({each.category_id: each.name for each in pulled.categories})
+    folder = photos.out / "label_maps"
+    stems = Counter(Path(name).with_suffix("") for name in photos.names)
+    for image, pixels in photos.read():
+        table: Any = pulled.model.predict([pixels])
+        (row,) = table.to_dict("records")
+        name = image["file_name"]
+        # Of a.jpg it is a.png, unless there is another photo of that name.
+        stem = Path(name).with_suffix("")
+        place = folder / (f"{stem}.png" if stems[stem] == 1 else f"{name}.png")
+        storage.write_bytes_atomic(str(place), row["label_map"])
+        shares = zip(row["category_ids"], row["category_names"], row["pixel_shares"], strict=True)
+        images.append(
+            image
+            | {
+                "label_map": place.relative_to(photos.out).as_posix(),
+                "classes": [
+                    {"category_id": key, "name": named, "pixel_share": share}
+                    for key, named, share in shares
+                ],
+            }
+        )
+        labels = decode_plane(row["label_map"])
+        if labels is None:
+            raise RegistryError(f"{pulled.uri} gave a label map that is no PNG; register it again")
+        _save(label_overlay(pixels, labels, legend), photos.out / name)
+    file = photos.out / "label_maps.json"
+    _write_json(file, pulled, {"images": images})
+    return {"label_maps": str(folder), "label_maps_file": str(file)}
+
+
+def _write_json(file: Path, pulled: Pulled, content: dict[str, Any]) -> None:
+    categories = [asdict(each) for each in pulled.categories]
+    told = {"model": pulled.uri, "categories": categories, **content}
+    storage.write_bytes_atomic(str(file), (json.dumps(told, indent=1) + "\n").encode())
 
 
 def _photos(images: Path, out: Path) -> tuple[Path, list[str]]:
@@ -142,7 +212,7 @@ def _photos(images: Path, out: Path) -> tuple[Path, list[str]]:
     return root, names
 
 
-def _reported(names: list[str]) -> Iterator[tuple[int, str]]:
+def _reported(names: Sequence[str]) -> Iterator[tuple[int, str]]:
     started = told = time.perf_counter()
     for done, name in enumerate(names):
         yield done, name

@@ -1,7 +1,10 @@
-"""What a registered model does when it is pulled: photos in, one row for each detection out.
+"""What a registered model does when it is pulled: photos in, rows out.
 
     model = mlflow.pyfunc.load_model("models:/NAME@champion")
     rows = model.predict(["photo.jpg", encoded_bytes, array], params={"score_threshold": 0.5})
+
+An instance model gives a row for each detection, a semantic one for each photo; answers.py says
+what is in them.
 
 MLflow stores this file as the model's code ("models from code"), with bsm/ and pipeline/ beside it;
 the weights are safetensors. Nothing is unpickled, and Ray is not needed.
@@ -18,15 +21,18 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from bsm.config import build_model, without_weights
 from bsm.weights import load_weights
-from pipeline.data.augment import Pixels
-from pipeline.data.collate import collate_images
 from pipeline.errors import DatasetError, RegistryError
-from pipeline.evaluation.infer import Detection, detect
 from pipeline.recipe import from_json
 from pipeline.serving.photos import check_photos, read_photo
-from pipeline.tracking.model_parts import SCORE_THRESHOLD, categories_from_json
+from pipeline.tracking.answers import (
+    DETECTION_COLUMNS,
+    LABEL_COLUMNS,
+    Served,
+    detection_rows,
+    label_rows,
+)
+from pipeline.tracking.model_parts import categories_from_json
 
-COLUMNS = ("image_index", "category_name", "category_index", "score", "box_xyxy", "rle")
 DEVICE_VARIABLE = "BSM_DEVICE"
 """Environment variable that names the device; without it a GPU is taken where there is one."""
 
@@ -40,18 +46,17 @@ class Predictor:
         recipe = from_json(files["recipe"].read_text())
         # The weights below are the whole model: its start would only be overwritten.
         config = without_weights(recipe.model)
-        self._data = recipe.data
-        self._paste_bytes = recipe.evaluation.paste_bytes
+        self.task = recipe.model.task
         self.categories = categories_from_json(files["categories"].read_text())
-        self._device = _device()
-        self._model = build_model(config)
+        model: torch.nn.Module = build_model(config)
         try:
-            load_weights(self._model, files["weights"])
+            load_weights(model, files["weights"])
         except ValueError as error:
             raise RegistryError(
                 f"the registered weights do not fit their recipe: {error}"
             ) from error
-        self._model.to(self._device).eval()
+        device = _device()
+        self._served = Served(model.to(device).eval(), recipe, self.categories, device)
 
     def predict(
         self,
@@ -59,44 +64,37 @@ class Predictor:
         model_input: list[Any],
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Find the objects in photos.
+        """Find the objects in photos, or name the class of each of their pixels.
 
         Args:
             context: given by MLflow; callers of the loaded model leave it out.
             model_input: paths, encoded files as bytes (base64 text over REST), and uint8 arrays
                 (H, W, 3) in RGB, in any mixture; or a DataFrame with one column `image` of these.
                 Pixels are taken as stored: an EXIF orientation is not applied.
-            params: score_threshold, 0.5 without; the model itself keeps nothing below the recipe's
-                box_head.score_threshold.
+            params: of an instance model score_threshold, 0.5 without; the model itself keeps
+                nothing below the recipe's box_head.score_threshold.
 
         Returns:
-            One row for each detection: image_index, category_name, category_index, score,
-            box_xyxy (four floats, in pixels of the photo) and rle (COCO's dict of size and counts).
+            Rows with the columns answers.DETECTION_COLUMNS or answers.LABEL_COLUMNS.
 
         Raises:
             DatasetError: some images cannot be read; each is named, and nothing is predicted.
         """
-        threshold = _threshold(params or {})
         images = _listed(model_input)
         check_photos(images)
+        semantic = self.task == "semantic"
+        rows_of = label_rows if semantic else detection_rows
         rows = [
-            self._row(detection, image_index)
-            for image_index, image in enumerate(images)
-            for detection in self._detect(read_photo(image, name=f"image {image_index}"))
-            if detection.score >= threshold
+            row
+            for index, image in enumerate(images)
+            for row in rows_of(
+                self._served,
+                read_photo(image, name=f"image {index}"),
+                image_index=index,
+                params=params or {},
+            )
         ]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
-
-    def _detect(self, pixels: Pixels) -> list[Detection]:
-        # One by one: what is found in a photo does not depend on the photos beside it.
-        batch = collate_images([pixels], self._data).to(self._device)
-        return detect(self._model, batch, paste_bytes=self._paste_bytes)[0]
-
-    def _row(self, found: Detection, image_index: int) -> tuple[Any, ...]:
-        rle = {"size": list(found.size_hw), "counts": found.rle_counts.decode()}
-        name = self.categories[found.category_index].name
-        box = list(found.box_xyxy)
-        return image_index, name, found.category_index, found.score, box, rle
+        return pd.DataFrame(rows, columns=list(LABEL_COLUMNS if semantic else DETECTION_COLUMNS))
 
 
 class PackagedModel(Predictor, PythonModel):
@@ -110,13 +108,6 @@ class PackagedModel(Predictor, PythonModel):
 def _device() -> torch.device:
     wanted = os.environ.get(DEVICE_VARIABLE, "")
     return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _threshold(params: dict[str, Any]) -> float:
-    threshold = float(params.get("score_threshold", SCORE_THRESHOLD))
-    if not 0 <= threshold <= 1:
-        raise DatasetError(f"params: score_threshold must be in [0, 1], got {threshold}")
-    return threshold
 
 
 def _listed(model_input: object) -> list[Any]:

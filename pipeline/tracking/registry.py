@@ -25,8 +25,9 @@ from pipeline.recipe import to_json as recipe_to_json
 from pipeline.tracking.environment import environment
 from pipeline.tracking.evidence import Measured, Origin, TrainedOn, to_json
 from pipeline.tracking.lifecycle import contend, keep_measured, refresh_card
-from pipeline.tracking.model_parts import SCORE_THRESHOLD, categories_to_json
+from pipeline.tracking.model_parts import categories_to_json
 from pipeline.tracking.runs import RunHandle
+from pipeline.tracking.signatures import declare_signature
 from pipeline.tracking.stores import client
 from pipeline.tracking.versions import (
     DIGEST_TAG,
@@ -183,7 +184,7 @@ def package(
             code_paths=[str(path) for path in _CODE],
             pip_requirements=requirements(),
         )
-    _declare_signature(folder / "model")
+    declare_signature(folder / "model", recipe.model.task)
     return folder / "model"
 
 
@@ -194,32 +195,6 @@ def requirements() -> list[str]:
         f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
         for name in REQUIREMENTS
     ]
-
-
-def _declare_signature(folder: Path) -> None:
-    # MLflow took the signature from predict's type hints, the only kind under which it lets a list
-    # of arrays through. Hints cannot name columns and params, and undeclared params are ignored.
-    from mlflow.models import Model  # noqa: PLC0415  mlflow is slow to import
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema  # noqa: PLC0415
-    from mlflow.types.schema import Array, Object, Property  # noqa: PLC0415
-
-    size, counts = Property("size", Array(DataType.long)), Property("counts", DataType.string)
-    rle = Object([size, counts])
-    model = Model.load(str(folder))
-    model.signature.inputs = Schema([ColSpec(DataType.binary, "image")])
-    model.signature.outputs = Schema(
-        [
-            ColSpec(DataType.long, "image_index"),
-            ColSpec(DataType.string, "category_name"),
-            ColSpec(DataType.long, "category_index"),
-            ColSpec(DataType.double, "score"),
-            ColSpec(Array(DataType.double), "box_xyxy"),
-            ColSpec(rle, "rle"),
-        ]
-    )
-    threshold = ParamSpec("score_threshold", DataType.double, SCORE_THRESHOLD)
-    model.signature.params = ParamSchema([threshold])
-    model.save(str(folder / "MLmodel"))
 
 
 def _check(

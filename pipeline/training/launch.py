@@ -23,8 +23,9 @@ from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
-from pipeline.evaluation.evaluate import Evaluation, evaluate_model, write_detections
-from pipeline.evaluation.table import format_quality, format_summary
+from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.evaluation.metrics import Metrics
+from pipeline.evaluation.outcome import Evaluation
 from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
 from pipeline.tracking import evidence, runs
 from pipeline.tracking.registry import RegisteredVersion, register
@@ -35,6 +36,7 @@ from pipeline.training.preflight import Checked, check
 from pipeline.training.samples import merge
 from pipeline.training.step import World
 
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,8 +44,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """Run a recipe to its end.
 
     Returns:
-        The RESULT line: name, steps, metrics by name (AP, AP50, ..., mask_ap, boundary_ap, ...),
-        seconds of each phase, throughput, and where everything is.
+        The RESULT line: name, steps, metrics by name (AP, AP50, ..., mask_ap, boundary_ap, ..., or
+        miou, boundary_f_3px, ...), seconds of each phase, throughput, and where everything is.
 
     Raises:
         PipelineError: what went wrong, in the user's words.
@@ -87,7 +89,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
         "peak_memory_gb": round(outcome.peak_memory_bytes / 1e9, 3),
         "checkpoint": place.uri,
         "weights": storage.join(checked.run_uri, "model.safetensors"),
-        "detections": storage.join(checked.run_uri, "detections.json"),
+        **evaluation.files,
         "samples": samples_uri,
         "samples_sha256": samples_sha256,
         "run_id": handle.run_id,
@@ -216,26 +218,26 @@ def _evaluate(checked: Checked) -> Evaluation:
         checked.val_uri,
         recipe.data,
         recipe.evaluation,
+        out_uri=checked.run_uri,
         num_workers=recipe.scale.num_workers,
         use_gpu=recipe.scale.use_gpu,
     )
-    _log.info("%s", format_summary(evaluation.by_metric))
-    if evaluation.quality is not None:
-        _log.info("%s", format_quality(evaluation.quality))
+    _log.info("%s", evaluation.text)
+    for kind, place in evaluation.files.items():
+        _log.info("evaluate: %s in %s", kind.replace("_", " "), place)
     return evaluation
 
 
 def _keep_results(
     checked: Checked, handle: RunHandle, evaluation: Evaluation, *, step: int
 ) -> RegisteredVersion | None:
-    """Put weights, detections and numbers beside the checkpoints and into the tracking store."""
+    """Put weights and numbers beside the checkpoints, and all of it into the tracking store."""
     recipe, version = checked.identity.recipe, None
     measured = evidence.Measured.of(
         evaluation, fingerprint=checked.val_fingerprint, settings=recipe.evaluation
     )
     trained_on = evidence.TrainedOn.of(read_manifest(checked.train_uri))
     finished.keep_evidence(checked.run_uri, measured=measured, trained_on=trained_on)
-    write_detections(storage.join(checked.run_uri, "detections.json"), evaluation.detections)
     runs.log_metrics(
         handle, {k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}, step=step
     )
@@ -260,8 +262,11 @@ def _keep_results(
         weights.unlink()
         (files / "metrics.json").write_text(evidence.to_json(measured))
         (files / "run_recipe.json").write_text(to_json(recipe))
-        for name in ("detections.json", "samples.csv"):
-            (files / name).write_bytes(storage.read_bytes(storage.join(checked.run_uri, name)))
+        kept = [storage.join(checked.run_uri, "samples.csv")]
+        # Folders stay beside the run: they are as large as the split.
+        kept += [uri for uri in evaluation.files.values() if uri.endswith(".json")]
+        for uri in kept:
+            (files / uri.rpartition("/")[2]).write_bytes(storage.read_bytes(uri))
         runs.log_artifacts(handle, files, folder="results")
     return version
 
@@ -298,7 +303,7 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 def _coco_names(evaluation: Evaluation) -> dict[str, float]:
     """Give the mask numbers as COCO calls them, too."""
     segm = evaluation.by_metric.get("segm")
-    return dict(segm.by_coco_name()) if segm else {}
+    return dict(segm.by_coco_name()) if isinstance(segm, Metrics) else {}
 
 
 def _for_json(numbers: dict[str, float]) -> dict[str, float | None]:

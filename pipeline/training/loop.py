@@ -138,7 +138,7 @@ def start_of(config: AnyModel, *, place: Place | None) -> AnyModel:
     return config if place is None else without_weights(config)
 
 
-def share_model(model: nn.Module, *, world: World, norm: str) -> nn.Module:
+def share_model(model: nn.Module, *, world: World) -> nn.Module:
     """Wrap a model so that its gradients are averaged over the workers."""
     if world.size == 1:
         return model
@@ -146,7 +146,7 @@ def share_model(model: nn.Module, *, world: World, norm: str) -> nn.Module:
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         # Only running statistics of plain batch norm differ between workers.
-        broadcast_buffers=norm == "batch",
+        broadcast_buffers=any(isinstance(module, nn.BatchNorm2d) for module in model.modules()),
         gradient_as_bucket_view=True,
     )
 
@@ -165,7 +165,7 @@ class _Worker:
         self.job, self.world, self.hooks = job, world, hooks
         self.recipe = job.recipe
         self.model, self.optimizer = model, optimizer
-        self.shared = share_model(model, world=world, norm=self.recipe.model.backbone.norm)
+        self.shared = share_model(model, world=world)
         self.samples = SampleLog(world)
         self.clock = _Clock()
         self.item: StepBatch | None = None

@@ -12,11 +12,15 @@ import torch
 from torch import nn
 
 from bsm.config import build_model
+from bsm.semantic.config import DeepLabConfig
 from pipeline import storage
 from pipeline.data.audit import audit_shards, told
 from pipeline.data.manifest import Category, Manifest, read_manifest
+from pipeline.data.schema import Task
+from pipeline.data.semantic_fields import REACH_PX
 from pipeline.errors import DatasetError, PipelineError, RecipeError
-from pipeline.recipe import Recipe, to_json
+from pipeline.evaluation.label_maps import WINDOWS_OF_RESIZED
+from pipeline.recipe import DataConfig, EvaluationConfig, Recipe, to_json
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Identity, Place
 from pipeline.training.loop import start_of
@@ -25,6 +29,18 @@ from pipeline.training.start_weights import Start, absolute_weights, started_fro
 _log = logging.getLogger(__name__)
 
 _MOST_NAMES = 8
+
+_OF_TASK: dict[Task, dict[str, tuple[str, ...]]] = {
+    "instance": {
+        "data": ("short_edge_px", "test_short_edge_px", "long_edge_px"),
+        "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission"),
+    },
+    "semantic": {
+        "data": ("scale_range", "crop_px", "test_size_hw"),
+        "evaluation": ("window_px", "window_overlap", "radii_px", "absent"),
+    },
+}
+"""Fields of a recipe that only one kind of model reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,15 +141,21 @@ def _warn_of_other_categories(start: Start, train: Manifest) -> None:
 
 
 def _check_data(recipe: Recipe, split_uris: list[str]) -> tuple[list[Manifest], str]:
-    problems = [*_task_problems(recipe), *_device_problems(recipe)]
+    problems = [*_idle_fields(recipe), *_map_problems(recipe), *_device_problems(recipe)]
     manifests: list[Manifest] = []
     for uri in split_uris:
         try:
-            manifests.append(read_manifest(uri))
+            manifest = read_manifest(uri)
         except PipelineError as error:
             problems.append(str(error))
+            continue
+        if manifest.task == recipe.model.task:
+            manifests.append(manifest)
+        else:
+            problems.append(_other_task(recipe, manifest, uri))
     if len(manifests) == len(split_uris):
         problems += _category_problems(recipe, manifests, split_uris)
+        problems += _submission_problems(recipe, manifests[1], split_uris[1])
     if problems:
         raise RecipeError("\n".join(problems))
     broken = [(uri, found) for uri in split_uris if (found := audit_shards(uri))]
@@ -153,10 +175,6 @@ def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str
     problems = []
     train, val = manifests
     count = len(train.categories)
-    if train.task != recipe.model.task:
-        problems.append(
-            f"{uris[0]} holds {train.task} shards; this recipe trains {recipe.model.task} models"
-        )
     if count != recipe.model.num_classes:
         problems.append(
             f"model.num_classes is {recipe.model.num_classes}, {uris[0]} has {count} categories "
@@ -170,13 +188,55 @@ def _category_problems(recipe: Recipe, manifests: list[Manifest], uris: list[str
     return problems
 
 
-def _task_problems(recipe: Recipe) -> list[str]:
-    if recipe.model.task == "instance":
+def _submission_problems(recipe: Recipe, val: Manifest, uri: str) -> list[str]:
+    if not recipe.evaluation.submission or val.is_cityscapes:
         return []
     return [
-        f"model.task is {recipe.model.task}, and batches are made for instance models alone. Take "
-        "the model from bsm: build_model(recipe.model) trains in any loop"
+        f"evaluation.submission writes the official format of Cityscapes, and {uri} is made from "
+        f"{val.source.partition(' ')[0] or 'something else'}. Type: --evaluation.no-submission"
     ]
+
+
+def _other_task(recipe: Recipe, manifest: Manifest, uri: str) -> str:
+    jobs = {"instance": "coco_r50.py", "semantic": "cityscapes_semantic_r50.py"}
+    task = recipe.model.task
+    return (
+        f"{uri} holds {manifest.task} shards; this recipe trains {task} models. Name other shards "
+        f"with --data.root, or train on these with another job: python jobs/{jobs[manifest.task]} "
+        f"--data.root {recipe.data.root}"
+    )
+
+
+def _idle_fields(recipe: Recipe) -> list[str]:
+    """Refuse values that would change nothing: whoever typed one expects that it does."""
+    task = recipe.model.task
+    other: Task = "semantic" if task == "instance" else "instance"
+    return [
+        f"{part}.{name} is read for {other} models, and this one is {task}: leave it out"
+        for part, kind in (("data", DataConfig), ("evaluation", EvaluationConfig))
+        for name in _OF_TASK[other][part]
+        if getattr(getattr(recipe, part), name) != getattr(kind(), name)
+    ]
+
+
+def _map_problems(recipe: Recipe) -> list[str]:
+    """List what cannot be done with label maps."""
+    model, problems = recipe.model, []
+    if not isinstance(model, DeepLabConfig):
+        return []
+    kernel, least = model.head.targets.kernel_size, recipe.data.scale_range[0]
+    reach = (kernel - 1) // 2
+    # Bands are read from a field that was measured to a distance.
+    if model.head.kind == "squeeze" and reach > least * (REACH_PX - 0.5):
+        problems.append(
+            f"model.head.targets.kernel_size {kernel} reaches {reach} px, and shards know "
+            f"{REACH_PX} px around a border, which are {least * REACH_PX:g} where an image is "
+            f"resized by {least:g}. Take a smaller kernel, or a larger first value of "
+            "--data.scale-range"
+        )
+    if recipe.evaluation.window_px is not None and recipe.data.test_size_hw is not None:
+        problems.append(WINDOWS_OF_RESIZED)
+    return problems
 
 
 def _device_problems(recipe: Recipe) -> list[str]:
@@ -185,9 +245,11 @@ def _device_problems(recipe: Recipe) -> list[str]:
         problems.append(
             "scale.use_gpu is true, and torch sees no GPU here. Type: --scale.no-use-gpu"
         )
-    if recipe.model.backbone.norm == "sync" and scale.num_workers > 1 and not scale.use_gpu:
+    # Of one worker too: torch refuses it wherever there is a process group.
+    if recipe.model.backbone.norm == "sync" and scale.num_workers > 0 and not scale.use_gpu:
         problems.append(
-            "model.backbone.norm is sync, which needs GPUs. Type: --model.backbone.norm group"
+            "model.backbone.norm is sync, which needs GPUs. Type: --model.backbone.norm group "
+            "(pretrained weights: batch, with statistics of each worker's own images)"
         )
     return problems
 

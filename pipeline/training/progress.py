@@ -13,10 +13,13 @@ from pipeline.training.step import BadStep, Summary
 
 _SHORT = {
     "loss_mask": "mask",
+    "loss_segmentation": "seg",
     "loss_boundary": "bnd",
     "loss_contraction": "con",
     "loss_expansion": "exp",
     "loss_mask_point": "pnt",
+    "loss_point": "pnt",
+    "loss_auxiliary": "aux",
     "loss_flow_contraction": "fcon",
     "loss_flow_expansion": "fexp",
     "loss_class": "cls",

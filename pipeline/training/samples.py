@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.data.collate import Batch
+from pipeline.data.batch import Batch
 from pipeline.errors import TrainingError
 from pipeline.training.step import World, gather_rows
 

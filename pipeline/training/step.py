@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.data.collate import Batch
+from pipeline.data.batch import Batch
 from pipeline.recipe import OptimConfig
+from pipeline.training.color import recolored
 from pipeline.training.optim import FiniteOptimizer, clip_gradients, learning_rate
 
 GRADIENT_NORM = "gradient_norm"
@@ -62,7 +63,7 @@ def train_step(
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(passes):
         share = len(batch.images) / images
-        on_device = batch.to(device)
+        on_device = recolored(batch.to(device))
         with _gradients_meet(model, last=index == len(passes) - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(optim, device)):
                 losses: dict[str, Tensor] = model(

@@ -267,3 +267,27 @@ def test_a_switch_is_set_and_unset_whatever_the_job_says(declared):
     recipe = replace(RECIPE, scale=replace(RECIPE.scale, use_gpu=declared))
     assert cli.parse_recipe(recipe, ["--scale.use-gpu"])[0].scale.use_gpu
     assert not cli.parse_recipe(recipe, ["--scale.no-use-gpu"])[0].scale.use_gpu
+
+
+def test_of_several_recipes_the_first_argument_names_one(tmp_path):
+    path = tmp_path / "rows.py"
+    path.write_text(
+        textwrap.dedent(
+            '''
+            """Rows of a table.   python jobs/rows.py"""
+            from pipeline import main
+            from pipeline.recipe import Recipe
+            main({"one": Recipe(name="first"), "two": Recipe(name="second")})
+            '''
+        )
+    )
+    printed = run(path, "two", "--optim.steps", "7", "--print-recipe")
+    recipe = from_json(printed.stdout)
+    assert (recipe.name, recipe.optim.steps) == ("second", 7)
+    for arguments in ([], ["three"], ["--optim.steps", "7"]):
+        wrong = run(path, *arguments)
+        assert wrong.returncode == 2
+        assert "the first argument is one of: one, two" in wrong.stderr
+    told = run(path, "--help")
+    assert (told.returncode, "one, two" in told.stdout) == (0, True)
+    assert "--optim.steps" in run(path, "one", "--help").stdout

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from pipeline.data.ahead import ahead
+from pipeline.data.manifest import Manifest, ShardInfo
 from pipeline.data.plan import Chapter
+from pipeline.data.rows import rows_per_item
 from pipeline.data.stream import _steps, local_batches
 from pipeline.errors import DatasetError, TrainingError
 from pipeline.recipe import DataConfig
+from tests.pipeline.data.tiny_maps import write_map_shards
 from tests.pipeline.data.tiny_shards import write_tiny_split
 
 DATA = DataConfig(short_edge_px=(32, 48), test_short_edge_px=32, long_edge_px=64)
@@ -54,6 +57,32 @@ def test_masks_come_when_asked_for(split):
     assert next(local_batches(split, DATA, **RUN, **run)).passes[0].targets.masks is None
     with_masks = next(local_batches(split, DATA, **RUN, **run, with_masks=True)).passes[0]
     assert with_masks.targets.masks.shape[2:] == with_masks.images.shape[2:]
+
+
+def test_label_maps_come_by_the_same_plan(tmp_path):
+    maps = write_map_shards(tmp_path)
+    data = DataConfig(crop_px=32, scale_range=(0.5, 2.0))
+    whole = list(local_batches(maps, data, **RUN, first_step=0, stop_step=6))
+    for epoch in range(2):
+        seen = [i for step in ids_of(whole[3 * epoch : 3 * epoch + 3]) for i in step]
+        assert sorted(seen) == sorted([1, 2, 3, 4, 5, 6] * 2)
+    rest = list(local_batches(maps, data, **RUN, first_step=2, stop_step=6))
+    for again, before in zip(rest, whole[2:], strict=True):
+        for one, other in zip(again.passes, before.passes, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets.label, other.targets.label)
+            assert torch.equal(one.targets.zoom, other.targets.zoom)
+
+
+def test_a_task_reads_fewer_rows_where_they_are_large():
+    def split(row_bytes):
+        shard = ShardInfo(file="a", rows=320, row_groups=(32,) * 10, size_bytes=320 * row_bytes)
+        return Manifest(categories=(), shards=(shard,), images=320, annotations=0, fingerprint="")
+
+    coco, cityscapes = split(160_000), split(2_400_000)
+    assert rows_per_item(coco) == 128
+    assert rows_per_item(cityscapes) * 2_400_000 < 40e6
+    assert rows_per_item(split(10**9)) == 1
 
 
 def test_nothing_runs_on_when_the_consumer_leaves(split):

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_api
 from torch import Tensor, nn
 
 from bsm.instance.tensors import Detections
-from pipeline.data.collate import Batch
+from pipeline.data.batch import Batch
 from pipeline.evaluation.infer import detect, to_results
 
 

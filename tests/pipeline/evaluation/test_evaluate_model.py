@@ -12,8 +12,9 @@ from pycocotools import mask as mask_api
 
 from pipeline.data.manifest import MANIFEST_FILE
 from pipeline.errors import DatasetError
-from pipeline.evaluation import evaluate
-from pipeline.evaluation.evaluate import evaluate_model, write_detections
+from pipeline.evaluation import pieces as pieces_module
+from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.evaluation.instances import instance_work
 from pipeline.evaluation.mask_quality import quality_in_true_boxes
 from pipeline.evaluation.metrics import evaluate_detections
 from pipeline.evaluation.shards import plan_pieces, truth_from_shards
@@ -69,12 +70,15 @@ def test_shares_joined_in_any_order_are_the_whole(split: str) -> None:
     evaluation = EvaluationConfig(images_per_pass=2)
     whole = evaluate_model(Knowing(), split, DATA, evaluation)
     pieces = plan_pieces(split, max_images=None, images_each=2)
+    work = instance_work(split, DATA, evaluation, out_uri=None)
     shares = [
-        list(evaluate.detect_pieces(Knowing(), split, share, DATA, evaluation))
+        [detect(piece) for detect in (work.make(Knowing()),) for piece in share]
         for share in (pieces[1::2], pieces[0::2])
     ]
-    rows = evaluate._gathered([p for share in shares for p in share], total=20, started=0)
-    assert rows == whole.detections
+    joined = work.measure([part for share in shares for part in share])
+    assert joined.detections == whole.detections
+    same = {name: whole.metrics[name] for name in joined.metrics}
+    np.testing.assert_equal(joined.metrics, same)
 
 
 def test_masks_are_judged_in_the_boxes_of_the_truth(split: str) -> None:
@@ -179,7 +183,7 @@ def test_a_folder_that_is_no_complete_split_is_refused(tmp_path: Path) -> None:
 def test_progress_is_told_while_it_runs(
     split: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "_LOG_EVERY_S", 0)
+    monkeypatch.setattr(pieces_module, "_LOG_EVERY_S", 0)
     with caplog.at_level(logging.INFO):
         evaluate_model(Knowing(), split, DATA, EvaluationConfig())
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("evaluate ")]
@@ -189,9 +193,10 @@ def test_progress_is_told_while_it_runs(
 
 
 def test_the_detections_file_is_what_the_evaluators_take(split: str, tmp_path: Path) -> None:
-    found = evaluate_model(Knowing(), split, DATA, EvaluationConfig())
-    uri = str(tmp_path / "deep" / "detections.json")
-    write_detections(uri, found.detections)
+    out = str(tmp_path / "deep")
+    found = evaluate_model(Knowing(), split, DATA, EvaluationConfig(), out_uri=out)
+    assert found.files == {"detections": f"{out}/detections.json"}
+    uri = found.files["detections"]
     assert json.loads(Path(uri).read_text()) == found.detections
     again = evaluate_detections(truth_from_shards(split), uri, metric="segm")
     assert again.ap == found.metrics["mask_ap"]
@@ -215,6 +220,6 @@ def test_ray_workers_give_the_numbers_of_one_process(split: str, one_ray: None) 
     alone = evaluate_model(Knowing(), split, DATA, EvaluationConfig())
     shared = evaluate_model(Knowing(), split, DATA, EvaluationConfig(), num_workers=2)
     assert shared.detections == alone.detections
-    timing = ("seconds", "images_per_s")
+    timing = ("seconds", "images_per_s", "inference_ms_p50", "inference_ms_p90", "inference_ms_p99")
     for name, value in alone.metrics.items():
         assert name in timing or np.array_equal(shared.metrics[name], value, equal_nan=True)

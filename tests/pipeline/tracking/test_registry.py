@@ -51,7 +51,7 @@ print(json.dumps({
     "likely_rows": len(model.predict(["a.png"], params={"score_threshold": 1.0})),
     "modules": sorted(sys.modules),
     "files": sorted(owned.values()),
-    "distributions": sorted({homes[name][0].lower() for name in foreign}),
+    "distributions": sorted({homes[name][0].lower().replace("_", "-") for name in foreign}),
 }))
 """
 

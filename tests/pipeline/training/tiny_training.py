@@ -35,6 +35,7 @@ class FakeBatch:
     targets: Tensor
     image_id: Tensor
     lanes: Tensor
+    colors: None = None
 
     def to(self, device: torch.device) -> "FakeBatch":
         return self

@@ -12,7 +12,7 @@ narrow feature, and a 1 x 1 convolution widens the result:
     B  = tower(C + E + N)  (eq. 1)                       one 3 x 3 convolution
     M' = ReLU(M + widen([B, C, E]))                      1 x 1
 
-    R rois, C channels, Cf channels of the finer feature, w width of the squeeze, m side.
+    R rois, C channels, Cf channels of the finer feature, w width of the squeeze, m, n sides.
 """
 
 import torch
@@ -73,8 +73,8 @@ class LightBoundarySqueeze(nn.Module):
 
     def forward(
         self,
-        roi_features: Float[Tensor, "R C m m"],
-        fine_features: Float[Tensor, "R Cf 2*m 2*m"] | None = None,
+        roi_features: Float[Tensor, "R C m n"],
+        fine_features: Float[Tensor, "R Cf 2*m 2*n"] | None = None,
     ) -> Squeezed:
         """Squeeze R rois.
 

@@ -57,7 +57,7 @@ silent, "paper" does what the code does. The third wiring, "light", is in bsm/li
 What stays in the model's head: its convolutions before M, and a deconvolution and predictor for
 each of the four features (bsm/instance/mask_heads/squeeze.py).
 
-    R rois, C channels, Cf channels of the finer feature, m side of the RoI feature.
+    R rois, C channels, Cf channels of the finer feature, m, n its sides (equal for RoIs).
 """
 
 import math
@@ -113,7 +113,7 @@ class SqueezedFeatureGenerator(nn.Module):
             )
 
     def forward(
-        self, summed: Float[Tensor, "R C m m"], roi_features: Float[Tensor, "R C m m"]
+        self, summed: Float[Tensor, "R C m n"], roi_features: Float[Tensor, "R C m n"]
     ) -> Deformed:
         """Squeeze F_sum, guided by the feature of the RoI."""
         feature: Tensor = self.tower(summed)
@@ -176,8 +176,8 @@ class BoundarySqueeze(nn.Module):
 
     def forward(
         self,
-        roi_features: Float[Tensor, "R C m m"],
-        fine_features: Float[Tensor, "R Cf 2*m 2*m"] | None = None,
+        roi_features: Float[Tensor, "R C m n"],
+        fine_features: Float[Tensor, "R Cf 2*m 2*n"] | None = None,
     ) -> Squeezed:
         """Squeeze R rois.
 

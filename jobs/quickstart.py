@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bsm.config import BackboneConfig
+from bsm.config import BackboneConfig, GuidedFlowConfig
 from bsm.instance.config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from pipeline.cli import Result, run_verb
 from pipeline.recipe import (
@@ -43,7 +43,9 @@ RECIPE = Recipe(
             samples_per_image=64,
         ),
         box_head=BoxHeadConfig(hidden=256, samples_per_image=48, detections_per_image=20),
-        mask_head=MaskHeadConfig(channels=32, num_convs=2),
+        mask_head=MaskHeadConfig(
+            channels=32, num_convs=2, guided_flow=GuidedFlowConfig(weight=0.5)
+        ),
     ),
     data=DataConfig(
         root="runs/quickstart/shards",

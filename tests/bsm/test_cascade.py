@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from synthetic import shapes_batch, tiny_config
 
 from bsm.config import build_model
 from bsm.instance import cascade
@@ -12,6 +11,7 @@ from bsm.instance.config import BoxHeadConfig
 from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import pool_rois, rematch_rois, rois_of_slots
+from tests.bsm.synthetic import shapes_batch, tiny_config
 
 CONFIG = BoxHeadConfig(kind="cascade", hidden=16, detections_per_image=5, roi_side=3)
 SIZES = torch.tensor([[64, 64], [64, 64]])

@@ -11,12 +11,12 @@ from dataclasses import replace
 import kornia.morphology  # noqa: F401  importing it makes tensors, and not in the step
 import pytest
 import torch
-from nothing_from_the_host import NothingFromTheHost
-from synthetic import shapes_batch, tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bsm.config import build_model
 from bsm.instance.tensors import Detections, Targets
+from tests.bsm.synthetic import shapes_batch, tiny_config
+from tests.nothing_from_the_host import NothingFromTheHost
 
 CASES = [
     (kind, boxes, source, slots)

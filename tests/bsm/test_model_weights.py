@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import tiny_config
 from torch import Tensor, nn
 
 from bsm.config import build_model, without_weights
 from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
 from bsm.weights import save_weights
+from tests.bsm.synthetic import tiny_config
 
 DETECTRON2_NAMES = {
     "backbone.laterals.0": "backbone.fpn_lateral2",

@@ -1,10 +1,10 @@
 import torch
-from synthetic import shapes_batch, targets_from
 
 from bsm.instance.config import ProposalConfig
 from bsm.instance.geometry import pairwise_iou
 from bsm.instance.proposals import ProposalNetwork, make_anchors, match_anchors
 from bsm.sampling import ANCHORS, ROIS, pick, random_keys
+from tests.bsm.synthetic import shapes_batch, targets_from
 
 CONFIG = ProposalConfig(
     anchor_sizes_px=(16.0, 32.0, 64.0, 128.0, 256.0),

@@ -4,7 +4,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from synthetic import KINDS, shapes_batch, tiny_config
 
 from bsm.config import TargetConfig, build_model
 from bsm.instance import nms, rcnn, roi
@@ -12,6 +11,7 @@ from bsm.instance.geometry import pairwise_iou
 from bsm.instance.roi_targets import MaskRois, grid_targets
 from bsm.instance.tensors import Detections, Targets
 from bsm.morphology import crop_masks
+from tests.bsm.synthetic import KINDS, shapes_batch, tiny_config
 
 SQUEEZE_LOSSES = {"loss_mask", "loss_boundary", "loss_contraction", "loss_expansion"}
 GUIDED_LOSSES = SQUEEZE_LOSSES | {"loss_flow_contraction", "loss_flow_expansion"}

@@ -1,5 +1,4 @@
 import torch
-from synthetic import shapes_batch
 from torchvision.ops import roi_align
 
 from bsm.instance.config import BoxHeadConfig
@@ -14,6 +13,7 @@ from bsm.instance.roi import (
     sample_rois,
     used_slots,
 )
+from tests.bsm.synthetic import shapes_batch
 
 
 def features_and_rois(num_rois: int = 60):

@@ -1,13 +1,13 @@
 """Targets of RoIs: the same object on a grid, at points, from the field or from masks."""
 
 import torch
-from synthetic import shapes_batch
 from torch.nn import functional as F
 
 from bsm.config import TargetConfig
 from bsm.instance.roi import read_points
 from bsm.instance.roi_targets import MaskRois, grid_targets, point_targets, points_in_image
 from bsm.points import cell_centers
+from tests.bsm.synthetic import shapes_batch
 
 
 def rois_of(targets, shift=0.0):

@@ -5,7 +5,6 @@ import dataclasses
 
 import pytest
 import torch
-from label_maps import KINDS, shapes_batch, targets_of, tiny_config
 from torch import nn
 
 from bsm.config import TrunkConfig, build_model
@@ -13,6 +12,7 @@ from bsm.semantic.config import DeepLabConfig, SemanticHeadConfig, SemanticLossW
 from bsm.semantic.decoder import AtrousPyramid, resize
 from bsm.semantic.deeplab import label_map
 from bsm.semantic.field import VOID, SemanticTargets
+from tests.bsm.semantic.label_maps import KINDS, shapes_batch, targets_of, tiny_config
 
 SQUEEZE_LOSSES = {"loss_segmentation", "loss_boundary", "loss_contraction", "loss_expansion"}
 GUIDED_LOSSES = SQUEEZE_LOSSES | {"loss_flow_contraction", "loss_flow_expansion"}

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from label_maps import targets_of, tiny_config
 
 from bsm.config import GuidedFlowConfig, SqueezeConfig
 from bsm.semantic.config import CrossEntropyConfig, DeepLabConfig
@@ -20,6 +19,7 @@ from bsm.semantic.decoder import Features, PlainHead
 from bsm.semantic.field import VOID
 from bsm.semantic.pointrend import PointRendHead
 from bsm.semantic.squeeze import SqueezeHead
+from tests.bsm.semantic.label_maps import targets_of, tiny_config
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "semantic_heads.json"
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from label_maps import KINDS, shapes_batch, tiny_config
-from nothing_from_the_host import NothingFromTheHost
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bsm.config import build_model
 from bsm.semantic.deeplab import label_map
 from bsm.semantic.field import SemanticTargets
+from tests.bsm.semantic.label_maps import KINDS, shapes_batch, tiny_config
+from tests.nothing_from_the_host import NothingFromTheHost
 
 CASES = pytest.mark.parametrize(
     ("kind", "output_stride", "cross_entropy"),

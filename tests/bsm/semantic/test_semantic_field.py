@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from label_maps import blobs, targets_of
 from torch import Tensor
 
 from bsm.semantic.field import (
@@ -15,6 +14,7 @@ from bsm.semantic.field import (
     targets_from_semantic_field,
 )
 from bsm.semantic.morphology import class_targets_from_labels
+from tests.bsm.semantic.label_maps import blobs, targets_of
 
 ODD_KERNELS = range(3, 32, 2)
 

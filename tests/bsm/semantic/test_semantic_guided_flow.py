@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from label_maps import blobs
 
 from bsm.semantic.field import VOID
 from bsm.semantic.guided_flow import border_flow_targets
+from tests.bsm.semantic.label_maps import blobs
 
 
 def flows(label: torch.Tensor, *, cells: tuple[int, int], stride: int = 8, reach: float = 2.0):

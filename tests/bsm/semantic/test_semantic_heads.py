@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from label_maps import shapes_batch, tiny_config
 from torch import nn
 
 from bsm.config import SqueezeConfig, build_model
@@ -13,6 +12,7 @@ from bsm.semantic import pointrend, squeeze
 from bsm.semantic.decoder import Features, full_size
 from bsm.semantic.deeplab import DeepLab
 from bsm.semantic.field import VOID
+from tests.bsm.semantic.label_maps import shapes_batch, tiny_config
 
 
 def model_of(**fields) -> DeepLab:

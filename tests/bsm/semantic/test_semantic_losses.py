@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from label_maps import blobs
 
 from bsm.losses import bce_loss, dice_loss
 from bsm.semantic.config import CrossEntropyConfig
 from bsm.semantic.field import VOID, ClassTargets
 from bsm.semantic.losses import class_bce_loss, class_dice_loss, label_loss
 from bsm.semantic.morphology import class_targets_from_labels
+from tests.bsm.semantic.label_maps import blobs
 
 PLAIN, OHEM = CrossEntropyConfig(), CrossEntropyConfig(kind="ohem", ohem_min_kept=40)
 BAND_LOSSES = pytest.mark.parametrize(

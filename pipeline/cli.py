@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeAlias, get_type_hints
 
 import tyro
 
-from pipeline.errors import PipelineError, RecipeError
+from pipeline.errors import ClusterError, PipelineError, RecipeError
 from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
 from pipeline.recipe_json import to_plain
 
@@ -176,6 +176,8 @@ def _fail(error: PipelineError) -> NoReturn:
     _stop_ray()
     sys.stdout.flush()
     print(f"{type(told).__name__}: {told}", file=sys.stderr, flush=True)  # noqa: T201
+    if isinstance(told, ClusterError):
+        print("RESULT " + json.dumps(told.result), flush=True)  # noqa: T201
     sys.exit(error.exit_code)
 
 

@@ -3,7 +3,8 @@
 A job prints such an error without a traceback and exits with the error's own code.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class PipelineError(Exception):
@@ -38,3 +39,12 @@ class RegistryError(PipelineError):
     """A model that cannot be registered, promoted or loaded."""
 
     exit_code = 2
+
+
+class ClusterError(PipelineError):
+    """A cluster that cannot train as it is; what was found out is told all the same."""
+
+    def __init__(self, text: str, *, result: Mapping[str, Any]) -> None:
+        super().__init__(text)
+        self.result = dict(result)
+        """What the job's RESULT line holds."""

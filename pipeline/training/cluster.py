@@ -31,17 +31,23 @@ def start_ray(recipe: Recipe) -> None:
     Raises:
         RecipeError: the only machine there is has too few CPUs or GPUs for the recipe.
     """
-    if not ray.is_initialized():
-        # Read when Ray starts a process, so they must be there before.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        # It says on each start that tokens are on, at length; the README says it once.
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        arguments = _arguments(recipe.scale)
-        local = arguments.get("address") == "local"
-        _log.info("starting Ray on this machine" if local else "connecting to Ray")
-        ray.init(**arguments)
+    connect(recipe.scale)
     _check_room(recipe.scale)
+
+
+def connect(scale: ScaleConfig) -> None:
+    """Connect to Ray as `start_ray` does, and take what is there, be it enough or not."""
+    if ray.is_initialized():
+        return
+    # Read when Ray starts a process, so they must be there before.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # It says on each start that tokens are on, at length; the README says it once.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    arguments = _arguments(scale)
+    local = arguments.get("address") == "local"
+    _log.info("starting Ray on this machine" if local else "connecting to Ray")
+    ray.init(**arguments)
 
 
 def _arguments(scale: ScaleConfig) -> dict[str, Any]:

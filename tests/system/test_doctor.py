@@ -1,0 +1,174 @@
+"""The doctor on a cluster of two nodes: healthy, sick in three ways, and with a node that hangs."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.system import two_nodes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+ALL_CPUS = 2 * two_nodes.CPUS
+CLOSED = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """Two nodes that ask for a token, and the environment of someone who has it."""
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.system.two_nodes"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = next(line for line in process.stdout if line.startswith("ADDRESS"))
+        _, address, raylet = line.split()
+        yield SimpleNamespace(
+            environment={**environment, "RAY_ADDRESS": address},
+            raylet=int(raylet),
+            storage=str(tmp_path_factory.mktemp("doctor") / "runs"),
+        )
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def tracking() -> Iterator[str]:
+    """What the doctor asks of an MLflow server; a real one would take half a minute to start."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(b"OK")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            assert self.path.endswith("/mlflow/experiments/search")
+            self.answer(b'{"experiments": []}')
+
+        def answer(self, body):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def examine(environment, *flags) -> SimpleNamespace:
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs" / "doctor.py", *map(str, flags)],
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    *lines, last = done.stdout.splitlines()
+    result = json.loads(last.removeprefix("RESULT "))
+    sick = {name: each for name, each in result["checks"].items() if each["level"] != "ok"}
+    assert (done.returncode == 0) == result["healthy"]
+    assert "Traceback" not in done.stdout + done.stderr
+    return SimpleNamespace(rc=done.returncode, lines=lines, result=result, sick=sick)
+
+
+def test_a_healthy_cluster_can_train(cluster, tracking):
+    found = examine(
+        cluster.environment,
+        *("--num-workers", 2, "--storage", cluster.storage, "--tracking-uri", tracking),
+    )
+    assert (found.rc, found.sick) == (0, {}), found.lines
+    assert found.lines[-1] == "this cluster can train"
+    assert found.result["nodes"] == 2
+    assert found.result["all_reduce_gb_per_s"] > 0
+    assert list(Path(cluster.storage).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "flags", "says"),
+    [
+        ("room", {"--num-workers": ALL_CPUS}, f"take {ALL_CPUS} of the {ALL_CPUS} CPUs"),
+        ("storage", {"--storage": "s3://bucket/runs"}, "cannot be written on 2 of 2 nodes"),
+        ("tracking", {"--tracking-uri": CLOSED}, f"{CLOSED} does not answer on 2 of 2 nodes"),
+    ],
+)
+def test_a_sick_cluster_is_told_what_to_do(cluster, tracking, check, flags, says):
+    well = {"--num-workers": 2, "--storage": cluster.storage, "--tracking-uri": tracking}
+    found = examine(
+        # Where the bucket would be, nothing listens.
+        {**cluster.environment, "AWS_ENDPOINT_URL": CLOSED},
+        *(part for flag in (well | flags).items() for part in flag),
+    )
+    assert found.rc == 1
+    assert list(found.sick) == [check]
+    assert says in found.sick[check]["text"]
+    red = next(index for index, line in enumerate(found.lines) if line.startswith("FAIL"))
+    assert "fix: " in found.lines[red + 1]
+
+
+@contextlib.contextmanager
+def halted(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_node_that_hangs_is_a_line_and_no_wait(cluster, tracking):
+    with halted(cluster.raylet):
+        found = examine(
+            cluster.environment,
+            *("--num-workers", 2, "--storage", cluster.storage, "--tracking-uri", tracking),
+            *("--timeout-s", 8),
+        )
+    assert found.rc == 1
+    assert "1 of 2 nodes did not answer" in found.sick["nodes"]["text"]
+    # What is well on the other one is still found.
+    assert found.result["checks"]["storage"]["level"] == "ok"
+
+
+def test_who_has_no_token_is_told_so(cluster):
+    stranger = {**cluster.environment, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    found = examine(stranger)
+    assert found.rc == 1
+    assert "token is missing or incorrect" in found.sick["ray"]["text"]
+    assert "RAY_AUTH_TOKEN" in found.sick["ray"]["fix"]
+
+
+def test_where_no_ray_is_nobody_waits():
+    found = examine({**os.environ, "RAY_ADDRESS": "127.0.0.1:9"})
+    assert found.rc == 1
+    assert "refused" in found.sick["ray"]["text"]
+    assert found.result["seconds"] < 20

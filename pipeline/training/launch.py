@@ -36,7 +36,6 @@ from pipeline.training.preflight import Checked, check
 from pipeline.training.samples import merge
 from pipeline.training.step import World
 
-
 _log = logging.getLogger(__name__)
 
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from typing_extensions import TypeVar
 
@@ -18,17 +17,12 @@ from bsm.instance.config import MaskRCNNConfig
 from bsm.semantic.config import DeepLabConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe_json import from_plain, leaves, to_plain
+from pipeline.recipe_rules import holds_secret, raise_all
 
 AnyModel = MaskRCNNConfig | DeepLabConfig
 
 Model_co = TypeVar("Model_co", bound=AnyModel, covariant=True, default=AnyModel)
 """The kind of model of a recipe: whoever derives a job from another one knows it."""
-
-
-def _raise_all(part: str, rules: list[tuple[bool, str]]) -> None:
-    broken = [rule for holds, rule in rules if not holds]
-    if broken:
-        raise RecipeError(f"{part}: " + "; ".join(broken))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +48,7 @@ class ColorConfig:
 
     def __post_init__(self) -> None:
         factors = (self.brightness, self.contrast, self.saturation)
-        _raise_all(
+        raise_all(
             "color",
             [
                 (
@@ -102,7 +96,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         edges = (*self.short_edge_px, self.test_short_edge_px)
-        _raise_all(
+        raise_all(
             "data",
             [
                 (len(self.short_edge_px) > 0, "short_edge_px needs at least one value"),
@@ -176,7 +170,7 @@ class OptimConfig:
         return self.lr_per_image * self.global_batch
 
     def __post_init__(self) -> None:
-        _raise_all(
+        raise_all(
             "optim",
             [
                 (
@@ -229,7 +223,7 @@ class ScaleConfig:
     """Restarts after a lost worker or node, each from the last checkpoint."""
 
     def __post_init__(self) -> None:
-        _raise_all(
+        raise_all(
             "scale",
             [
                 (self.num_workers >= 0, f"num_workers may not be negative, got {self.num_workers}"),
@@ -259,7 +253,7 @@ class CheckpointConfig:
     """The newest so many stay."""
 
     def __post_init__(self) -> None:
-        _raise_all(
+        raise_all(
             "checkpoint",
             [
                 (self.every_steps >= 1, f"every_steps must be at least 1, got {self.every_steps}"),
@@ -297,7 +291,7 @@ class EvaluationConfig:
     or not at all."""
 
     def __post_init__(self) -> None:
-        _raise_all(
+        raise_all(
             "evaluation",
             [
                 (
@@ -345,12 +339,12 @@ class TrackingConfig:
     """Optimizer steps between two progress lines and metric points."""
 
     def __post_init__(self) -> None:
-        _raise_all(
+        raise_all(
             "tracking",
             [
                 (self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}"),
                 (
-                    not _holds_secret(self.uri),
+                    not holds_secret(self.uri),
                     "uri holds a password, which the recipe would carry into logs and checkpoints; "
                     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give the whole "
                     'URI as MLFLOW_TRACKING_URI and leave --tracking.uri ""',
@@ -382,7 +376,7 @@ class Recipe(Generic[Model_co]):
         workers = max(self.scale.num_workers, 1)
         batch = self.optim.global_batch
         divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-        _raise_all(
+        raise_all(
             f"recipe {self.name}",
             [
                 (
@@ -397,13 +391,6 @@ class Recipe(Generic[Model_co]):
                 ),
             ],
         )
-
-
-def _holds_secret(uri: str) -> bool:
-    parts = urlsplit(uri)
-    names = [name.lower() for name, _ in parse_qsl(parts.query)]
-    secret = ("password", "secret", "token", "key")
-    return parts.password is not None or any(part in name for name in names for part in secret)
 
 
 def reads_masks(model: AnyModel) -> bool:

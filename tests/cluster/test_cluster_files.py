@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -207,7 +208,7 @@ def test_a_pod_gets_what_it_asks_and_shared_memory_for_its_objects(name):
 
 def test_paths_of_the_job_lie_in_what_is_mounted():
     words = _load("kuberay/rayjob.yaml")["spec"]["entrypoint"].split()
-    flags = dict(zip(words, words[1:], strict=False))
+    flags = dict(pairwise(words))
     assert flags["--storage"].startswith("/mnt/storage/")
     assert flags["--data.root"].startswith("/mnt/storage/")
     home = re.search(r"^WORKDIR (.+)$", (CLUSTER / "Dockerfile").read_text(), re.M)[1]

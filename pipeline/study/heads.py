@@ -8,6 +8,7 @@ brings to all heads alike falls out of the difference.
 
 import json
 import logging
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -159,7 +160,7 @@ def format_rows(rows: Sequence[Row], *, reference: str) -> str:
             row.head,
             str(row.seeds),
             *(_with_spread(row, name) for name in _KEPT),
-            "" if row.head == reference else f"{100 * gain[0]:+.2f} +- {100 * gain[1]:.2f}",
+            "" if row.head == reference else f"{100 * gain[0]:+.2f}{_spread(gain[1], digits=2)}",
             *(
                 f"{100 * row.means[name]:.1f}"
                 for name in (
@@ -205,7 +206,12 @@ def _result_file(out: str, name: str) -> Path:
 
 
 def _with_spread(row: Row, name: str) -> str:
-    return f"{100 * row.means[name]:.1f} +- {100 * row.spreads[name]:.1f}"
+    return f"{100 * row.means[name]:.1f}{_spread(row.spreads[name], digits=1)}"
+
+
+def _spread(deviation: float, *, digits: int) -> str:
+    """Say it in percent; nothing where one seed has none."""
+    return "" if math.isnan(deviation) else f" +- {100 * deviation:.{digits}f}"
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -274,6 +274,13 @@ def test_the_table_names_every_file_and_every_named_file_is_there():
     assert "(cluster/README.md)" in (TOP / "README.md").read_text()
 
 
+def test_what_the_doctor_names_is_there():
+    code = "".join(path.read_text() for path in (TOP / "pipeline/doctor").glob("*.py"))
+    named = set(re.findall(r"cluster/[A-Z]\w*(?:\.md)?", code))
+    assert named == {"cluster/README.md", "cluster/Dockerfile"}
+    assert all((TOP / path).is_file() for path in named)
+
+
 def test_no_file_holds_an_address_of_a_package_registry():
     pattern = r"-index-url|--find-links|pypi\.|pythonhosted|(docker|ghcr|quay|gcr)\.io"
     for path in CLUSTER.rglob("*"):

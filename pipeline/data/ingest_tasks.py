@@ -14,8 +14,7 @@ from pipeline.data.manifest import ShardInfo
 from pipeline.data.problems import Problem
 from pipeline.data.shards import ShardReport, ShardSettings, make_shard
 from pipeline.errors import StorageError
-
-_log = logging.getLogger(__name__)
+from pipeline.ray_connection import connect
 
 
 def make_on_ray(
@@ -28,10 +27,7 @@ def make_on_ray(
         settings: those of the data set.
         workers: tasks at once; -1 for every CPU.
     """
-    if not ray.is_initialized():
-        # Finds the cluster of RAY_ADDRESS, or the one of this machine, or starts one.
-        _log.info("ingest: connecting to Ray, or starting it")
-        ray.init(logging_level=logging.ERROR)
+    connect()
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     # Ray Data warns that there are no bars; our own lines are read in a job's log too.

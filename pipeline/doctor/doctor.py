@@ -20,8 +20,9 @@ from pipeline.doctor.demand import demand_of, recipe_of, scale_of
 from pipeline.doctor.facts import Demand, Finding, Node, RoundTrip
 from pipeline.doctor.room import room
 from pipeline.errors import ClusterError
+from pipeline.ray_connection import connect
 from pipeline.recipe import ScaleConfig
-from pipeline.training.cluster import connect
+from pipeline.training.cluster import cpus_needed
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def _connected(scale: ScaleConfig) -> str:
     if away:
         return away
     try:
-        connect(scale)
+        connect(cpus=cpus_needed(scale))
     except (ConnectionError, RuntimeError, ValueError) as error:
         return collect.refused(error)
     return ""

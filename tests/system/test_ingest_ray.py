@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,13 +41,13 @@ def s3():
         yield uri
 
 
-def run_job(root: str, out: str, *flags: str) -> dict:
+def run_job(root: str, out: str, *flags: str, timeout_s: float = 200) -> dict:
     """Ingest in a process and on a Ray of its own: its workers inherit the environment."""
     done = subprocess.run(
         [sys.executable, str(JOB), "coco", "--root", root, "--split", SPLIT, "--out", out, *flags],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=timeout_s,
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
@@ -78,6 +79,16 @@ def upload(root: Path, uri: str) -> None:
         if place.is_file():
             name = str(place.relative_to(root))
             storage.write_bytes_atomic(storage.join(uri, name), place.read_bytes())
+
+
+def test_what_a_killed_ray_left_behind_is_not_waited_for(tmp_path, monkeypatch):
+    # Short, because sockets are in it.
+    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        root = small_coco(tmp_path / "coco", images=4)
+        assert run_job(str(root), str(tmp_path / "out"), timeout_s=60)["images"] == 4
 
 
 def test_streets_come_from_an_object_store_unpacked_and_in_zips(tmp_path, s3):

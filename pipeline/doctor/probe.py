@@ -14,15 +14,19 @@ import platform
 import runpy
 import shutil
 import subprocess
+import textwrap
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "boundary-squeeze")
 _NVIDIA_SMI = "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader"
 _DRIVER_TIMEOUT_S = 20
+_LONGEST = 400
+"""Characters of an error."""
 _SHM = "/dev/shm"  # noqa: S108  looked at, not written to
 
 
@@ -62,9 +66,9 @@ class NodeProbe:
 
     def track(self, uri: str, timeout_s: float) -> tuple[str, float]:
         """Ask the tracking server something; "" or what went wrong, and the seconds it took."""
-        began = time.monotonic()
-        error = _tried(lambda: _ask_tracking(uri, timeout_s))
-        return error, time.monotonic() - began
+        seconds: list[float] = []
+        error = _tried(lambda: _ask_tracking(uri, timeout_s, seconds))
+        return error, sum(seconds)
 
 
 def facts(session_folder: str) -> dict[str, Any]:
@@ -145,17 +149,30 @@ def _storage() -> Any:  # noqa: ANN401  the module
     return storage
 
 
-def _ask_tracking(uri: str, timeout_s: float) -> None:
+def _ask_tracking(uri: str, timeout_s: float, seconds: list[float]) -> None:
     # First without MLflow, which takes seconds to import: a server that is away is away.
     if uri.startswith("http"):
         with (
+            _timed(seconds),
             contextlib.suppress(urllib.error.HTTPError),  # it answers; what it says comes next
             urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=timeout_s),  # noqa: S310
         ):
             pass
     from pipeline.tracking.stores import client  # noqa: PLC0415
 
-    client(uri).search_experiments(max_results=1)
+    # Making it imports MLflow, which says nothing of the server.
+    store = client(uri)
+    with _timed(seconds):
+        store.search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def _timed(seconds: list[float]) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds.append(time.monotonic() - began)
 
 
 def _tried(action: Any) -> str:  # noqa: ANN401  a call without a result
@@ -163,5 +180,5 @@ def _tried(action: Any) -> str:  # noqa: ANN401  a call without a result
         action()
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
-        return f"{type(error).__name__}: {text}"[:400]
+        return textwrap.shorten(f"{type(error).__name__}: {text}", _LONGEST, placeholder=" ...")
     return ""

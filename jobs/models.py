@@ -13,7 +13,7 @@ A model is NAME (its champion, or --version), models:/NAME@ALIAS or models:/NAME
 registry is --tracking-uri, else MLFLOW_TRACKING_URI, else the embedded store runs/mlflow.db.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -25,6 +25,22 @@ if TYPE_CHECKING:
     from pipeline.tracking.versions import Version
 
 Model = Annotated[str, tyro.conf.Positional]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measuring:
+    """How a version is measured where it was not yet."""
+
+    max_images: int | None = None
+    """Only the first so many images; all without it."""
+    num_workers: int = 0
+    """Ray workers that share the images; 0 works in this process, without Ray."""
+    use_gpu: bool = False
+    """On a GPU, one for each worker."""
+
+
+HOW = Measuring()
+How = Annotated[Measuring, tyro.conf.arg(name="")]
 
 
 def list_models(
@@ -89,9 +105,7 @@ def evaluate(
     model: Model,
     data: str,
     version: str = "",
-    max_images: int | None = None,
-    num_workers: int = 0,
-    use_gpu: bool = False,
+    how: How = HOW,
     tracking_uri: str = "",
 ) -> Result:
     """Measure a version on a split, and keep the numbers with it.
@@ -100,9 +114,7 @@ def evaluate(
         model: NAME, models:/NAME@ALIAS or models:/NAME/VERSION.
         data: folder or URI of a split's shards.
         version: of NAME; its champion without it.
-        max_images: only the first so many images; all without it.
-        num_workers: Ray workers that share the images; 0 works in this process, without Ray.
-        use_gpu: on a GPU, one for each worker.
+        how: see `Measuring`.
         tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
     """
     from pipeline.tracking.evidence import without_nan
@@ -110,7 +122,7 @@ def evaluate(
     from pipeline.tracking.model_card import numbers
 
     found = _find(model, version, tracking_uri)
-    measure = _measuring(found, data, max_images, num_workers, use_gpu=use_gpu)
+    measure = _measuring(found, data, how)
     measured = measure(found)
     print("\n".join(numbers(measured, content_of(found))))
     return {"model": found.uri, **without_nan(asdict(measured))}
@@ -122,9 +134,7 @@ def compare(
     version: str = "",
     against: str = "",
     data: str = "",
-    max_images: int | None = None,
-    num_workers: int = 0,
-    use_gpu: bool = False,
+    how: How = HOW,
     tracking_uri: str = "",
 ) -> Result:
     """Put a version beside the champion, both measured on the same images.
@@ -135,9 +145,7 @@ def compare(
         against: another version than the champion, by its number.
         data: folder or URI of a split's shards, to measure there what was not yet; without it the
             recorded numbers count, where both were measured on the same images.
-        max_images: of that split, only the first so many images; all without it.
-        num_workers: Ray workers that share the images; 0 works in this process, without Ray.
-        use_gpu: on a GPU, one for each worker.
+        how: see `Measuring`.
         tracking_uri: where they are registered: http://HOST:PORT, or sqlite:///FILE.
     """
     from pipeline.errors import RegistryError
@@ -153,7 +161,7 @@ def compare(
             f"{after.uri} would be compared with itself: name another version with --version, or "
             "with --against"
         )
-    measure = _measuring(after, data, max_images, num_workers, use_gpu=use_gpu) if data else None
+    measure = _measuring(after, data, how) if data else None
     found = comparison_of(before, after, measure=measure)
     if found is None:
         raise RegistryError(incomparable(before, after))
@@ -162,16 +170,14 @@ def compare(
     return {"before": before.uri, "after": after.uri, **without_nan(found.numbers())}
 
 
-def promote(  # noqa: PLR0913  each is a flag
+def promote(
     *,
     model: Model,
     version: str = "",
     force: bool = False,
     reason: str = "",
     data: str = "",
-    max_images: int | None = None,
-    num_workers: int = 0,
-    use_gpu: bool = False,
+    how: How = HOW,
     tracking_uri: str = "",
 ) -> Result:
     """Make a version the champion; refused where the number that decides falls.
@@ -184,15 +190,13 @@ def promote(  # noqa: PLR0913  each is a flag
         reason: why it is forced; kept in the registry and in the model card.
         data: folder or URI of a split's shards, to measure there what was not yet; without it the
             recorded numbers count, where both were measured on the same images.
-        max_images: of that split, only the first so many images; all without it.
-        num_workers: Ray workers that share the images; 0 works in this process, without Ray.
-        use_gpu: on a GPU, one for each worker.
+        how: see `Measuring`.
         tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
     """
     from pipeline.tracking import lifecycle
 
     found = _find(model, version, tracking_uri)
-    measure = _measuring(found, data, max_images, num_workers, use_gpu=use_gpu) if data else None
+    measure = _measuring(found, data, how) if data else None
     decision = lifecycle.promote(found, force=force, reason=reason, measure=measure)
     print(decision.text)
     return {"model": decision.uri, "is_champion": True, "decision": decision.text}
@@ -227,20 +231,19 @@ def _find(model: str, version: str, tracking: str) -> "Version":
     return find(model, registry=_registry(tracking), version=version)
 
 
-def _measuring(
-    reference: "Version", data: str, max_images: int | None, num_workers: int, *, use_gpu: bool
-) -> "Measure":
+def _measuring(reference: "Version", data: str, how: Measuring) -> "Measure":
     """Measure versions by the settings of one of them."""
     from pipeline.evaluation.registered import measuring, settings_of
 
-    if num_workers:
+    workers = how.num_workers
+    if workers:
         from pipeline.recipe import OptimConfig, Recipe, ScaleConfig
         from pipeline.training.cluster import start_ray
 
-        scale = ScaleConfig(num_workers=num_workers, use_gpu=use_gpu)
-        start_ray(Recipe(name="measure", scale=scale, optim=OptimConfig(global_batch=num_workers)))
-    settings = replace(settings_of(reference), max_images=max_images)
-    return measuring(data, settings, num_workers=num_workers, use_gpu=use_gpu)
+        scale = ScaleConfig(num_workers=workers, use_gpu=how.use_gpu)
+        start_ray(Recipe(name="measure", scale=scale, optim=OptimConfig(global_batch=workers)))
+    settings = replace(settings_of(reference), max_images=how.max_images)
+    return measuring(data, settings, num_workers=workers, use_gpu=how.use_gpu)
 
 
 VERBS: dict[str, Verb] = {

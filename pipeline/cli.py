@@ -6,6 +6,7 @@ output is `RESULT {json}`, so a script can read what a person reads above it.
 """
 
 import dataclasses
+import difflib
 import functools
 import io
 import json
@@ -105,6 +106,8 @@ def _named(job: Recipe | Mapping[str, Recipe], arguments: list[str]) -> tuple[Re
         sys.exit(0)
     if name not in job:
         told = f"{name!r} is no row of this job" if name else "no row is named"
+        if near := difflib.get_close_matches(name, job, n=1):
+            told += f", perhaps you meant {near[0]}"
         raise RecipeError(
             f"{told}; the first argument is one of: {', '.join(job)}. "
             f"Such as: python {program} {next(iter(job))} --print-recipe"

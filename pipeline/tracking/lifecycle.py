@@ -30,6 +30,7 @@ from pipeline.tracking.versions import (
     Version,
     add_file,
     find,
+    find_all,
     list_files,
     read_file,
     registry_errors,
@@ -206,6 +207,7 @@ def rollback(name: str, *, registry: str, reason: str = "") -> Decision:
 
     Raises:
         RegistryError: there was none before, or the registry does not answer.
+        StorageError: there is no such registry.
     """
 
     def decide(champion: str, log: Sequence[Move]) -> Move:
@@ -218,6 +220,8 @@ def rollback(name: str, *, registry: str, reason: str = "") -> Decision:
         text = f"from version {champion or 'none'} back to version {target}"
         return Move(version=target, before=champion, how="rolled back", text=text, reason=reason)
 
+    if not find_all(registry, name=name):
+        raise RegistryError(f"no version is called {name}. See all: {_COMMAND} list")
     with registry_errors(f"{name} was not rolled back"):
         store = client(registry)
         moved = move_champion(store, name, decide)

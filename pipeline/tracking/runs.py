@@ -27,7 +27,7 @@ from pipeline.recipe_json import leaves
 from pipeline.tracking.environment import environment, requirements_here
 from pipeline.tracking.metric_log import MetricLog, send_spooled
 from pipeline.tracking.spool import Point, new_spool
-from pipeline.tracking.stores import client, masked, sqlite_path, tracking_uri
+from pipeline.tracking.stores import client, in_words, masked, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -101,9 +101,9 @@ def open_run(recipe: Recipe, *, data_fingerprint: str = "", started_from: str = 
         ids = record["runs"].get(masked(uri))
         if ids is None:
             raise StorageError(
-                f"tracking store {masked(uri)} does not answer ({_first_line(error)}); start it, "
-                "correct it with --tracking.uri http://HOST:PORT, or take the embedded store: "
-                '--tracking.uri ""'
+                f"tracking store {masked(uri)} does not answer ({in_words(error)}); start it, "
+                "correct its address (--tracking.uri of a training, --tracking-uri of "
+                'jobs/models.py), or take the embedded store: ""'
             ) from None
         _warn("open the run; metrics wait on disk", error)
         return RunHandle(tracking_uri=uri, spool_uri=spool_uri, **ids)
@@ -264,9 +264,5 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _first_line(error: Exception) -> str:
-    return masked(str(error).strip().partition("\n")[0])[:200] or type(error).__name__
-
-
 def _warn(action: str, error: Exception) -> None:
-    _log.warning("event=tracking_is_away could_not=%r reason=%r", action, _first_line(error))
+    _log.warning("event=tracking_is_away could_not=%r reason=%r", action, in_words(error))

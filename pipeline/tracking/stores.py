@@ -82,6 +82,24 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
+def is_away(error: BaseException | None) -> bool:
+    """Tell whether nobody answered, from what MLflow made of it."""
+    while error is not None:
+        kind = type(error)
+        # requests has a ConnectionError of its own; timeouts of connecting are among its kinds.
+        if any(each.__name__ == "ConnectionError" for each in kind.__mro__):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def in_words(error: Exception) -> str:
+    """Give the first line of what MLflow, requests or SQLAlchemy say, without passwords."""
+    if is_away(error):
+        return "no connection"
+    return masked(str(error).strip().partition("\n")[0])[:300] or type(error).__name__
+
+
 def masked(text: str) -> str:
     """Hide user names, passwords and tokens of every URI in a text."""
     text = re.sub(r"://[^\s/]*@", "://***@", text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RegistryError, StorageError
-from pipeline.tracking.stores import client, masked, sqlite_path
+from pipeline.tracking.stores import client, in_words, is_away, masked, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,15 +87,18 @@ def find(model: str, *, registry: str, version: str = "") -> Version:
     check_database(registry)
     name, number, alias = _parsed(model, version)
     try:
-        store = client(registry)
-        if alias:
-            number = str(store.get_model_version_by_alias(name, alias).version)
-        # Asked for by alias, a version does not tell its other aliases.
-        return _version(registry, store.get_model_version(name, number))
+        with _answering(registry):
+            store = client(registry)
+            if alias:
+                number = str(store.get_model_version_by_alias(name, alias).version)
+            # Asked for by alias, a version does not tell its other aliases.
+            return _version(registry, store.get_model_version(name, number))
+    except RegistryError:
+        raise
     except Exception as error:  # MLflow, requests and SQLAlchemy each raise their own
         wanted = f"{name}@{alias}" if alias else f"{name}/{number}"
         raise RegistryError(
-            f"{_PREFIX}{wanted} is not in {masked(registry)} ({_first_line(error)}); "
+            f"{_PREFIX}{wanted} is not in {masked(registry)} ({in_words(error)}); "
             f"{_known(registry)}"
         ) from error
 
@@ -108,7 +111,7 @@ def find_all(registry: str, *, name: str = "") -> list[Version]:
         StorageError: there is no such registry.
     """
     check_database(registry)
-    with registry_errors("the models cannot be listed"):
+    with registry_errors("the models cannot be listed"), _answering(registry):
         store = client(registry)
         query = f"name='{name}'" if name else None
         found = [_version(registry, each) for each in store.search_model_versions(query)]
@@ -204,7 +207,7 @@ def registry_errors(what: str, *, then: str = "") -> Iterator[None]:
     except RegistryError:
         raise
     except Exception as error:  # each of them raises its own
-        text = f"{what}: {type(error).__name__}: {_first_line(error)}"
+        text = f"{what}: {type(error).__name__}: {in_words(error)}"
         raise RegistryError(f"{text}. {then}" if then else text) from None
 
 
@@ -270,6 +273,19 @@ def _download(version: Version, file: str, folder: str) -> Path:
     return Path(path)
 
 
+@contextmanager
+def _answering(registry: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_away(error):
+            raise
+        raise RegistryError(
+            f"the registry {masked(registry)} does not answer; start it, or name another: "
+            "--tracking-uri http://HOST:PORT or sqlite:///FILE"
+        ) from None
+
+
 def _known(registry: str) -> str:
     try:
         models = client(registry).search_registered_models()
@@ -277,7 +293,3 @@ def _known(registry: str) -> str:
         return f"the registry does not answer ({type(error).__name__})"
     known = [f"{m.name} (aliases: {', '.join(m.aliases) or 'none'})" for m in models]
     return f"it holds: {'; '.join(known) or 'no model'}"
-
-
-def _first_line(error: Exception) -> str:
-    return masked(str(error).strip().partition("\n")[0])[:300]

@@ -231,3 +231,29 @@ def test_what_is_not_there_is_answered_with_what_is(family, typed):
     assert "must be models:/NAME@ALIAS" in typed.refused("show", f"models:/{family}")
     assert "must be a number" in typed.refused("show", family, "--version", "two")
     assert typed("list", "nobody")[0].startswith("no version of nobody")
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "anything"), ("rollback", "anything")])
+def test_a_registry_that_is_away_is_said_in_one_sentence(words, capsys, monkeypatch):
+    # Nobody listens on the discard port; MLflow would try again for some seconds.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = "http://127.0.0.1:9"
+    monkeypatch.setattr(sys, "argv", ["jobs/models.py", *words, "--tracking-uri", away])
+    with pytest.raises(SystemExit) as ended:
+        run_verb(VERBS)
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert "http://127.0.0.1:9 does not answer" in text
+    assert "--tracking-uri http://HOST:PORT" in text
+    assert "HTTPConnectionPool" not in text
+
+
+def test_a_rollback_of_nothing_says_so_and_makes_nothing(typed, tmp_path, capsys, monkeypatch):
+    assert "no version is called nothing" in typed.refused("rollback", "nothing")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["jobs/models.py", "rollback", "nothing"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(SystemExit):
+        run_verb(VERBS)
+    assert "no registry at" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

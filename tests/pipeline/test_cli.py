@@ -288,6 +288,7 @@ def test_of_several_recipes_the_first_argument_names_one(tmp_path):
         wrong = run(path, *arguments)
         assert wrong.returncode == 2
         assert "the first argument is one of: one, two" in wrong.stderr
+    assert "perhaps you meant two" in run(path, "tow").stderr
     told = run(path, "--help")
     assert (told.returncode, "one, two" in told.stdout) == (0, True)
     assert "--optim.steps" in run(path, "one", "--help").stdout

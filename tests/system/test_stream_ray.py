@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_what_a_data_task_finds_reaches_the_worker_as_it_was_said(one_ray, tmp_p
         drawn(config, names, CHAPTERS[0], data=DATA, workers=2)
 
 
+def die_after_a_report(run):
+    # On a busy machine none may have been taken up yet, and nothing would be resumed.
+    deadline = time.monotonic() + 60
+    while not (run / "checkpoint_manager_snapshot.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def train_worker(config):
     """Train nothing, but remember as weights would: what was trained up to the checkpoint stays."""
     context = ray.train.get_context()
@@ -166,7 +175,7 @@ def train_worker(config):
         for step in batches:
             if step.step == KILLED_AT and rank == 1 and not (folder / "killed").exists():
                 (folder / "killed").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                die_after_a_report(folder / "runs" / "killed")
             for batch in step.passes:
                 pairs = zip(batch.lanes.tolist(), batch.image_id.tolist(), strict=True)
                 trained.extend((step.step, lane, image_id) for lane, image_id in pairs)

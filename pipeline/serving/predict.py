@@ -1,5 +1,6 @@
 """A registered model over a folder of photos: what it finds as files, and drawn on every photo."""
 
+import io
 import json
 import logging
 import time
@@ -243,8 +244,9 @@ def _coco_row(
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()
     if path.suffix.lower() == ".png":
-        picture.save(path)
+        picture.save(encoded, format="PNG")
     else:
-        picture.save(path, quality=92)
+        picture.save(encoded, format="JPEG", quality=92)
+    storage.write_bytes_atomic(str(path), encoded.getvalue())

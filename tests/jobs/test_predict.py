@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from pipeline import storage
 from pipeline.errors import DatasetError, RegistryError, StorageError
 from pipeline.serving.predict import predict_folder, pull
 
@@ -110,6 +111,16 @@ def test_bad_photos_are_all_named_before_anything_is_written(pulled, photos, tmp
     assert not (tmp_path / "out").exists()
     with pytest.raises(DatasetError, match="is no folder with"):
         predict_folder(pulled, str(tmp_path / "nowhere"), tmp_path / "out")
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_picture(pulled, photos, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full_disk)
+    with pytest.raises(StorageError, match="No space left on device"):
+        predict_folder(pulled, str(photos), tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_an_unknown_model_is_answered_with_those_there_are(registered_model):

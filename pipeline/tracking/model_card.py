@@ -234,6 +234,8 @@ def _use(version: Version, model: AnyModel) -> list[str]:
     return [
         "## Use",
         "",
+        "`MLFLOW_TRACKING_URI` says where the registry is: http://HOST:PORT, or sqlite:///FILE.",
+        "",
         "In Python, where its requirements.txt is installed; no GPU and no Ray is needed:",
         "",
         "```python",

@@ -139,6 +139,7 @@ def test_the_card_says_what_it_is_and_what_stands_behind_it(family, typed, regis
         "boundary_ap 0.3000 (version 1) -> 0.3500",
         f'mlflow.pyfunc.load_model("models:/{family}/2")',
         f"--model.weights models:/{family}/2",
+        "`MLFLOW_TRACKING_URI` says where the registry is",
         "Seen in fewer than 20 training images: kind17.",
         "the measured images show none: kind90.",
         f"torch {importlib.metadata.version('torch')}",

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pipeline.errors import DatasetError
 
 # How base64 of a JPEG and of a PNG begins: what a REST caller sends for bytes.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo")
+
+_SERVED = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+"""What MLflow sets in the process that answers over HTTP."""
 
 
 def read_photo(photo: object, *, name: str) -> Pixels:
@@ -30,7 +34,7 @@ def read_photo(photo: object, *, name: str) -> Pixels:
         (H, W, 3) RGB.
 
     Raises:
-        DatasetError: it cannot be read.
+        DatasetError: it cannot be read; or it is a path, and a caller over HTTP named it.
     """
     if isinstance(photo, np.ndarray):
         return rgb(photo, name=name)
@@ -81,6 +85,9 @@ def _encoded(photo: object, *, name: str) -> bytes:
         except binascii.Error as error:
             raise DatasetError(f"{name}: broken base64 ({error})") from error
     if isinstance(photo, str | Path):
+        if os.environ.get(_SERVED):
+            # Whether and what a file of this machine is would be told to anyone who asks.
+            raise DatasetError(f"{name}: a served model takes photos as base64 of JPEG or PNG")
         try:
             return Path(photo).read_bytes()
         except OSError as error:

@@ -66,7 +66,7 @@ def ask(server, content):
     return requests.post(f"{server}/invocations", json=content, timeout=60)
 
 
-def test_a_base64_photo_is_answered_with_masks(server, registered_model):
+def test_a_base64_photo_is_answered_with_masks(server, registered_model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -91,3 +91,12 @@ def test_a_base64_photo_is_answered_with_masks(server, registered_model):
     answer = ask(server, {"inputs": [photo[:200]], "params": params})
     assert answer.status_code >= 400
     assert "1 of 1 images cannot be read" in answer.text
+
+    # A caller from elsewhere has no business with the files of the server.
+    there = tmp_path / "there.png"
+    there.write_bytes(buffer.getvalue())
+    answer = ask(server, {"inputs": [str(there), "/no/such/file"], "params": params})
+    assert answer.status_code >= 400
+    assert "2 of 2 images cannot be read" in answer.text
+    assert answer.text.count("a served model takes photos as base64") == 2
+    assert "No such file" not in answer.text

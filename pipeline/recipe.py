@@ -264,8 +264,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """What is measured after training."""
+    """What is measured after training, and perhaps while it goes on."""
 
+    every_checkpoint: bool = False
+    """Measure at each checkpoint too, each worker its share of the images; a sweep does so."""
     max_images: int | None = None
     """Only the first so many images of the split; None takes all."""
     images_per_pass: int = 1
@@ -365,6 +367,7 @@ class Recipe(Generic[Model_co]):
     """Every random choice comes from it."""
     # mypy has no default that holds for every value of a type variable.
     model: Model_co = field(default_factory=MaskRCNNConfig)  # type: ignore[assignment]
+    """What is trained."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
@@ -438,10 +441,7 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:
-    """List the fields that differ, such as "optim.steps: 100 -> 200".
-
-    Of two kinds of models the kind is listed, and what both have.
-    """
+    """List the fields that both have and that differ, such as "optim.steps: 100 -> 200"."""
     old, new = leaves(to_plain(before)), leaves(to_plain(after))
     return [
         f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}"

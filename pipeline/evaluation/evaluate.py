@@ -6,6 +6,7 @@ give the same numbers.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.evaluation.instances import instance_work
 from pipeline.evaluation.outcome import Evaluation
 from pipeline.evaluation.pieces import IMAGES_EACH, Work, in_order
 from pipeline.evaluation.semantic import semantic_work
-from pipeline.evaluation.shards import plan_pieces, truth_from_shards
+from pipeline.evaluation.shards import Piece, plan_pieces, truth_from_shards
 from pipeline.evaluation.timing import format_inference, inference_metrics
 from pipeline.recipe import DataConfig, EvaluationConfig
 
@@ -54,16 +55,7 @@ def evaluate_model(
         StorageError: it cannot be read, or what is found cannot be written.
     """
     started = time.perf_counter()
-    split_uri = storage.absolute(split_uri)
-    passes = max(1, IMAGES_EACH // evaluation.images_per_pass)
-    pieces = plan_pieces(
-        split_uri,
-        max_images=evaluation.max_images,
-        images_each=passes * evaluation.images_per_pass,
-    )
-    semantic = read_manifest(split_uri).task == "semantic"
-    work_of: Any = semantic_work if semantic else instance_work
-    work: Work = work_of(split_uri, data, evaluation, out_uri=out_uri)
+    pieces, work = plan_work(split_uri, data, evaluation, out_uri=out_uri)
     parts = in_order(model, pieces, work.make, num_workers=num_workers, use_gpu=use_gpu)
     seconds = time.perf_counter() - started
     images = sum(len(piece.rows) for piece in pieces)
@@ -75,3 +67,22 @@ def evaluate_model(
         metrics=measured.metrics | speed | inference_metrics(timed),
         text=f"{measured.text}\n{format_inference(timed)}",
     )
+
+
+def plan_work(
+    split_uri: str, data: DataConfig, evaluation: EvaluationConfig, *, out_uri: str | None = None
+) -> tuple[Sequence[Piece], Work]:
+    """Cut a split into pieces, and say what is done with each and with all of them.
+
+    For arguments and errors see `evaluate_model`.
+    """
+    split_uri = storage.absolute(split_uri)
+    passes = max(1, IMAGES_EACH // evaluation.images_per_pass)
+    pieces = plan_pieces(
+        split_uri,
+        max_images=evaluation.max_images,
+        images_each=passes * evaluation.images_per_pass,
+    )
+    semantic = read_manifest(split_uri).task == "semantic"
+    work_of: Any = semantic_work if semantic else instance_work
+    return pieces, work_of(split_uri, data, evaluation, out_uri=out_uri)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +40,24 @@ from pipeline.training.step import World
 _log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartOf:
+    """What a run is part of, where it is not all that a job does."""
+
+    parent_run_id: str = ""
+    """MLflow's run above this one."""
+    resume_command: str = ""
+    """What a user types to go on; "" is the command that started this process."""
+    callbacks: tuple[Any, ...] = ()
+    """Ray Train's own, which are told of every checkpoint's metrics."""
+
+
+def run(recipe: Recipe, *, part_of: PartOf = PartOf()) -> dict[str, Any]:
     """Run a recipe to its end.
+
+    Args:
+        recipe: what runs.
+        part_of: what it is part of, a sweep for example.
 
     Returns:
         The RESULT line: name, steps, metrics by name (AP, AP50, ..., mask_ap, boundary_ap, ..., or
@@ -56,18 +73,19 @@ def run(recipe: Recipe) -> dict[str, Any]:
             recipe,
             data_fingerprint=checked.identity.data_fingerprint,
             started_from=checked.started_from,
+            parent_run_id=part_of.parent_run_id,
         )
     job = TrainJob(
         recipe=checked.recipe,
         identity=checked.identity,
         run_uri=checked.run_uri,
-        resume_command=resume_command(),
+        resume_command=part_of.resume_command or resume_command(),
     )
     _log.info("%s", progress.header(_facts(checked, handle, job)))
     with _status_of(handle, job):
         with _timed(seconds, "train"):
             _start(recipe)
-            outcome = _train(checked, job, handle)
+            outcome = _train(checked, job, handle, callbacks=part_of.callbacks)
         samples_uri, samples_sha256 = merge(
             checked.run_uri, steps=outcome.step, global_batch=recipe.optim.global_batch
         )
@@ -150,7 +168,9 @@ def _start(recipe: Recipe) -> None:
         start_ray(recipe)
 
 
-def _train(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
+def _train(
+    checked: Checked, job: TrainJob, handle: RunHandle, *, callbacks: tuple[Any, ...]
+) -> Outcome:
     recipe = checked.recipe
     if checked.place is not None and checked.place.step >= recipe.optim.steps:
         _log.info(
@@ -166,7 +186,7 @@ def _train(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
     else:
         from pipeline.training.workers import train_on_workers  # noqa: PLC0415  imports ray
 
-        outcome = train_on_workers(job, handle=handle)
+        outcome = train_on_workers(job, handle=handle, callbacks=callbacks)
     if outcome.bad:
         _log_file(handle, storage.join(checked.run_uri, "bad_batch.json"))
         raise TrainingError(outcome.bad)

@@ -26,6 +26,7 @@ from pipeline.errors import TrainingError
 from pipeline.recipe import AnyModel, Recipe
 from pipeline.training import checkpoint, progress
 from pipeline.training.checkpoint import Identity, Place
+from pipeline.training.measure import measure
 from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
 from pipeline.training.samples import SampleLog, forget_from
 from pipeline.training.start_weights import at_hand
@@ -52,7 +53,8 @@ class Hooks:
     log: Callable[[int, dict[str, float]], None] = lambda _step, _metrics: None
     """Metrics of a step; called on rank 0, must not block."""
     saved: Callable[[Place | None, dict[str, float]], None] = lambda _place, _metrics: None
-    """After a checkpoint, on every worker; rank 0 passes its place."""
+    """After a checkpoint, on every worker; rank 0 passes its place, and the metrics have its step
+    and, where the recipe wants it, what was measured."""
     build: Callable[[AnyModel], nn.Module] = build_model
 
 
@@ -245,6 +247,7 @@ class _Worker:
     def _save(self, item: StepBatch) -> None:
         """Write the samples, then the checkpoint: what a checkpoint trained is always listed."""
         self.samples.write(self.job.run_uri)
+        measured = self._measured(item)
         place = None
         if self.world.rank == 0:
             place = checkpoint.save(
@@ -255,9 +258,21 @@ class _Worker:
                 epoch=item.epoch,
                 identity=self.job.identity,
             )
-        self.hooks.saved(place, self.outcome.last_metrics)
+        done = {"step": float(item.step + 1)}
+        self.hooks.saved(place, self.outcome.last_metrics | measured | done)
         if self.world.rank == 0:
             checkpoint.prune(self.job.run_uri, keep=self.recipe.checkpoint.keep)
+
+    def _measured(self, item: StepBatch) -> dict[str, float]:
+        """Measure the model, before its checkpoint says that this is done."""
+        done = item.step + 1
+        if not self.recipe.evaluation.every_checkpoint or done == self.recipe.optim.steps:
+            return {}
+        metrics = measure(self.model, self.recipe, world=self.world)
+        if self.world.rank == 0:
+            self.hooks.log(done, metrics)
+            self.hooks.say(progress.measured_line(metrics, done=done))
+        return metrics
 
     def _stop(self, bad: BadStep) -> Outcome:
         if self.world.rank == 0:

@@ -36,10 +36,17 @@ _ray_train: Any = ray.train
 """Type checkers see the old classes in ray.train; at run time they are those of Train V2."""
 
 
-def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
+def train_on_workers(
+    job: TrainJob, *, handle: RunHandle, callbacks: tuple[Any, ...] = ()
+) -> Outcome:
     """Run the loop on as many Ray Train workers as the recipe says, and start lost ones again.
 
     Ray must be initialized.
+
+    Args:
+        job: the run.
+        handle: where its metrics go.
+        callbacks: Ray Train's own, told of every checkpoint's metrics beside ours.
 
     Raises:
         PipelineError: a worker found something that is wrong with the data or the recipe.
@@ -74,7 +81,7 @@ def train_on_workers(job: TrainJob, *, handle: RunHandle) -> Outcome:
                     storage_filesystem=file_system,
                     failure_config=_ray_train.FailureConfig(max_failures=recipe.scale.max_failures),
                     logging_config=_ray_train.LoggingConfig(log_level="ERROR"),
-                    callbacks=[Watch(relay, max_failures=recipe.scale.max_failures)],
+                    callbacks=[Watch(relay, max_failures=recipe.scale.max_failures), *callbacks],
                 ),
                 datasets=datasets,
                 dataset_config=data_config,

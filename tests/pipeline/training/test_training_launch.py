@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from bsm.config import build_model
@@ -57,6 +58,27 @@ def test_a_finished_run_is_evaluated_again_and_trains_nothing(finished, caplog):
     assert "step 1/13" not in caplog.text
     for name in ("mask_ap", "samples_sha256", "run_id", "steps"):
         assert again[name] == result[name]
+
+
+@pytest.mark.slow
+def test_measuring_at_checkpoints_changes_nothing_but_that_it_is_known(finished, caplog):
+    recipe, result = finished
+    measuring = replace(
+        recipe, name="measuring", evaluation=replace(recipe.evaluation, every_checkpoint=True)
+    )
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        measured = launch.run(measuring)
+    for name in ("mask_ap", "boundary_ap", "box_ap", "samples_sha256"):
+        assert measured[name] == result[name]
+    trained = [load_file(run["weights"]) for run in (result, measured)]
+    for name, value in trained[0].items():
+        assert torch.equal(value, trained[1][name]), name
+    assert caplog.text.count("step 5  mask_ap ") == 1
+    store = MlflowClient(measured["tracking"].rpartition(" ")[2])
+    history = store.get_metric_history(measured["run_id"], "boundary_ap")
+    assert [point.step for point in history] == [5, 10, 13]
+    without = store.get_metric_history(result["run_id"], "boundary_ap")
+    assert {point.step for point in without} == {13}
 
 
 @pytest.mark.slow

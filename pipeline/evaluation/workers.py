@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
 from pipeline.evaluation.pieces import Maker
@@ -21,6 +22,9 @@ _PIECES_AHEAD = 2
 
 _PATIENCE_S = 120
 """A warning comes when nothing was done for so long: workers that cannot start wait in silence."""
+
+# Ray takes None for: in no group, not even the one of the process that asks.
+_NOBODYS: Any = None
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ def on_workers(
         num_gpus=int(use_gpu),
         max_restarts=_RETRIES,
         max_task_retries=_RETRIES,
+        # In a trial of a sweep they would have to fit into what Tune set aside for its starter.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=_NOBODYS),
     )(_Worker)
     # On the CPU: a worker may have no GPU, or another one.
     shared = ray.put(copy.deepcopy(model).cpu())

@@ -74,7 +74,13 @@ class RunHandle:
         return masked(f"{page}/runs/{self.run_id}")
 
 
-def open_run(recipe: Recipe, *, data_fingerprint: str = "", started_from: str = "") -> RunHandle:
+def open_run(
+    recipe: Recipe,
+    *,
+    data_fingerprint: str = "",
+    started_from: str = "",
+    parent_run_id: str = "",
+) -> RunHandle:
     """Open the MLflow run of a recipe, or go on with the one that an earlier attempt opened.
 
     A store that does not answer is an error the first time, when it may be a slip in the URI; a run
@@ -84,6 +90,7 @@ def open_run(recipe: Recipe, *, data_fingerprint: str = "", started_from: str = 
         recipe: what runs.
         data_fingerprint: of the split that is trained on.
         started_from: the registered version whose weights it starts from, models:/NAME/VERSION.
+        parent_run_id: MLflow's run that this one is shown under.
 
     Raises:
         StorageError: the store does not answer and the run was never tracked there.
@@ -94,7 +101,7 @@ def open_run(recipe: Recipe, *, data_fingerprint: str = "", started_from: str = 
     record = _read_record(folder)
     try:
         store = client(uri)
-        run = _find_or_create(store, uri, recipe, key=record["key"])
+        run = _find_or_create(store, uri, recipe, key=record["key"], parent=parent_run_id)
     except StorageError:
         raise
     except Exception as error:  # MLflow, requests, urllib3 and SQLAlchemy each raise their own
@@ -170,13 +177,16 @@ def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = 
     return left == 0
 
 
-def _find_or_create(store: "MlflowClient", uri: str, recipe: Recipe, *, key: str) -> "Run":
+def _find_or_create(
+    store: "MlflowClient", uri: str, recipe: Recipe, *, key: str, parent: str
+) -> "Run":
     experiment_id = _experiment(store, uri, recipe.tracking.experiment)
     found = store.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
     if found:
         store.update_run(found[0].info.run_id, status="RUNNING")
         return found[0]
-    return store.create_run(experiment_id, run_name=recipe.name, tags={KEY_TAG: key})
+    tags = {KEY_TAG: key} | ({"mlflow.parentRunId": parent} if parent else {})
+    return store.create_run(experiment_id, run_name=recipe.name, tags=tags)
 
 
 def _experiment(store: "MlflowClient", uri: str, name: str) -> str:

@@ -1,0 +1,1 @@
+"""Ray Tune over kernel size, loss weights and learning rate."""

@@ -1,0 +1,41 @@
+"""How many trials the cluster has room for: what a trial's workers need is counted by Train alone.
+
+Tune sees only the process that starts a trial. Were more trials started than fit, each would hold
+some of its workers and wait for the others' for ever (ray#54305).
+"""
+
+import logging
+from collections.abc import Mapping
+
+import ray
+
+from pipeline.recipe import ScaleConfig
+from pipeline.training.cluster import cpus_needed
+from pipeline.tuning.space import Sweep
+
+_log = logging.getLogger(__name__)
+
+STARTER = {"CPU": 0, "node:__internal_head__": 0.001}
+"""What the process that starts a trial takes: no CPU, or Ray Data would lack a part of its own."""
+
+
+def trials_at_once(sweep: Sweep) -> int:
+    """Count the trials that fit into the connected cluster, and say how many will run.
+
+    A cluster whose machines are yet to join has no room at all; then the sweep's own word counts.
+    """
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    room = room_for(sweep.recipe.scale, there)
+    wanted = sweep.parallel or max(room, 1)
+    count = min(wanted, room) if room else wanted
+    if count < wanted:
+        _log.info("the cluster has room for %d of the %d trials wanted at once", room, wanted)
+    return count
+
+
+def room_for(scale: ScaleConfig, resources: Mapping[str, float]) -> int:
+    """Count the runs of a scale that fit into the resources side by side."""
+    needs = {"CPU": cpus_needed(scale)}
+    if scale.use_gpu:
+        needs["GPU"] = float(scale.num_workers)
+    return min(int(resources.get(name, 0.0) / count + 1e-9) for name, count in needs.items())

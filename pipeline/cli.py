@@ -18,9 +18,11 @@ from typing import Any, NoReturn, TypeAlias, get_type_hints
 
 import tyro
 
+from pipeline import storage
 from pipeline.errors import ClusterError, PipelineError, RecipeError
-from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
+from pipeline.recipe import Recipe, differences, fingerprint, from_dict, from_json, to_json
 from pipeline.recipe_json import to_plain
+from pipeline.tuning.space import Sweep
 
 Result: TypeAlias = dict[str, Any]
 """What a job returns: metrics by name, seconds, paths. It must fit into JSON."""
@@ -46,6 +48,20 @@ def main(recipe: Recipe | Mapping[str, Recipe]) -> None:
     _run_in_frame(functools.partial(_train, recipe))
 
 
+def main_of_file() -> None:
+    """Train the recipe in the file that the first argument names, with the overrides after it."""
+    _run_in_frame(_train_file)
+
+
+def main_of_sweep(sweep: Sweep) -> None:
+    """Search as a sweep says, with the fields that the command line overrides.
+
+    Args:
+        sweep: what the job file declares.
+    """
+    _run_in_frame(functools.partial(_search, sweep))
+
+
 def run_verb(verb: Verb | Mapping[str, Verb]) -> None:
     """Call a function with typed arguments from the command line, and print what it returns.
 
@@ -66,20 +82,60 @@ def parse_recipe(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, bool]:
         RecipeError: values break rules; all of them in one message.
         SystemExit: with 2 for an unknown flag or a value of the wrong type, with 0 after --help.
     """
-    loose = _without_rules(recipe, extra=[("print_recipe", bool, _PRINT_RECIPE)])
+    plain = _parsed_recipe(recipe, arguments, extra=[("print_recipe", bool, _PRINT_RECIPE)])
+    wants_print = plain.pop("print_recipe")
+    return from_dict(plain), wants_print
+
+
+def parse_sweep(sweep: Sweep, arguments: list[str]) -> tuple[Sweep, bool, bool]:
+    """Apply overrides to a sweep: those of its recipe, and --trials, --parallel and --resume.
+
+    Returns:
+        The sweep, whether --resume was given, and whether --print-recipe was.
+
+    Raises:
+        RecipeError: values break rules.
+        SystemExit: see `parse_recipe`.
+    """
+    flags = [
+        ("trials", int, _flag("Trials, with those that are stopped early.", default=sweep.trials)),
+        (
+            "parallel",
+            int,
+            _flag("Trials at once; 0 takes all there is room for.", default=sweep.parallel),
+        ),
+        ("resume", bool, _flag("Go on with the sweep of this name.", default=False)),
+        ("print_recipe", bool, _PRINT_RECIPE),
+    ]
+    plain = _parsed_recipe(sweep.recipe, arguments, extra=flags)
+    trials, parallel, resume, wants_print = (plain.pop(name) for name, _, _ in flags)
+    changed = dataclasses.replace(sweep, recipe=from_dict(plain), trials=trials, parallel=parallel)
+    return changed, resume, wants_print
+
+
+def _parsed_recipe(
+    recipe: Recipe, arguments: list[str], *, extra: list[tuple[str, Any, Any]]
+) -> dict[str, Any]:
+    loose = _without_rules(recipe, extra=extra)
     parsed = tyro.cli(
         loose,
         default=_copy(recipe, loose),
         args=arguments,
         description=_job_docstring(),
     )
-    plain = to_plain(parsed)
-    wants_print = plain.pop("print_recipe")
-    return from_dict(plain), wants_print
+    plain: dict[str, Any] = to_plain(parsed)
+    return plain
+
+
+def _flag(text: str, *, default: object) -> Any:  # noqa: ANN401  a dataclass field
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 def _train(job: Recipe | Mapping[str, Recipe]) -> Result | None:
-    declared, arguments = _named(job, sys.argv[1:])
+    return _train_with(*_named(job, sys.argv[1:]))
+
+
+def _train_with(declared: Recipe, arguments: list[str]) -> Result | None:
     recipe, wants_print = parse_recipe(declared, arguments)
     if wants_print:
         print(to_json(recipe))  # noqa: T201  the answer to --print-recipe
@@ -91,6 +147,38 @@ def _train(job: Recipe | Mapping[str, Recipe]) -> Result | None:
     from pipeline.training import launch  # noqa: PLC0415  Ray comes in only for a recipe without faults
 
     return launch.run(recipe)
+
+
+def _search(declared: Sweep) -> Result | None:
+    sweep, resume, wants_print = parse_sweep(declared, sys.argv[1:])
+    if wants_print:
+        print(to_json(sweep.recipe))  # noqa: T201  the answer to --print-recipe
+        return None
+    _check_paths(sweep.recipe)
+    changed = differences(declared.recipe, sweep.recipe)
+    logging.getLogger(__name__).info("overrides: %s", "; ".join(changed) or "none")
+    from pipeline.tuning.sweep import run_sweep  # noqa: PLC0415  imports ray
+
+    return run_sweep(sweep, resume=resume)
+
+
+def _train_file() -> Result | None:
+    program, arguments = os.path.relpath(sys.argv[0]), sys.argv[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(  # noqa: T201  the answer to --help
+            f"usage: {program} FILE [OPTIONS]\n\n{_job_docstring() or ''}\n"
+            f"The options are those of the file's recipe: {program} FILE --help"
+        )
+        sys.exit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise RecipeError(
+            f"no recipe is named; the first argument is a recipe's file, such as a run's "
+            f"recipe.json or a sweep's winner.json: python {program} runs/NAME/recipe.json"
+        )
+    uri = arguments.pop(0)
+    if not storage.exists(uri):
+        raise RecipeError(f"there is no file {uri}; name a recipe's file, local or in a bucket")
+    return _train_with(from_json(storage.read_bytes(uri).decode()), arguments)
 
 
 def _named(job: Recipe | Mapping[str, Recipe], arguments: list[str]) -> tuple[Recipe, list[str]]:
@@ -203,9 +291,7 @@ def _job_docstring() -> str | None:
     return getattr(sys.modules.get("__main__"), "__doc__", None)
 
 
-_PRINT_RECIPE = dataclasses.field(
-    default=False, metadata={"help": "Print the whole recipe as JSON and stop."}
-)
+_PRINT_RECIPE = _flag("Print the whole recipe as JSON and stop.", default=False)
 
 
 def _without_rules(value: Kind, *, extra: list[tuple[str, Any, Any]] | None = None) -> Kind:

@@ -292,3 +292,45 @@ def test_of_several_recipes_the_first_argument_names_one(tmp_path):
     told = run(path, "--help")
     assert (told.returncode, "one, two" in told.stdout) == (0, True)
     assert "--optim.steps" in run(path, "one", "--help").stdout
+
+
+SWEEP_JOB = '''
+    """Search.   python jobs/sweep.py"""
+    from pipeline.cli import main_of_sweep
+    from pipeline.recipe import Recipe
+    from pipeline.tuning.space import Range, Sweep
+
+    main_of_sweep(Sweep(
+        recipe=Recipe(name="job"),
+        ranges=(Range(field="optim.lr_per_image", low=0.0001, high=0.01),),
+    ))
+'''
+
+
+def test_a_sweep_takes_its_recipes_flags_and_its_own(tmp_path):
+    job = tmp_path / "sweep.py"
+    job.write_text(textwrap.dedent(SWEEP_JOB))
+    done = run(job, "--optim.steps", "5000", "--trials", "7", "--print-recipe")
+    assert from_json(done.stdout).optim.steps == 5000
+    done = run(job, "--trial", "7")
+    assert (done.returncode, "--trials" in done.stderr) == (2, True)
+    done = run(job, "--trials", "0", "--optim.lr-per-image", "1")
+    assert done.returncode == 2
+    assert "trials must be at least 1" in done.stderr
+    assert "optim.lr_per_image 1 is not in 0.0001 to 0.01" in done.stderr
+
+
+def test_a_file_with_a_recipe_is_a_job(tmp_path):
+    job = tmp_path / "train.py"
+    job.write_text("from pipeline.cli import main_of_file\nmain_of_file()\n")
+    recipe = tmp_path / "winner.json"
+    recipe.write_text(to_json(RECIPE))
+    done = run(job, recipe, "--optim.steps", "7", "--print-recipe")
+    assert from_json(done.stdout) == replace(RECIPE, optim=replace(RECIPE.optim, steps=7))
+    done = run(job, tmp_path / "absent.json")
+    assert (done.returncode, "there is no file" in done.stderr) == (2, True)
+    done = run(job)
+    assert (done.returncode, "no recipe is named" in done.stderr) == (2, True)
+    recipe.write_text('{"name": "x", "optm": {}}')
+    done = run(job, recipe)
+    assert (done.returncode, "perhaps you meant optim" in done.stderr) == (2, True)

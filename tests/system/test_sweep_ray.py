@@ -1,0 +1,186 @@
+"""A sweep on Ray: trials are measured and stopped, a killed sweep goes on, and no trial ingests."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.data.manifest import read_manifest
+from pipeline.recipe import from_json
+from pipeline.tuning.space import Range, Sweep
+from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+KERNEL = "model.mask_head.targets.kernel_size"
+BOUNDARY = "model.mask_head.loss_weights.boundary"
+TRIALS = 3
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pipeline.cli import main_of_sweep
+from tests.system.test_sweep_ray import sweep_of
+main_of_sweep(sweep_of(Path(sys.argv.pop(1))))
+"""
+
+
+def sweep_of(folder: Path) -> Sweep:
+    recipe = tiny_recipe(folder / "shards", folder / "runs", name="sweep", num_workers=1)
+    return Sweep(
+        recipe=replace(
+            recipe,
+            optim=replace(recipe.optim, steps=8, warmup_steps=1),
+            checkpoint=replace(recipe.checkpoint, every_steps=2),
+            # What so short a training is judged by; AP is 0 after 8 steps.
+            evaluation=replace(recipe.evaluation, boxes="truth"),
+        ),
+        ranges=(Range(field=BOUNDARY, low=0.5, high=2.0),),
+        kernel_sizes=(3, 5),
+        trials=TRIALS,
+        metric="boundary_iou",
+    )
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), *arguments],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=(folder / f"log{len(arguments)}.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill the program and the Ray that it started, as a machine that goes down does."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in family:
+        with_id = each.pid
+        try:
+            os.kill(with_id, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait(timeout=60)
+
+
+def wait_for(uri: Path, process: subprocess.Popen, *, seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not uri.exists():
+        assert process.poll() is None, "the sweep ended too early"
+        assert time.monotonic() < ends, f"{uri} did not come"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A sweep that was killed in its second trial, and resumed to its end."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_shards(folder, train_images=16)
+    (folder / "shards.json").write_text(json.dumps(listing(folder)))
+    first = start(folder)
+    try:
+        mark = trial_folder(folder, 2) / "checkpoints" / "step-00000002" / "checkpoint.json"
+        wait_for(mark, first, seconds=300)
+    finally:
+        kill(first)
+    (folder / "killed").touch()
+    second = start(folder, "--resume")
+    try:
+        assert second.wait(timeout=300) == 0, (folder / "log1.txt").read_text()[-3000:]
+    finally:
+        if second.poll() is None:
+            kill(second)
+    return folder
+
+
+def listing(folder: Path) -> list:
+    files = sorted(each for each in (folder / "shards").rglob("*") if each.is_file())
+    return [[str(each), each.stat().st_mtime_ns, each.stat().st_size] for each in files]
+
+
+@pytest.fixture(scope="module")
+def result(folder) -> dict:
+    last = (folder / "log1.txt").read_text().strip().splitlines()[-1]
+    return json.loads(last.removeprefix("RESULT "))
+
+
+def test_a_killed_sweep_goes_on_with_its_own_trials(folder, result):
+    first, second = ((folder / f"log{n}.txt").read_text() for n in (0, 1))
+    assert "trial 2 of 3" in first
+    assert "going on: 1 trials have ended, 1 were begun" in second
+    assert "trial 1 of 3" not in second
+    assert "trial 3 of 3" in second
+    assert sum(result[f"trials_{state}"] for state in ("finished", "stopped")) == TRIALS
+    assert result["trials_failed"] == 0
+    # What the second trial had trained was not trained again.
+    begun = min((trial_folder(folder, 2) / "samples").glob("*.csv"))
+    assert begun.stat().st_mtime < (folder / "killed").stat().st_mtime
+    store = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    runs = children(store, result)
+    assert sorted(run.info.run_name for run in runs) == [
+        f"sweep-00{n}" for n in range(1, TRIALS + 1)
+    ]
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    return folder / "runs" / "sweep" / f"sweep-{number:03d}"
+
+
+def children(store: MlflowClient, result: dict) -> list:
+    parent = store.get_run(result["run_id"])
+    return list(
+        store.search_runs(
+            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
+        )
+    )
+
+
+def test_one_set_of_shards_serves_every_kernel_size(folder, result):
+    """The squeeze field holds them all: nothing was written, and all trained the same data."""
+    assert listing(folder) == json.loads((folder / "shards.json").read_text())
+    runs = children(MlflowClient(f"sqlite:///{folder}/runs/mlflow.db"), result)
+    assert {run.data.params[KERNEL] for run in runs} == {"3", "5"}
+    fingerprint = read_manifest(str(folder / "shards" / "train")).fingerprint
+    assert {run.data.tags["data_fingerprint"] for run in runs} == {fingerprint}
+
+
+def test_the_baselines_are_trained_to_the_end_and_every_trial_is_measured_on_its_way(
+    folder, result
+):
+    rows = csv.DictReader(io.StringIO((folder / "runs" / "sweep" / "trials.csv").read_text()))
+    rows = {int(row["trial"]): row for row in rows}
+    assert [(rows[n]["state"], rows[n]["step"]) for n in (1, 2)] == [("finished", "8")] * 2
+    assert [rows[n][KERNEL] for n in (1, 2)] == ["3", "5"]
+    store = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    for run in children(store, result):
+        number = int(run.info.run_name.rpartition("-")[2])
+        steps = {point.step for point in store.get_metric_history(run.info.run_id, "boundary_iou")}
+        last = int(rows[number]["step"])
+        assert steps >= set(range(2, last + 1, 2))
+        state = {"finished": "FINISHED", "stopped": "KILLED"}[rows[number]["state"]]
+        assert run.info.status == state
+
+
+def test_the_winner_is_a_recipe_that_a_job_reads(folder, result):
+    recipe = from_json(Path(result["winner_json"]).read_text())
+    assert recipe.name == "sweep-winner"
+    assert recipe.model.mask_head.targets.kernel_size == result["values"][KERNEL]
+    assert recipe.model.mask_head.loss_weights.boundary == result["values"][BOUNDARY]
+    kept = from_json(Path(result["winner_run"], "recipe.json").read_text())
+    assert kept.model == recipe.model
+    assert kept.optim == recipe.optim
+    assert Path(result["sweep_png"]).stat().st_size > 10_000
+    artifacts = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db").list_artifacts(result["run_id"])
+    assert {"trials.csv", "winner.json", "sweep.png"} <= {each.path for each in artifacts}

@@ -121,8 +121,8 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
                 )
             )
     reached = [each.values[0] for each in study.trials]
-    # Of two trials, or of equal ones, any share could be made up.
-    if len(reached) < len(space) or min(reached) == max(reached):
+    # Of a few trials, or of equal ones, any share could be made up.
+    if len(reached) < 2 * len(space) or min(reached) == max(reached):
         return Importance(shares={}, step=step, trials=len(reached))
     shares = optuna.importance.get_param_importances(
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=sweep.recipe.seed)

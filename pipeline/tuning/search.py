@@ -40,7 +40,6 @@ def _kernels(sizes: tuple[int, ...]) -> BaseDistribution:
 
 def search(sweep: Sweep) -> OptunaSearch:
     """Propose the baselines, then what TPE expects most of; the recipe's seed decides the draws."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     first = baselines(sweep)
     return OptunaSearch(
         space=distributions(sweep),

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 from ray import tune
 
 from pipeline import storage
@@ -163,6 +164,7 @@ def _search(sweep: Sweep, handle: RunHandle, folder: str, *, resume: bool) -> li
     # Tune's own lines are about its processes; ours are about the trials.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     at_once = trials_at_once(sweep)
     if resume and tune.Tuner.can_restore(path, storage_filesystem=file_system):
         tuner = _restored(path, setting, file_system=file_system, at_once=at_once)
@@ -205,7 +207,8 @@ def _new(path: str, setting: Setting, *, file_system: Any, at_once: int) -> tune
 def _restored(path: str, setting: Setting, *, file_system: Any, at_once: int) -> tune.Tuner:  # noqa: ANN401  pyarrow's
     state = tune.ExperimentAnalysis(path, storage_filesystem=file_system)
     ended = sum(trial.status in {"TERMINATED", "ERROR"} for trial in state.trials)
-    _log.info("going on: %d trials have ended, %d were begun", ended, len(state.trials) - ended)
+    begun = len(state.trials) - ended
+    _log.info("going on: %d of %d trials have ended, %d begun", ended, setting.sweep.trials, begun)
     tuner = tune.Tuner.restore(
         path,
         trainable=trainable(setting),
@@ -285,9 +288,7 @@ def _keep(sweep: Sweep, handle: RunHandle, folder: str, trials: list[Trial]) -> 
         sweep.metric: best.value if math.isfinite(best.value) else None,
         "values": best.values,
         "importance": {name: round(share, 4) for name, share in mattered.shares.items()},
-        "winner_run": storage.join(
-            folder.rpartition("/")[0], trial_name(sweep.recipe.name, best.number)
-        ),
+        "winner_run": best_run,
         **{name.replace(".", "_"): storage.join(folder, name) for name in kept},
         "run_id": handle.run_id,
         "tracking": handle.url,
@@ -298,6 +299,8 @@ def _say_end(
     sweep: Sweep, folder: str, best: Trial, mattered: Importance, *, best_run: str
 ) -> None:
     shares = "  ".join(f"{short(field)} {share:.2f}" for field, share in mattered.shares.items())
+    if shares:
+        shares += f"  (guessed from {mattered.trials} trials at step {mattered.step})"
     facts = [
         ("winner", f"trial {best.number}, {sweep.metric} {best.value:.4f}: {shown(best.values)}"),
         ("mattered", shares or "the trials are too few, or too much alike, to say"),

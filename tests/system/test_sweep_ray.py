@@ -119,7 +119,7 @@ def result(folder) -> dict:
 def test_a_killed_sweep_goes_on_with_its_own_trials(folder, result):
     first, second = ((folder / f"log{n}.txt").read_text() for n in (0, 1))
     assert "trial 2 of 3" in first
-    assert "going on: 1 trials have ended, 1 were begun" in second
+    assert "going on: 1 of 3 trials have ended, 1 begun" in second
     assert "trial 1 of 3" not in second
     assert "trial 3 of 3" in second
     assert sum(result[f"trials_{state}"] for state in ("finished", "stopped")) == TRIALS

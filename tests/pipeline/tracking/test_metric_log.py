@@ -101,6 +101,17 @@ def test_what_is_left_at_close_is_sent_by_the_driver(store, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_checkpoint_follows_survives_a_kill(store, tmp_path):
+    """A resume goes on after the checkpoint: the points before it are never logged again."""
+    log = MetricLog(HTTP, "run1", str(tmp_path), pause_s=60)
+    log.log(1, {"loss": 1.0})
+    log.keep()
+    # The process is killed here: its thread had no turn, and nobody closes the log.
+    assert store.steps() == []
+    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
+    assert store.steps() == [1]
+
+
 def test_a_lost_answer_and_repeated_steps_double_nothing(store, tmp_path):
     store.apply_then_fail = 1
     first = open_log(tmp_path)

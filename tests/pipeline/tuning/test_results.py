@@ -65,7 +65,7 @@ def test_trials_are_compared_at_the_last_step_that_all_of_them_reached():
 
 def test_too_few_or_equal_trials_say_nothing():
     assert importance(SWEEP, []).shares == {}
-    few = [drawn(n, reached=lambda values: values[LR]) for n in range(3)]
+    few = [drawn(n, reached=lambda values: values[LR]) for n in range(9)]
     assert importance(SWEEP, few).shares == {}
     equal = [drawn(n, reached=lambda _: 0.0) for n in range(20)]
     assert importance(SWEEP, equal).shares == {}

@@ -87,7 +87,8 @@ def inference_ratios(
         say: gets a line after each round.
         device: where; in float32, as evaluation works.
     """
-    built = {name: _with_detections(config).to(device) for name, config in models.items()}
+    with device:
+        built = {name: _with_detections(config) for name, config in models.items()}
     image = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8).to(device)
     sizes = torch.tensor([size_hw]).to(device)
 
@@ -126,7 +127,8 @@ def training_ratios(
         device: where.
         amp: in bfloat16 on a GPU, as recipes train there (OptimConfig.amp).
     """
-    built = {name: build_model(config).train().to(device) for name, config in models.items()}
+    with device:
+        built = {name: build_model(config).train() for name, config in models.items()}
     batch = torch.randint(0, 256, (images, 3, *size_hw), dtype=torch.uint8).to(device)
     sizes = torch.tensor([size_hw] * images).to(device)
     targets = _disks(images, objects, size_hw, device=device)

@@ -5,17 +5,22 @@
 
 Prints parameters and multiply-adds of each mask head, and how long a whole detector takes in
 inference (ResNet-50, 800 px, 100, 50 and 20 detections) and in a training step, as ratios to Mask
-R-CNN, timed in turn in one process, beside the ratios that the paper reports for a V100.
+R-CNN, timed in turn in one process, beside the ratios that the paper reports for a V100. On a GPU
+(--use-gpu) inference is in float32 and the training step in bfloat16, as recipes have it.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from bsm.config import BackboneConfig, GuidedFlowConfig, SqueezeConfig
 from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
 from pipeline.cli import Result, run_verb
+from pipeline.errors import RecipeError
+from pipeline.recipe import OptimConfig
 
 DETECTORS = {
     "plain": MaskHeadConfig(kind="plain"),
@@ -38,7 +43,9 @@ def cost(
     detections: tuple[int, ...] = (100, 50, 20),
     rounds: int = 5,
     training_rounds: int = 3,
+    training_images: int = 1,
     threads: int = 0,
+    use_gpu: bool = False,
 ) -> Result:
     """Count and time the detectors.
 
@@ -48,7 +55,9 @@ def cost(
         detections: numbers of detections to time inference at.
         rounds: rounds of inference after the first, which does not count.
         training_rounds: the same of training steps; 0 leaves them out.
+        training_images: of a training step.
         threads: torch threads; 0 leaves torch's own choice.
+        use_gpu: on the GPU of this machine; without, on its CPUs.
     """
     from pipeline.study import cost as engine
 
@@ -56,6 +65,11 @@ def cost(
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
+    if use_gpu and not torch.cuda.is_available():
+        raise RecipeError(
+            "--use-gpu: torch finds no GPU here. Leave it out to measure on the CPUs."
+        )
+    device = torch.device("cuda" if use_gpu else "cpu")
     size_hw = (short_edge_px, long_edge_px)
     base = MaskRCNNConfig(backbone=BackboneConfig(name="resnet50", norm="frozen"))
     models = {name: replace(base, mask_head=head) for name, head in DETECTORS.items()}
@@ -64,12 +78,19 @@ def cost(
         for name, head in DETECTORS.items()
     }
     inference = engine.inference_ratios(
-        models, detections=detections, size_hw=size_hw, rounds=rounds, say=print
+        models, detections=detections, size_hw=size_hw, rounds=rounds, say=print, device=device
     )
     training = {}
     if training_rounds:
         training = engine.training_ratios(
-            models, images=1, size_hw=size_hw, objects=8, rounds=training_rounds, say=print
+            models,
+            images=training_images,
+            size_hw=size_hw,
+            objects=8,
+            rounds=training_rounds,
+            say=print,
+            device=device,
+            amp=OptimConfig().amp,
         )
     heads = [*(f"inference, {n} detections" for n in detections), "training step"]
     lines = [
@@ -80,7 +101,7 @@ def cost(
     ]
     for name, count in counts.items():
         timed = [inference[name, n] for n in detections]
-        timed += [training[name, 1]] if training else []
+        timed += [training[name, training_images]] if training else []
         cells = [
             name,
             f"{count.parameters_m:.3f}",
@@ -93,10 +114,24 @@ def cost(
         lines.append("| " + " | ".join(cells) + " |")
     print("\n".join(lines))
     return {
+        "device": torch.cuda.get_device_name(device) if use_gpu else "cpu",
         "seconds": round(time.perf_counter() - began, 1),
         **{f"gmac_{name}": round(count.gmac_per_roi, 4) for name, count in counts.items()},
         **{f"inference_{k}_{n}": round(r.median, 3) for (k, n), r in inference.items()},
         **{f"training_{k}": round(r.median, 3) for (k, _), r in training.items()},
+        **(_on_the_gpu(inference, training) if use_gpu else {}),
+    }
+
+
+def _on_the_gpu(
+    inference: Mapping[tuple[str, int], Any], training: Mapping[tuple[str, int], Any]
+) -> Result:
+    """What a GPU tells beside the ratios: the reference's own time, and everybody's memory."""
+    return {
+        **{f"inference_{k}_{n}_ms": round(1000 * r.seconds, 2) for (k, n), r in inference.items()},
+        **{f"training_{k}_ms": round(1000 * r.seconds, 2) for (k, _), r in training.items()},
+        **{f"inference_{k}_{n}_gb": round(r.memory_gb, 3) for (k, n), r in inference.items()},
+        **{f"training_{k}_gb": round(r.memory_gb, 3) for (k, _), r in training.items()},
     }
 
 

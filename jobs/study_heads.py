@@ -88,6 +88,7 @@ def study(
     heads: tuple[str, ...] = tuple(HEADS),
     seeds: tuple[int, ...] = (0, 1, 2),
     steps: int = STEPS,
+    use_gpu: bool = False,
 ) -> Result:
     """Train, judge, and lay out what all runs in the folder have given.
 
@@ -98,6 +99,7 @@ def study(
         heads: which to train; the table has all that are done.
         seeds: one run each.
         steps: optimizer steps of a run.
+        use_gpu: on the GPU of this machine, in bfloat16 (OptimConfig.amp).
     """
     from pipeline.study import heads as engine
 
@@ -110,6 +112,7 @@ def study(
         RECIPE,
         data=replace(RECIPE.data, root=str(Path(shards).absolute())),
         optim=replace(RECIPE.optim, steps=steps, warmup_steps=round(0.3 * steps)),
+        scale=replace(RECIPE.scale, use_gpu=use_gpu),
     )
     recipes = {name: recipe_of(recipe, name, trunk_weights=trunk_weights) for name in HEADS}
     folder = str(out.absolute())

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -44,6 +45,9 @@ class Ratio:
     high: float
     seconds: float
     """Median of the time itself, for a feeling of scale; it swings with the machine."""
+    memory_gb: float
+    """The most that a run takes on a GPU beside the weights of all models, 10^9 bytes; 0 on a CPU,
+    where nobody counts it."""
 
 
 def head_cost(config: MaskHeadConfig, *, in_channels: int, num_classes: int) -> HeadCost:
@@ -71,6 +75,7 @@ def inference_ratios(
     size_hw: tuple[int, int],
     rounds: int,
     say: Callable[[str], None],
+    device: torch.device,
 ) -> dict[tuple[str, int], Ratio]:
     """Time whole detectors on one image that gives just so many detections.
 
@@ -80,10 +85,12 @@ def inference_ratios(
         size_hw: of the image.
         rounds: how often all are timed in turn, after one round that does not count.
         say: gets a line after each round.
+        device: where; in float32, as evaluation works.
     """
-    built = {name: _with_detections(config) for name, config in models.items()}
-    image = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8)
-    sizes = torch.tensor([size_hw])
+    with device:
+        built = {name: _with_detections(config) for name, config in models.items()}
+    image = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8).to(device)
+    sizes = torch.tensor([size_hw]).to(device)
 
     def run(name: str, number: int) -> None:
         model = built[name]
@@ -94,7 +101,7 @@ def inference_ratios(
             raise AssertionError(f"{name}: {int(found.valid.sum())} detections, not {number}")
 
     keys = [(name, number) for number in detections for name in built]
-    return _in_turn(keys, run, rounds=rounds, say=say, reference=next(iter(built)))
+    return _in_turn(keys, run, rounds=rounds, say=say, reference=next(iter(built)), device=device)
 
 
 def training_ratios(
@@ -105,6 +112,8 @@ def training_ratios(
     objects: int,
     rounds: int,
     say: Callable[[str], None],
+    device: torch.device,
+    amp: bool,
 ) -> dict[tuple[str, int], Ratio]:
     """Time a training step without its optimizer: losses and gradients of a few images.
 
@@ -115,20 +124,31 @@ def training_ratios(
         objects: in an image.
         rounds: how often all are timed in turn, after one round that does not count.
         say: gets a line after each round.
+        device: where.
+        amp: in bfloat16 on a GPU, as recipes train there (OptimConfig.amp).
     """
-    built = {name: build_model(config).train() for name, config in models.items()}
-    batch = torch.randint(0, 256, (images, 3, *size_hw), dtype=torch.uint8)
-    sizes = torch.tensor([size_hw] * images)
-    targets = _disks(images, objects, size_hw)
+    with device:
+        built = {name: build_model(config).train() for name, config in models.items()}
+    batch = torch.randint(0, 256, (images, 3, *size_hw), dtype=torch.uint8).to(device)
+    sizes = torch.tensor([size_hw] * images).to(device)
+    targets = _disks(images, objects, size_hw, device=device)
+    mixed = amp and device.type == "cuda"
 
     def run(name: str, _: int) -> None:
         model = built[name]
-        model.zero_grad(set_to_none=True)
-        total = torch.stack(list(model(batch, sizes, targets).values())).sum()
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            losses = model(batch, sizes, targets)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
         total.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
 
     keys = [(name, images) for name in built]
-    return _in_turn(keys, run, rounds=rounds, say=say, reference=next(iter(built)))
+    return _in_turn(keys, run, rounds=rounds, say=say, reference=next(iter(built)), device=device)
+
+
+class _Spent(NamedTuple):
+    seconds: float
+    memory_gb: float
 
 
 def _in_turn(
@@ -138,25 +158,46 @@ def _in_turn(
     rounds: int,
     say: Callable[[str], None],
     reference: str,
+    device: torch.device,
 ) -> dict[tuple[str, int], Ratio]:
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in keys}
+    spent: dict[tuple[str, int], list[_Spent]] = {key: [] for key in keys}
     for number in range(rounds + 1):
         for key in keys:
-            began = time.perf_counter()
-            run(*key)
-            seconds[key].append(time.perf_counter() - began)
-        say(f"round {number} of {rounds}: " + "  ".join(f"{seconds[k][-1]:.2f}s" for k in keys))
+            spent[key].append(_measured(run, key, device=device))
+        say(
+            f"round {number} of {rounds}: "
+            + "  ".join(f"{spent[k][-1].seconds:.3f}s" for k in keys)
+        )
     ratios = {}
     for name, number in keys:
-        own, other = seconds[name, number][1:], seconds[reference, number][1:]
-        each = [a / b for a, b in zip(own, other, strict=True)]
+        own, other = spent[name, number][1:], spent[reference, number][1:]
+        each = [a.seconds / b.seconds for a, b in zip(own, other, strict=True)]
         ratios[name, number] = Ratio(
             median=statistics.median(each),
             low=min(each),
             high=max(each),
-            seconds=statistics.median(own),
+            seconds=statistics.median(one.seconds for one in own),
+            memory_gb=max(one.memory_gb for one in own),
         )
     return ratios
+
+
+def _measured(
+    run: Callable[[str, int], None], key: tuple[str, int], *, device: torch.device
+) -> _Spent:
+    """Time one run from an idle device to an idle device."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        run(*key)
+        return _Spent(time.perf_counter() - began, 0.0)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    run(*key)
+    torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    return _Spent(seconds, (torch.cuda.max_memory_allocated(device) - before) / 1e9)
 
 
 def _with_detections(config: MaskRCNNConfig) -> MaskRCNN:
@@ -171,7 +212,7 @@ def _with_detections(config: MaskRCNNConfig) -> MaskRCNN:
     return model
 
 
-def _disks(images: int, objects: int, size_hw: tuple[int, int]) -> Targets:
+def _disks(images: int, objects: int, size_hw: tuple[int, int], *, device: torch.device) -> Targets:
     generator = torch.Generator().manual_seed(0)
     extent = torch.tensor([size_hw[1], size_hw[0]]) / 4
     corner = torch.rand(images, objects, 2, generator=generator) * extent * 2.5
@@ -180,7 +221,7 @@ def _disks(images: int, objects: int, size_hw: tuple[int, int]) -> Targets:
     )
     at = torch.arange(112) + 0.5 - 56
     disk = mask_to_field((at[:, None] ** 2 + at**2 < 37**2)[None])[0]
-    return Targets(
+    targets = Targets(
         boxes_xyxy=boxes,
         category_index=torch.zeros(images, objects, dtype=torch.int64),
         valid=torch.ones(images, objects, dtype=torch.bool),
@@ -188,3 +229,4 @@ def _disks(images: int, objects: int, size_hw: tuple[int, int]) -> Targets:
         field_frame_xyxy=field_frame_xyxy(boxes),
         sample_seed=torch.arange(images),
     )
+    return Targets(*(None if each is None else each.to(device) for each in targets))  # type: ignore[arg-type]

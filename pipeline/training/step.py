@@ -173,9 +173,10 @@ class Window:
         ok = torch.isfinite(values).all(dim=1)
         first_bad = torch.where(ok, len(ok), torch.arange(len(ok), device=ok.device)).min()
         row = torch.cat([values.double().mean(dim=0), first_bad[None].double()])
-        now = time.perf_counter()
         row = torch.cat([row, torch.tensor([self._waited_s], device=row.device).double()])
         table = gather_rows(row, world=self._world).cpu()  # the one wait for the device
+        # Not before: until here a GPU may still have had the window's steps before it.
+        now = time.perf_counter()
         steps, self._steps = self._steps, []
         seconds, self._opened_s = now - self._opened_s, now
         waited_s, self._waited_s = float(table[:, -1].max()), 0.0

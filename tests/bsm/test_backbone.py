@@ -8,11 +8,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from bsm.backbone import Backbone, build_trunk, freeze, trunk_features
 from bsm.config import BackboneConfig
+from tests.nothing_from_the_host import pretended_gpu
 
 
 def backbone(**fields) -> Backbone:
@@ -91,7 +91,7 @@ def test_every_parameter_of_a_trunk_with_layer_norms_trains(name: str):
 )
 def test_the_papers_trunks(name: str, parameters: int):
     """As many parameters as torchvision's classifier, less its last layer; stem and res2 frozen."""
-    with FakeTensorMode(), torch.device("cuda"):
+    with pretended_gpu(), torch.device("cuda"):
         model = backbone(name=name, norm="frozen", freeze_at=2)
         levels = model(torch.empty(1, 3, 96, 160, dtype=torch.uint8), torch.empty(1, 2).long())
     assert [tuple(x.shape) for x in levels][3:] == [(1, 8, 3, 5), (1, 8, 2, 3)]

@@ -11,12 +11,12 @@ from dataclasses import replace
 import kornia.morphology  # noqa: F401  importing it makes tensors, and not in the step
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from bsm.config import build_model
 from bsm.instance.tensors import Detections, Targets
 from tests.bsm.synthetic import shapes_batch, tiny_config
-from tests.nothing_from_the_host import NothingFromTheHost
+from tests.nothing_from_the_host import NothingFromTheHost, pretended_gpu
 
 CASES = [
     (kind, boxes, source, slots)
@@ -59,7 +59,7 @@ def test_forward_and_backward_need_no_values(kind, boxes, source, slots):
 @pytest.mark.parametrize(("kind", "boxes", "source", "slots"), CASES)
 def test_forward_stays_on_the_gpu(kind, boxes, source, slots):
     images, sizes, targets = batch(slots)
-    with FakeTensorMode(), torch.device("cuda"):
+    with pretended_gpu(), torch.device("cuda"):
         model = build_model(tiny_config(kind=kind, boxes=boxes, source=source))
         moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
         losses = losses_of(model, moved[0], moved[1], Targets(*moved[2:]))
@@ -73,7 +73,7 @@ def test_forward_stays_on_the_gpu(kind, boxes, source, slots):
 
 def test_torchvisions_geometry_stays_on_the_gpu():
     images, sizes, targets = batch(3)
-    with FakeTensorMode(), torch.device("cuda"):
+    with pretended_gpu(), torch.device("cuda"):
         model = build_model(replace(tiny_config(), geometry="torchvision"))
         moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
         losses = losses_of(model, moved[0], moved[1], Targets(*moved[2:]))
@@ -107,6 +107,13 @@ def test_the_proof_can_fail():
             question()
     with pytest.raises(AssertionError, match="works on the host"), NothingFromTheHost():
         values + torch.tensor([1.0, 2.0, 3.0])
+    on_the_host = torch.ones(3)
+    with pretended_gpu(), torch.device("cuda"):
+        pretended = torch.ones(3)
+        with pytest.raises(RuntimeError, match="device"), NothingFromTheHost():
+            pretended + on_the_host
+        with pytest.raises(DataDependentOutputException):
+            bool(pretended.sum() > 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

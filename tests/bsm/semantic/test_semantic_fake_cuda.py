@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bsm.config import build_model
 from bsm.semantic.deeplab import label_map
 from bsm.semantic.field import SemanticTargets
 from tests.bsm.semantic.label_maps import KINDS, shapes_batch, tiny_config
-from tests.nothing_from_the_host import NothingFromTheHost
+from tests.nothing_from_the_host import NothingFromTheHost, pretended_gpu
 
 CASES = pytest.mark.parametrize(
     ("kind", "output_stride", "cross_entropy"),
@@ -43,7 +42,7 @@ def test_forward_and_backward_need_no_values(kind, output_stride, cross_entropy)
 @CASES
 def test_forward_stays_on_the_gpu(kind, output_stride, cross_entropy):
     images, sizes, targets = shapes_batch()
-    with FakeTensorMode(), torch.device("cuda"):
+    with pretended_gpu(), torch.device("cuda"):
         model = model_of(kind, output_stride, cross_entropy)
         moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
         losses = losses_of(model, moved[0], moved[1], SemanticTargets(*moved[2:]))

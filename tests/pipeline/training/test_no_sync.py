@@ -1,11 +1,15 @@
 """The step never waits for a device: with fake tensors any look at a value is an error."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.recipe import OptimConfig
+from pipeline.training import step
 from pipeline.training.optim import build_optimizer
 from pipeline.training.step import Window, World, train_step
 from tests.pipeline.training.tiny_training import FakeBatch, TinyModel
@@ -28,11 +32,11 @@ def two_fake_steps(model: nn.Module, *, clip_norm: float | None) -> None:
         )
         window = Window(World(device=device))
         optimizer = build_optimizer(model, optim=optim)
-        for step in range(2):
+        for number in range(2):
             measured = train_step(
-                model, optimizer, passes=(batch, batch), step=step, optim=optim, device=device
+                model, optimizer, passes=(batch, batch), step=number, optim=optim, device=device
             )
-            window.add(measured, step=step, epoch=0, lr=0.1, passes=(batch,))
+            window.add(measured, step=number, epoch=0, lr=0.1, passes=(batch,))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
@@ -49,3 +53,18 @@ def test_a_look_would_be_found():
 
     with pytest.raises(Exception, match="_local_scalar_dense"):
         two_fake_steps(Looks(), clip_norm=None)
+
+
+def test_a_windows_time_has_the_wait_for_the_device_in_it(monkeypatch):
+    def slow_device(row, *, world):
+        time.sleep(0.2)
+        return row[None]
+
+    monkeypatch.setattr(step, "gather_rows", slow_device)
+    measured = step.Measured((step.GRADIENT_NORM,), torch.ones(1))
+    batch = SimpleNamespace(image_id=torch.tensor([1]))
+    window = Window(World())
+    window.add(measured, step=0, epoch=0, lr=0.1, passes=(batch,))
+    summary = window.close()
+    # A GPU works off its queue while the host waits here; a checkpoint then restarts the clock.
+    assert summary.seconds >= 0.2

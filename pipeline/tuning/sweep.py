@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,8 @@ def _search(sweep: Sweep, handle: RunHandle, folder: str, *, resume: bool) -> li
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Tune counts the reports of a trial that goes on from one again.
+    warnings.filterwarnings("ignore", message="The reported value is ignored", module="optuna")
     at_once = trials_at_once(sweep)
     if resume and tune.Tuner.can_restore(path, storage_filesystem=file_system):
         tuner = _restored(path, setting, file_system=file_system, at_once=at_once)

@@ -1,36 +1,129 @@
-"""A Ray cluster of two nodes on this machine, in a process of its own until standard input ends.
+"""A Ray cluster of two nodes on this machine, the second of which can be lost and added again.
 
-A second Ray in the process of the tests would not come up beside theirs.
+It lives in a process of its own: a second Ray in the process of the tests would not come up beside
+theirs, and nodes start in a main thread only. Lines on its standard input command it, and their end
+ends it.
 """
 
+import json
+import os
 import shutil
-import socket
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
 
 from ray.cluster_utils import Cluster
 
+from tests.object_stores import free_port
+
 CPUS = 3
+_ROOT = Path(__file__).parents[2]
+_ENDS_WITHIN_S = 60
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+class TwoNodes:
+    """The cluster, as a test commands it."""
+
+    def __init__(self, process: "subprocess.Popen[str]", environment: Mapping[str, str]) -> None:
+        self._process = process
+        told = self._answer()
+        self.environment = {**environment, "RAY_ADDRESS": told["address"]}
+        """Of who uses the cluster."""
+        self.dashboard = f"http://{told['dashboard']}"
+        self.folder = Path(told["folder"])
+        """Holds Ray's own logs; it is gone when the cluster is."""
+        self.head_raylet: int = told["head"]
+        self.second_raylet: int = told["second"]
+
+    def lose(self) -> None:
+        """Take the second node away with kill -9, as a machine that loses its power."""
+        self._say("lose")
+
+    def add(self) -> None:
+        """Start a second node again; it has joined when this returns."""
+        self.second_raylet = self._say("add")["second"]
+
+    def _say(self, word: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        answers = (line for line in self._process.stdout if line.startswith("NODES "))
+        line = next(answers, None)
+        assert line is not None, "the nodes' process ended"
+        return json.loads(line.removeprefix("NODES "))
+
+
+@contextmanager
+def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
+    """Start a cluster whose nodes have an environment; end it, whatever happens meanwhile."""
+    environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.system.two_nodes"],
+        cwd=_ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield TwoNodes(process, environment)
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(timeout=_ENDS_WITHIN_S)
+        finally:
+            # Ray's reaper ends what this process leaves behind.
+            process.kill()
+            process.stdout.close()
+
+
+def _serve(commands: TextIO, answers: TextIO) -> None:
+    # Folder and port of its own: another Ray on this machine is left alone. Short, because sockets
+    # are in it. The variable is for the file in which Ray notes the address of the latest cluster.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    os.environ["RAY_TMPDIR"] = folder
+    place = Path(folder, "ray")
+    place.mkdir()
+    node = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "temp_dir": str(place)}
+    head = {**node, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+
+    def answer(**told: str | int) -> None:
+        answers.write(f"NODES {json.dumps(told)}\n")
+        answers.flush()
+
+    second = cluster.add_node(**node)
+    cluster.wait_for_nodes()
+    answer(
+        address=cluster.address,
+        dashboard=cluster.webui_url,
+        folder=folder,
+        head=_raylet(cluster.head_node),
+        second=_raylet(second),
+    )
+    for command in commands:
+        match command.strip():
+            case "lose":
+                cluster.remove_node(second, allow_graceful=False)
+                answer()
+            case "add":
+                second = cluster.add_node(**node)
+                answer(second=_raylet(second))
+    cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _raylet(node: Any) -> int:
+    return node.all_processes["raylet"][0].process.pid
 
 
 if __name__ == "__main__":
-    # Folder and port of its own: another Ray on this machine is left alone. Short, because sockets
-    # are in it.
-    folder = tempfile.mkdtemp(prefix="ray-")
-    node = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "temp_dir": folder}
-    head = {**node, "include_dashboard": True, "dashboard_port": _free_port()}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    second = cluster.add_node(**node)
-    cluster.wait_for_nodes()
-    raylet = second.all_processes["raylet"][0].process.pid
-    sys.stdout.write(f"ADDRESS {cluster.address} {raylet}\n")
-    sys.stdout.flush()
-    sys.stdin.read()
-    cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    _serve(sys.stdin, sys.stdout)

@@ -5,9 +5,8 @@ theirs, and nodes start in a main thread only. Lines on its standard input comma
 ends it.
 """
 
+import itertools
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,13 +27,15 @@ _ENDS_WITHIN_S = 60
 class TwoNodes:
     """The cluster, as a test commands it."""
 
-    def __init__(self, process: "subprocess.Popen[str]", environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[str]", environment: Mapping[str, str], folder: Path
+    ) -> None:
         self._process = process
         told = self._answer()
         self.environment = {**environment, "RAY_ADDRESS": told["address"]}
         """Of who uses the cluster."""
         self.dashboard = f"http://{told['dashboard']}"
-        self.folder = Path(told["folder"])
+        self.folder = folder
         """Holds Ray's own logs; it is gone when the cluster is."""
         self.head_raylet: int = told["head"]
         self.second_raylet: int = told["second"]
@@ -64,48 +65,53 @@ class TwoNodes:
 @contextmanager
 def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
     """Start a cluster whose nodes have an environment; end it, whatever happens meanwhile."""
-    environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.system.two_nodes"],
-        cwd=_ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield TwoNodes(process, environment)
-    finally:
-        process.stdin.close()
+    # A folder of its own, so that another Ray on this machine is left alone; short, because sockets
+    # are in it.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        here = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.two_nodes", folder],
+            cwd=_ROOT,
+            # Where Ray notes the address of the cluster that was started last.
+            env=here | {"RAY_TMPDIR": folder},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
-            process.wait(timeout=_ENDS_WITHIN_S)
+            yield TwoNodes(process, here, Path(folder))
         finally:
-            # Ray's reaper ends what this process leaves behind.
-            process.kill()
-            process.stdout.close()
+            process.stdin.close()
+            try:
+                process.wait(timeout=_ENDS_WITHIN_S)
+            finally:
+                # Ray's reaper ends what this process leaves behind.
+                process.kill()
+                process.stdout.close()
 
 
-def _serve(commands: TextIO, answers: TextIO) -> None:
-    # Folder and port of its own: another Ray on this machine is left alone. Short, because sockets
-    # are in it. The variable is for the file in which Ray notes the address of the latest cluster.
-    folder = tempfile.mkdtemp(prefix="ray-")
-    os.environ["RAY_TMPDIR"] = folder
-    place = Path(folder, "ray")
-    place.mkdir()
-    node = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "temp_dir": str(place)}
-    head = {**node, "include_dashboard": True, "dashboard_port": free_port()}
+def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
+    (folder / "ray").mkdir()
+    disks = (str(folder / f"disk-{number}") for number in itertools.count())
+
+    def node() -> dict[str, Any]:
+        # A disk of its own, as on machines: a node unpacks a job's working directory anew.
+        return {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "temp_dir": next(disks)}
+
+    # Jobs are submitted through the agent, whose usual port another Ray may have.
+    ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
+    head = {**node(), **ports, "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
 
     def answer(**told: str | int) -> None:
         answers.write(f"NODES {json.dumps(told)}\n")
         answers.flush()
 
-    second = cluster.add_node(**node)
+    second = cluster.add_node(**node())
     cluster.wait_for_nodes()
     answer(
         address=cluster.address,
         dashboard=cluster.webui_url,
-        folder=folder,
         head=_raylet(cluster.head_node),
         second=_raylet(second),
     )
@@ -115,10 +121,9 @@ def _serve(commands: TextIO, answers: TextIO) -> None:
                 cluster.remove_node(second, allow_graceful=False)
                 answer()
             case "add":
-                second = cluster.add_node(**node)
+                second = cluster.add_node(**node())
                 answer(second=_raylet(second))
     cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _raylet(node: Any) -> int:
@@ -126,4 +131,4 @@ def _raylet(node: Any) -> int:
 
 
 if __name__ == "__main__":
-    _serve(sys.stdin, sys.stdout)
+    _serve(Path(sys.argv[1]), sys.stdin, sys.stdout)

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN_IMAGES, VAL_IMAGES = 36, 4
 STEPS, CHECKPOINT_EVERY, GLOBAL_BATCH = 40, 10, 4
 CPUS_PER_WORKER = 2
-PATIENCE_S = 180
+PATIENCE_S = 240
 """How long a line is waited for, which comes within seconds on a machine that has time."""
 
 CLEAN_PROCESS = """

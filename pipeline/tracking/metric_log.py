@@ -72,6 +72,18 @@ class MetricLog:
         """Take the metrics of a step; returns at once."""
         self._queue.put(Point(_now_ms(), step, dict(values)))
 
+    def keep(self) -> None:
+        """Put what waits where it outlives this machine: steps of a checkpoint come only once.
+
+        Steps since the last checkpoint are trained, and logged, again when a machine is lost.
+        """
+        try:
+            self._to_disk()
+            if self._copy_uri and self._spool.count_pending():
+                self._copy(force=True)
+        except (OSError, StorageError) as error:
+            _log.warning("event=spool_copy_failed reason=%r", masked(str(error)))
+
     def close(self, *, timeout_s: float = 15.0) -> int:
         """Send what is left, for at most so long.
 

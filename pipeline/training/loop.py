@@ -51,6 +51,8 @@ class Hooks:
     """A line for the user; called on rank 0."""
     log: Callable[[int, dict[str, float]], None] = lambda _step, _metrics: None
     """Metrics of a step; called on rank 0, must not block."""
+    saving: Callable[[], None] = lambda: None
+    """Before a checkpoint is written; called on rank 0."""
     saved: Callable[[Place | None, dict[str, float]], None] = lambda _place, _metrics: None
     """After a checkpoint, on every worker; rank 0 passes its place."""
     build: Callable[[AnyModel], nn.Module] = build_model
@@ -247,6 +249,7 @@ class _Worker:
         self.samples.write(self.job.run_uri)
         place = None
         if self.world.rank == 0:
+            self.hooks.saving()
             place = checkpoint.save(
                 self.job.run_uri,
                 model=self.model,

@@ -123,6 +123,7 @@ def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
     hooks = Hooks(
         say=relay.say.remote,
         log=metrics.log if metrics else lambda _step, _metrics: None,
+        saving=metrics.keep if metrics else lambda: None,
         saved=_report,
     )
     place = _agreed(find_latest(job.run_uri) if world.rank == 0 else None, world=world)

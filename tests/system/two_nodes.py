@@ -5,19 +5,18 @@ theirs, and nodes start in a main thread only. Lines on its standard input comma
 ends it.
 """
 
-import itertools
 import json
+import random
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ray.cluster_utils import Cluster
-
-from tests.object_stores import free_port
 
 CPUS = 3
 _ROOT = Path(__file__).parents[2]
@@ -92,22 +91,20 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
 
 def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
     (folder / "ray").mkdir()
-    disks = (str(folder / f"disk-{number}") for number in itertools.count())
-
-    def node() -> dict[str, Any]:
-        # A disk of its own, as on machines: a node unpacks a job's working directory anew.
-        return {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "temp_dir": next(disks)}
-
-    # Jobs are submitted through the agent, whose usual port another Ray may have.
-    ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
-    head = {**node(), **ports, "include_dashboard": True}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    # The lock is held as long as the cluster lives.
+    lock, places = _places(folder)
+    head = next(places)
+    ports = {"gcs_server_port": head.ports[6], "dashboard_port": head.ports[7]}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={**head.settings(), **ports, "include_dashboard": True},
+    )
 
     def answer(**told: str | int) -> None:
         answers.write(f"NODES {json.dumps(told)}\n")
         answers.flush()
 
-    second = cluster.add_node(**node())
+    second = cluster.add_node(**next(places).settings())
     cluster.wait_for_nodes()
     answer(
         address=cluster.address,
@@ -121,9 +118,48 @@ def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
                 cluster.remove_node(second, allow_graceful=False)
                 answer()
             case "add":
-                second = cluster.add_node(**node())
+                second = cluster.add_node(**next(places).settings())
                 answer(second=_raylet(second))
     cluster.shutdown()
+    lock.close()
+
+
+class _Place(NamedTuple):
+    """What a machine of its own has: a disk, where a job's folder is unpacked, and ports."""
+
+    disk: str
+    ports: range
+
+    def settings(self) -> dict[str, Any]:
+        names = ("node_manager", "object_manager", "metrics_agent", "runtime_env_agent",
+                 "metrics_export", "dashboard_agent_listen")  # fmt: skip
+        return {
+            "num_cpus": CPUS,
+            "object_store_memory": 80 * 2**20,
+            "temp_dir": self.disk,
+            **{f"{name}_port": port for name, port in zip(names, self.ports, strict=False)},
+            "min_worker_port": self.ports[10],
+            "max_worker_port": self.ports[-1],
+        }
+
+
+def _places(folder: Path) -> tuple[socket.socket, Iterator[_Place]]:
+    """Give places for nine nodes, and a socket that keeps them from other clusters of this kind.
+
+    Ray's servers share a port with those of another Ray on this machine and do not notice; then
+    one cluster gets what was meant for the other. So they get no port that the system hands out.
+    """
+    for first in random.sample(range(10_000, 32_000, 1000), k=22):
+        lock = socket.socket()
+        try:
+            lock.bind(("127.0.0.1", first))
+        except OSError:
+            lock.close()
+            continue
+        starts = range(first + 1, first + 900, 100)
+        ports = (range(start, start + 99) for start in starts)
+        return lock, (_Place(str(folder / f"disk-{p[0]}"), p) for p in ports)
+    raise OSError("all ports from 10000 to 32000 are taken")
 
 
 def _raylet(node: Any) -> int:

@@ -73,15 +73,16 @@ class MetricLog:
         self._queue.put(Point(_now_ms(), step, dict(values)))
 
     def keep(self) -> None:
-        """Put what was logged so far where a crash of this process leaves it; takes milliseconds.
+        """Put what waits where it outlives this machine: steps of a checkpoint come only once.
 
-        To be called before a checkpoint: what comes before one is never trained and logged again.
+        Steps since the last checkpoint are trained, and logged, again when a machine is lost.
         """
         try:
             self._to_disk()
-            self._copy(force=True)
+            if self._copy_uri and self._spool.count_pending():
+                self._copy(force=True)
         except (OSError, StorageError) as error:
-            _log.warning("event=spool_failed reason=%r", masked(str(error)))
+            _log.warning("event=spool_copy_failed reason=%r", masked(str(error)))
 
     def close(self, *, timeout_s: float = 15.0) -> int:
         """Send what is left, for at most so long.
@@ -147,8 +148,7 @@ class MetricLog:
 
     def _copy(self, *, force: bool) -> None:
         now = time.monotonic()
-        due = force or now - self._copied_at > _UPLOAD_EVERY_S
-        if self._copy_uri and due and self._spool.path.exists():
+        if self._copy_uri and (force or now - self._copied_at > _UPLOAD_EVERY_S):
             storage.write_bytes_atomic(self._copy_uri, self._spool.path.read_bytes())
             self._copied_at = now
 

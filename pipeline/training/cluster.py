@@ -30,7 +30,8 @@ def cpus_needed(scale: ScaleConfig) -> float:
     return scale.num_workers * scale.cpus_per_worker + _DATA_CPUS
 
 
-def _check_room(scale: ScaleConfig) -> None:
+def shortage(scale: ScaleConfig) -> str:
+    """Say what Ray has and what a run needs, "" where that is there."""
     needed = {"CPU": cpus_needed(scale)}
     if scale.use_gpu:
         needed["GPU"] = float(scale.num_workers)
@@ -41,10 +42,19 @@ def _check_room(scale: ScaleConfig) -> None:
         if there.get(name, 0.0) < count
     ]
     if not short:
+        return ""
+    return (
+        f"Ray has {' and '.join(short)} ({scale.num_workers} workers, and {_DATA_CPUS} CPU for "
+        "Ray Data)"
+    )
+
+
+def _check_room(scale: ScaleConfig) -> None:
+    short = shortage(scale)
+    if not short:
         return
     text = (
-        f"Ray has {' and '.join(short)} ({scale.num_workers} workers, and {_DATA_CPUS} CPU for "
-        "Ray Data). Take fewer workers (--scale.num-workers), a smaller share for each "
+        f"{short}. Take fewer workers (--scale.num-workers), a smaller share for each "
         "(--scale.cpus-per-worker 0.5), or tell Ray of more: ray start --head --num-cpus N"
     )
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

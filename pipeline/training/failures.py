@@ -28,6 +28,15 @@ _HOPELESS = (
 """Errors that the same code and data would raise again: starting anew does not help."""
 
 
+_PARTNER_GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+)
+"""What gloo and NCCL say when a worker at the other end is gone, each in a page of its own."""
+
+
 class Watch(UserCallback):
     """Tells of a lost worker, and ends a run that another attempt cannot help."""
 
@@ -49,10 +58,7 @@ class Watch(UserCallback):
             raise TrainingError(_with_traceback(rank, error))
         if self._left > 0:
             self._left -= 1
-            # When a worker dies, its partner's broken connection may be what is seen first.
-            died = isinstance(cause, ray.exceptions.RayActorError)
-            what = "died" if died else f"stopped ({_short(cause)})"
-            text = f"{what}; starting all workers again from the last checkpoint"
+            text = f"{_what(cause)}; starting all workers again from the last checkpoint"
             self._relay.lost.remote(rank, text)
 
 
@@ -109,6 +115,15 @@ def _unwrapped(error: Exception) -> BaseException:
         if isinstance(inner, BaseException):
             return inner
     return error
+
+
+def _what(cause: BaseException) -> str:
+    if isinstance(cause, ray.exceptions.RayActorError):
+        return "died"
+    # When a worker or its whole node dies, its partner's broken connection is seen first.
+    if any(sign in str(cause) for sign in _PARTNER_GONE):
+        return "lost its connection to another worker, which died or is out of reach"
+    return f"stopped ({_short(cause)})"
 
 
 def _with_traceback(rank: int, error: Exception) -> str:

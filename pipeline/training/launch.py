@@ -214,7 +214,9 @@ def _train_here(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
                 stop_step=recipe.optim.steps,
                 with_masks=reads_masks(recipe.model),
             ),
-            hooks=Hooks(say=lambda line: _log.info("%s", line), log=metrics.log, keep=metrics.keep),
+            hooks=Hooks(
+                say=lambda line: _log.info("%s", line), log=metrics.log, saving=metrics.keep
+            ),
             place=checked.place,
         )
     finally:

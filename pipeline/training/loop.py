@@ -52,8 +52,8 @@ class Hooks:
     """A line for the user; called on rank 0."""
     log: Callable[[int, dict[str, float]], None] = lambda _step, _metrics: None
     """Metrics of a step; called on rank 0, must not block."""
-    keep: Callable[[], None] = lambda: None
-    """Before a checkpoint, on rank 0: what was logged must outlive this process."""
+    saving: Callable[[], None] = lambda: None
+    """Before a checkpoint is written, on rank 0: what was logged must outlive this process."""
     saved: Callable[[Place | None, dict[str, float]], None] = lambda _place, _metrics: None
     """After a checkpoint, on every worker; rank 0 passes its place, and the metrics have its step
     and, where the recipe wants it, what was measured."""
@@ -252,7 +252,7 @@ class _Worker:
         measured = self._measured(item)
         place = None
         if self.world.rank == 0:
-            self.hooks.keep()
+            self.hooks.saving()
             place = checkpoint.save(
                 self.job.run_uri,
                 model=self.model,

@@ -53,7 +53,8 @@ class _Relay:
 @contextmanager
 def open_relay() -> Iterator[Any]:
     """Run a relay, and a thread that logs what it hands out."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not soft: that may be another node, and when it is lost nothing more of the run is told.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     relay: Any = ray.remote(_Relay).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def log_lines() -> None:

@@ -27,6 +27,7 @@ from pipeline.tracking.runs import MetricLog, RunHandle
 from pipeline.training.checkpoint import Place, find_latest
 from pipeline.training.failures import Watch, explained, lost
 from pipeline.training.loop import Hooks, Outcome, TrainJob, train
+from pipeline.training.nodes import watched_nodes
 from pipeline.training.relay import open_relay
 from pipeline.training.step import World
 
@@ -70,7 +71,7 @@ def train_on_workers(
         with_masks=reads_masks(recipe.model),
     )
     try:
-        with open_relay() as relay:
+        with open_relay() as relay, watched_nodes(recipe.scale):
             trainer = _ray_train.torch.TorchTrainer(
                 _train_worker,
                 train_loop_config={"job": job, "handle": handle, "relay": relay, "chapters": parts},
@@ -129,7 +130,7 @@ def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
     hooks = Hooks(
         say=relay.say.remote,
         log=metrics.log if metrics else lambda _step, _metrics: None,
-        keep=metrics.keep if metrics else lambda: None,
+        saving=metrics.keep if metrics else lambda: None,
         saved=_report,
     )
     place = _agreed(find_latest(job.run_uri) if world.rank == 0 else None, world=world)

@@ -35,26 +35,12 @@ def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
         "AWS_SECRET_ACCESS_KEY": "test-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    environment.pop("RAY_ADDRESS", None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.system.two_nodes"],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        line = next(line for line in process.stdout if line.startswith("ADDRESS"))
-        _, address, raylet = line.split()
+    with two_nodes.two_nodes(environment) as nodes:
         yield SimpleNamespace(
-            environment={**environment, "RAY_ADDRESS": address},
-            raylet=int(raylet),
+            environment=nodes.environment,
+            raylet=nodes.second_raylet,
             storage=str(tmp_path_factory.mktemp("doctor") / "runs"),
         )
-    finally:
-        process.stdin.close()
-        process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -215,3 +215,17 @@ def test_nothing_is_left_in_the_object_store_once_the_store_is_back(store, monke
     assert log.close() == 0
     assert store.steps() == [0]
     assert bucket.objects == {}
+
+
+def test_points_of_a_checkpoint_outlive_the_machine_that_logged_them(store, monkeypatch):
+    bucket = FakeBucket(monkeypatch)
+    log = MetricLog(HTTP, "run1", "s3://bucket/runs/r/spool", pause_s=60)
+    for step in range(3):
+        log.log(step, {"loss": 1.0})
+    log.keep()
+    log.log(3, {"loss": 1.0})
+    # The machine is lost here, before anything was sent.
+    assert store.steps() == []
+    assert send_spooled(HTTP, "run1", "s3://bucket/runs/r/spool") == 0
+    assert store.steps() == [0, 1, 2]
+    assert bucket.objects == {}

@@ -157,11 +157,8 @@ class RoadLog:
 
 def workers_of(raylet: int) -> list[psutil.Process]:
     """Give the training's workers on a node: its raylet is their parent."""
-    return [
-        child
-        for child in psutil.Process(raylet).children()
-        if child.name().startswith("ray::RayTrainWo")
-    ]
+    children = psutil.Process(raylet).children()
+    return [child for child in children if child.name().startswith("ray::RayTrainWo")]
 
 
 @contextmanager
@@ -438,10 +435,9 @@ def test_the_alias_leads_to_the_version_of_this_run(road):
 
 def test_whoever_has_the_registry_predicts_without_ray(road):
     assert road.answer["ray"] == []
-    rows = road.answer["rows"]
     with Image.open(road.photo) as photo:
         size_hw = photo.size[::-1]
-    masks = [mask_api.decode(row["rle"]) for row in rows]
+    masks = [mask_api.decode(row["rle"]) for row in road.answer["rows"]]
     assert {mask.shape for mask in masks} == {size_hw}
     assert any(mask.any() for mask in masks)
 

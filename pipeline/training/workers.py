@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 
@@ -35,6 +36,11 @@ _log = logging.getLogger(__name__)
 
 _ray_train: Any = ray.train
 """Type checkers see the old classes in ray.train; at run time they are those of Train V2."""
+
+
+HELD = "placement_group"
+"""Among what is reported at a checkpoint: the id of what the workers hold, in hex digits. Whoever
+ends a run from outside must let go of it."""
 
 
 def train_on_workers(
@@ -184,8 +190,9 @@ def _report(place: Place | None, metrics: dict[str, float]) -> None:
     if place is not None:
         file_system, path = storage.resolve(place.uri)
         checkpoint = ray.train.Checkpoint(path, filesystem=file_system)
+    held = ray.util.get_current_placement_group()
     _ray_train.report(
-        metrics,
+        metrics | ({HELD: held.id.hex()} if held else {}),
         checkpoint=checkpoint,
         checkpoint_upload_mode=_ray_train.CheckpointUploadMode.NO_UPLOAD,
     )

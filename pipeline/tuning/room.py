@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 
 import ray
+import ray.util
 
 from pipeline.recipe import ScaleConfig
 from pipeline.training.cluster import cpus_needed
@@ -31,6 +32,16 @@ def trials_at_once(sweep: Sweep) -> int:
     if count < wanted:
         _log.info("the cluster has room for %d of the %d trials wanted at once", room, wanted)
     return count
+
+
+def release(placement_group: str) -> None:
+    """Let go of what the workers of a trial held that was ended from outside; waits for nothing.
+
+    Ray Train has an actor of its own for this, which fails for good where it finds a second Ray on
+    the machine: the next trial would wait for ever for room that nobody uses.
+    """
+    id_of = ray.PlacementGroupID.from_hex(placement_group)
+    ray.util.remove_placement_group(ray.util.placement_group.PlacementGroup(id_of))
 
 
 def room_for(scale: ScaleConfig, resources: Mapping[str, float]) -> int:

@@ -74,12 +74,12 @@ def run_sweep(sweep: Sweep, *, resume: bool) -> dict[str, Any]:
     folder = storage.absolute(storage.join(sweep.recipe.storage, sweep.recipe.name))
     begun = _has_begun(sweep, folder, resume=resume)
     check(sweep.recipe)
-    if not begun:
-        declared = json.dumps(to_plain(sweep), indent=1)
-        storage.write_bytes_atomic(storage.join(folder, _DECLARED), declared.encode())
     data = read_manifest(storage.join(sweep.recipe.data.root, sweep.recipe.data.train_split))
     handle = runs.open_run(sweep.recipe, data_fingerprint=data.fingerprint)
     start_ray(sweep.recipe)
+    if not begun:
+        declared = json.dumps(to_plain(sweep), indent=1)
+        storage.write_bytes_atomic(storage.join(folder, _DECLARED), declared.encode())
     _log.info("%s", header(_facts(sweep, handle, folder)))
     try:
         trials = _search(sweep, handle, folder, resume=resume)

@@ -24,9 +24,8 @@ from pipeline import storage
 from pipeline.data.stream import StepBatch
 from pipeline.errors import TrainingError
 from pipeline.recipe import AnyModel, Recipe
-from pipeline.training import checkpoint, progress
+from pipeline.training import checkpoint, measure, progress
 from pipeline.training.checkpoint import Identity, Place
-from pipeline.training.measure import measure
 from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
 from pipeline.training.samples import SampleLog, forget_from
 from pipeline.training.start_weights import at_hand
@@ -271,8 +270,9 @@ class _Worker:
         done = item.step + 1
         if not self.recipe.evaluation.every_checkpoint or done == self.recipe.optim.steps:
             return {}
-        metrics = measure(self.model, self.recipe, world=self.world)
+        metrics = measure.measure(self.model, self.recipe, world=self.world)
         if self.world.rank == 0:
+            measure.keep(self.job.run_uri, metrics, step=done)
             self.hooks.log(done, metrics)
             self.hooks.say(progress.measured_line(metrics, done=done))
         return metrics

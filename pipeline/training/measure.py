@@ -4,6 +4,7 @@ What comes of it is what `evaluate_model` would say of the same weights: the pie
 in their own order, whoever did them.
 """
 
+import json
 import math
 from typing import Any
 
@@ -14,6 +15,8 @@ from pipeline import storage
 from pipeline.evaluation.evaluate import plan_work
 from pipeline.recipe import Recipe
 from pipeline.training.step import World
+
+_FOLDER = "measured"
 
 
 def measure(model: nn.Module, recipe: Recipe, *, world: World) -> dict[str, float]:
@@ -42,6 +45,29 @@ def measure(model: nn.Module, recipe: Recipe, *, world: World) -> dict[str, floa
         return {}
     metrics = work.measure([parts[index] for index in range(len(pieces))]).metrics
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def keep(run_uri: str, metrics: dict[str, float], *, step: int) -> None:
+    """Put what was measured after so many steps beside the run's checkpoints, and leave it there.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    uri = storage.join(run_uri, _FOLDER, f"step-{step:08d}.json")
+    storage.write_bytes_atomic(uri, json.dumps(metrics, indent=1).encode())
+
+
+def kept(run_uri: str) -> dict[int, dict[str, float]]:
+    """Read what was measured at a run's checkpoints, by the steps done then.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    files = storage.list_files(storage.join(run_uri, _FOLDER), suffix=".json")
+    return {
+        int(uri.rpartition("/step-")[2].removesuffix(".json")): json.loads(storage.read_bytes(uri))
+        for uri in files
+    }
 
 
 def _gathered(mine: dict[int, Any], *, world: World) -> dict[int, Any]:

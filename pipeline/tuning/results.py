@@ -4,8 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, pstdev
+from dataclasses import dataclass
 from typing import Literal
 
 import optuna
@@ -48,21 +47,11 @@ class KernelPoint:
 
     kernel_size: int
     baseline: float
-    """The recipe's own values; NaN where that trial failed."""
+    """The recipe's own values, at the last step; NaN where that trial failed."""
     finished: tuple[float, ...] = ()
     """Of all finished trials, in the order of their numbers."""
-    stopped: tuple[float, ...] = field(default=())
-    """Of stopped ones, when they were."""
-
-    @property
-    def mean(self) -> float:
-        """Over the finished trials."""
-        return fmean(self.finished) if self.finished else math.nan
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over the finished trials; 0 for a single one."""
-        return pstdev(self.finished) if self.finished else math.nan
+    early: tuple[float, ...] = ()
+    """Of all trials, those that were stopped too, at the last step that all of them reached."""
 
 
 def winner(trials: Iterable[Trial]) -> Trial | None:
@@ -73,7 +62,7 @@ def winner(trials: Iterable[Trial]) -> Trial | None:
 
 def kernel_curve(sweep: Sweep, trials: Sequence[Trial]) -> list[KernelPoint]:
     """Sort what was reached by kernel size (Fig. 6)."""
-    name = kernel_field(sweep.recipe)
+    name, step = kernel_field(sweep.recipe), common_step(trials)
     points = []
     for size in sorted(sweep.kernel_sizes):
         here = [trial for trial in trials if trial.values[name] == size]
@@ -84,10 +73,16 @@ def kernel_curve(sweep: Sweep, trials: Sequence[Trial]) -> list[KernelPoint]:
                 kernel_size=size,
                 baseline=own[0] if own else math.nan,
                 finished=tuple(trial.value for trial in finished),
-                stopped=tuple(trial.value for trial in here if trial.state == "stopped"),
+                early=tuple(trial.history[step] for trial in here if step in trial.history),
             )
         )
     return points
+
+
+def common_step(trials: Iterable[Trial]) -> int:
+    """Give the last step at which all trials were measured, but for those that failed; else 0."""
+    reached = [set(trial.history) for trial in trials if trial.state != "failed" and trial.history]
+    return max(set.intersection(*reached), default=0) if reached else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,13 +103,10 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
     Stopped trials count too: all are compared at the same step, the last that all of them reached,
     those that failed left out.
     """
-    measured = [trial for trial in trials if trial.state != "failed" and trial.history]
-    steps = set.intersection(*(set(trial.history) for trial in measured)) if measured else set()
-    step = max(steps, default=0)
-    space = distributions(sweep)
+    step, space = common_step(trials), distributions(sweep)
     study = optuna.create_study(direction="maximize")
-    for trial in measured:
-        if step and math.isfinite(trial.history[step]):
+    for trial in trials:
+        if math.isfinite(trial.history.get(step, math.nan)):
             study.add_trial(
                 optuna.trial.create_trial(
                     params=dict(trial.values), distributions=space, value=trial.history[step]
@@ -127,6 +119,7 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
     shares = optuna.importance.get_param_importances(
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=sweep.recipe.seed)
     )
+    shares = {name: float(share) for name, share in shares.items()}
     return Importance(shares=shares, step=step, trials=len(reached))
 
 

@@ -25,6 +25,7 @@ from pipeline.recipe import to_json
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle
+from pipeline.training import measure
 from pipeline.training.cluster import start_ray
 from pipeline.training.launch import resume_command
 from pipeline.training.preflight import absolute_paths, check
@@ -226,23 +227,26 @@ def _restored(path: str, setting: Setting, *, file_system: Any, at_once: int) ->
 
 
 def _trial(sweep: Sweep, result: Any) -> Trial:  # noqa: ANN401  Tune's Result
-    frame, last = result.metrics_dataframe, result.metrics or {}
-    measured = frame is not None and {"step", sweep.metric} <= set(frame.columns)
-    history = {
-        int(step): float(value)
-        for step, value in (
-            zip(frame["step"], frame[sweep.metric], strict=True) if measured else ()
-        )
-    }
-    finished = max(history, default=0) >= sweep.recipe.optim.steps
+    last = result.metrics or {}
+    # From the trial's own folder: Tune forgets what was reported before a resume.
+    measured = measure.kept(_folder_of(sweep, result)).items()
+    history = {step: metrics[sweep.metric] for step, metrics in measured if sweep.metric in metrics}
+    steps = sweep.recipe.optim.steps
+    if last.get("step") == steps:
+        history[steps] = last[sweep.metric]
     return Trial(
         number=number_of(Path(result.path).name),
         values={field: result.config[field] for field in sweep.fields},
-        state="failed" if result.error else "finished" if finished else "stopped",
+        state="failed" if result.error else "finished" if steps in history else "stopped",
         history=history,
         run_id=last.get("run_id", ""),
         reason=_reason(result.error) if result.error else "",
     )
+
+
+def _folder_of(sweep: Sweep, result: Any) -> str:  # noqa: ANN401  Tune's Result
+    recipe = sweep.recipe
+    return storage.join(recipe.storage, recipe.name, Path(result.path).name)
 
 
 def _reason(error: Exception) -> str:

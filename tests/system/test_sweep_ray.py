@@ -21,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from pipeline.data.manifest import read_manifest
 from pipeline.recipe import from_json
+from pipeline.training import measure
 from pipeline.tuning.search import Halving
 from pipeline.tuning.space import Range, Sweep
 from pipeline.tuning.trial import number_of
@@ -180,6 +181,8 @@ def test_every_trial_is_measured_on_its_way_and_says_how_it_ended(folder, result
     states = {n: (row["state"], row["step"]) for n, row in rows.items()}
     assert states == {1: ("finished", "8"), 2: ("stopped", "2"), 3: ("finished", "8")}
     assert [rows[n][KERNEL] for n in (1, 2)] == ["3", "5"]
+    kept = [list(measure.kept(str(trial_folder(folder, number)))) for number in (1, 2, 3)]
+    assert kept == [[2, 4, 6], [2], [2, 4, 6]]
     store = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     for run in children(store, result):
         number = int(run.info.run_name.rpartition("-")[2])

@@ -14,7 +14,7 @@ from bsm.config import build_model
 from bsm.semantic.config import DeepLabConfig
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.recipe import from_json
-from pipeline.training import launch
+from pipeline.training import launch, measure
 from pipeline.training.preflight import check
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
@@ -74,6 +74,9 @@ def test_measuring_at_checkpoints_changes_nothing_but_that_it_is_known(finished,
     for name, value in trained[0].items():
         assert torch.equal(value, trained[1][name]), name
     assert caplog.text.count("step 5  mask_ap ") == 1
+    kept = measure.kept(f"{recipe.storage}/measuring")
+    assert list(kept) == [5, 10]
+    assert {"mask_ap", "boundary_ap"} <= kept[5].keys()
     store = MlflowClient(measured["tracking"].rpartition(" ")[2])
     history = store.get_metric_history(measured["run_id"], "boundary_ap")
     assert [point.step for point in history] == [5, 10, 13]

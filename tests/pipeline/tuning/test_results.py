@@ -74,18 +74,17 @@ def test_too_few_or_equal_trials_say_nothing():
 def test_the_curve_has_the_recipe_itself_and_the_spread_of_all_that_finished():
     other = baselines(SWEEP)[2] | {LR: 0.001}
     trials = [
-        trial(1, kernel=7, history={180: 0.3}),
-        trial(2, other, history={180: 0.1}),
+        trial(1, kernel=7, history={60: 0.02, 180: 0.3}),
+        trial(2, other, history={60: 0.01, 180: 0.1}),
         trial(3, other | {LR: 0.0005}, state="stopped", history={60: 0.05}),
         trial(4, kernel=3, state="failed", history={}),
     ]
     curve = {point.kernel_size: point for point in kernel_curve(SWEEP, trials)}
     assert list(curve) == [3, 5, 7, 9, 11]
     seven = curve[7]
-    assert (seven.baseline, seven.finished, seven.stopped) == (0.3, (0.3, 0.1), (0.05,))
-    assert (seven.mean, seven.spread) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert (seven.baseline, seven.finished, seven.early) == (0.3, (0.3, 0.1), (0.02, 0.01, 0.05))
     assert math.isnan(curve[3].baseline)
-    assert math.isnan(curve[3].mean)
+    assert (curve[3].finished, curve[3].early) == ((), ())
 
 
 def test_the_table_and_the_file_name_every_trial_the_furthest_and_best_first():

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 
 import ray
-import ray.util
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipeline.recipe import ScaleConfig
 from pipeline.training.cluster import cpus_needed
@@ -41,7 +41,7 @@ def release(placement_group: str) -> None:
     the machine: the next trial would wait for ever for room that nobody uses.
     """
     id_of = ray.PlacementGroupID.from_hex(placement_group)
-    ray.util.remove_placement_group(ray.util.placement_group.PlacementGroup(id_of))
+    remove_placement_group(PlacementGroup(id_of))
 
 
 def room_for(scale: ScaleConfig, resources: Mapping[str, float]) -> int:

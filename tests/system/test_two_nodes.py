@@ -41,7 +41,7 @@ from pipeline.training.step import World
 from tests.object_stores import everything_in, free_port, s3_bucket
 from tests.system.two_nodes import CPUS, TwoNodes, two_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 TRAIN_IMAGES, VAL_IMAGES = 36, 4

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import boto3
 import pytest
+import requests
 from moto.server import ThreadedMotoServer
 
 ACCESS_KEY = "AKIASESAMEOPENTHEDOOR"
@@ -36,6 +37,8 @@ def s3_bucket() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        # All of moto's servers in a process have one memory, and another test may have filled it.
+        requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30).raise_for_status()
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "s3://bucket"
     server.stop()

@@ -100,11 +100,18 @@ def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
         head_node_args={**head.settings(), **ports, "include_dashboard": True},
     )
 
+    def add() -> Any:
+        place = next(places)
+        node = cluster.add_node(**place.settings())
+        place.note(cluster.address)
+        return node
+
     def answer(**told: str | int) -> None:
         answers.write(f"NODES {json.dumps(told)}\n")
         answers.flush()
 
-    second = cluster.add_node(**next(places).settings())
+    head.note(cluster.address)
+    second = add()
     cluster.wait_for_nodes()
     answer(
         address=cluster.address,
@@ -118,7 +125,7 @@ def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
                 cluster.remove_node(second, allow_graceful=False)
                 answer()
             case "add":
-                second = cluster.add_node(**next(places).settings())
+                second = add()
                 answer(second=_raylet(second))
     cluster.shutdown()
     lock.close()
@@ -141,6 +148,13 @@ class _Place(NamedTuple):
             "min_worker_port": self.ports[10],
             "max_worker_port": self.ports[-1],
         }
+
+    def note(self, address: str) -> None:
+        """Note the cluster's address as `ray start` does: who submits a job is led by it.
+
+        Without, a job on a machine with another Ray may be led to that one.
+        """
+        Path(self.disk, "ray_current_cluster").write_text(address)
 
 
 def _places(folder: Path) -> tuple[socket.socket, Iterator[_Place]]:

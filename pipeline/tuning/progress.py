@@ -10,20 +10,14 @@ from pipeline.tracking import runs
 from pipeline.training.progress import duration
 from pipeline.training.workers import HELD
 from pipeline.tuning.room import release
-from pipeline.tuning.space import (
-    Sweep,
-    is_baseline,
-    kernel_field,
-    shown,
-    trial_recipe,
-)
+from pipeline.tuning.space import Sweep, is_baseline, kernel_field, shown, trial_recipe
 from pipeline.tuning.trial import number_of
 
 _log = logging.getLogger(__name__)
 
 
 class Progress(tune.Callback):
-    """Tells of trials, and closes the MLflow runs of those that are stopped."""
+    """Tells of trials, and puts in order what a stopped one leaves: its room, its MLflow run."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep

@@ -5,6 +5,7 @@ some of its workers and wait for the others' for ever (ray#54305).
 """
 
 import logging
+import threading
 from collections.abc import Mapping
 
 import ray
@@ -15,6 +16,9 @@ from pipeline.training.cluster import cpus_needed
 from pipeline.tuning.space import Sweep
 
 _log = logging.getLogger(__name__)
+
+_ENDED_WITHIN_S = 15.0
+"""A trial that is stopped is gone within seconds; the next one takes longer to need the room."""
 
 STARTER = {"CPU": 0, "node:__internal_head__": 0.001}
 """What the process that starts a trial takes: no CPU, or Ray Data would lack a part of its own."""
@@ -38,10 +42,18 @@ def release(placement_group: str) -> None:
     """Let go of what the workers of a trial held that was ended from outside; waits for nothing.
 
     Ray Train has an actor of its own for this, which fails for good where it finds a second Ray on
-    the machine: the next trial would wait for ever for room that nobody uses.
+    the machine: the next trial would wait for ever for room that nobody uses. Not at once: a run
+    that is yet to end would take the loss of its workers for a failure, and take room anew.
     """
-    id_of = ray.PlacementGroupID.from_hex(placement_group)
-    remove_placement_group(PlacementGroup(id_of))
+
+    def remove() -> None:
+        if ray.is_initialized():
+            id_of = ray.PlacementGroupID.from_hex(placement_group)
+            remove_placement_group(PlacementGroup(id_of))
+
+    later = threading.Timer(_ENDED_WITHIN_S, remove)
+    later.daemon = True
+    later.start()
 
 
 def room_for(scale: ScaleConfig, resources: Mapping[str, float]) -> int:

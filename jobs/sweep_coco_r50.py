@@ -13,9 +13,19 @@ from dataclasses import replace
 
 from jobs.coco_r50 import RECIPE as R50
 from pipeline.cli import main_of_sweep
+from pipeline.recipe import Recipe
 from pipeline.tuning.space import Range, Sweep
 
-LR = R50.optim.lr_per_image
+
+def ranges_around(recipe: Recipe) -> tuple[Range, ...]:
+    """Search the weights of the bands' losses and the learning rate, from 1/4 to 4 times."""
+    rate = recipe.optim.lr_per_image
+    bands = ("boundary", "contraction", "expansion")
+    return (
+        *(Range(field=f"model.mask_head.loss_weights.{b}", low=0.25, high=4.0) for b in bands),
+        Range(field="optim.lr_per_image", low=rate / 4, high=rate * 4),
+    )
+
 
 SWEEP = Sweep(
     recipe=replace(
@@ -25,12 +35,7 @@ SWEEP = Sweep(
         checkpoint=replace(R50.checkpoint, every_steps=5_500),
         evaluation=replace(R50.evaluation, max_images=1000),
     ),
-    ranges=(
-        Range(field="model.mask_head.loss_weights.boundary", low=0.25, high=4.0),
-        Range(field="model.mask_head.loss_weights.contraction", low=0.25, high=4.0),
-        Range(field="model.mask_head.loss_weights.expansion", low=0.25, high=4.0),
-        Range(field="optim.lr_per_image", low=LR / 4, high=LR * 4),
-    ),
+    ranges=ranges_around(R50),
     trials=40,
 )
 

@@ -11,10 +11,9 @@ The shards are the quickstart's own: one set serves every kernel size, and no tr
 from dataclasses import replace
 
 from jobs.quickstart import RECIPE as QUICKSTART
+from jobs.sweep_coco_r50 import ranges_around
 from pipeline.cli import main_of_sweep
-from pipeline.tuning.space import Range, Sweep
-
-LR = QUICKSTART.optim.lr_per_image
+from pipeline.tuning.space import Sweep
 
 SWEEP = Sweep(
     recipe=replace(
@@ -23,12 +22,7 @@ SWEEP = Sweep(
         optim=replace(QUICKSTART.optim, steps=180, decay_at=(140, 165)),
         checkpoint=replace(QUICKSTART.checkpoint, every_steps=60),
     ),
-    ranges=(
-        Range(field="model.mask_head.loss_weights.boundary", low=0.25, high=4.0),
-        Range(field="model.mask_head.loss_weights.contraction", low=0.25, high=4.0),
-        Range(field="model.mask_head.loss_weights.expansion", low=0.25, high=4.0),
-        Range(field="optim.lr_per_image", low=LR / 4, high=LR * 4),
-    ),
+    ranges=ranges_around(QUICKSTART),
     trials=12,
 )
 

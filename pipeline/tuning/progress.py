@@ -8,7 +8,6 @@ from ray import tune
 from pipeline import storage
 from pipeline.tracking import runs
 from pipeline.training.progress import duration
-from pipeline.training.workers import HELD
 from pipeline.tuning.room import release
 from pipeline.tuning.space import Sweep, is_baseline, kernel_field, shown, trial_recipe
 from pipeline.tuning.trial import number_of
@@ -57,13 +56,13 @@ class Progress(tune.Callback):
             _log.info("trial %d is finished", number)
             return
         _log.info("trial %d is stopped at step %d: it does not keep up", number, step)
-        _let_go(trial)
+        release(trial.last_result)
         recipe = trial_recipe(self._sweep.recipe, number=number, values=trial.config)
         runs.finish(runs.open_run(recipe), "KILLED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401
         """Say that a trial has failed; the others go on."""
-        _let_go(trial)
+        release(trial.last_result)
         _log.info(
             "trial %d failed, and the sweep goes on without it; why is in %s",
             number_of(str(trial)),
@@ -71,8 +70,3 @@ class Progress(tune.Callback):
                 self._sweep.recipe.storage, self._sweep.recipe.name, str(trial), "error.txt"
             ),
         )
-
-
-def _let_go(trial: Any) -> None:  # noqa: ANN401  Ray's
-    if held := trial.last_result.get(HELD):
-        release(held)

@@ -6,19 +6,28 @@ some of its workers and wait for the others' for ever (ray#54305).
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.state import get_actor
+from ray.util.state.exception import RayStateApiException
 
 from pipeline.recipe import ScaleConfig
 from pipeline.training.cluster import cpus_needed
+from pipeline.training.workers import HELD
 from pipeline.tuning.space import Sweep
 
 _log = logging.getLogger(__name__)
 
-_ENDED_WITHIN_S = 15.0
-"""A trial that is stopped is gone within seconds; the next one takes longer to need the room."""
+CONTROLLER = "controller"
+"""Among what a trial reports: the id of the actor that restarts its workers, in hex digits."""
+
+_LOOK_EVERY_S = 1.0
+_PATIENCE_S = 120
+"""A trial that is stopped is gone within seconds."""
 
 STARTER = {"CPU": 0, "node:__internal_head__": 0.001}
 """What the process that starts a trial takes: no CPU, or Ray Data would lack a part of its own."""
@@ -38,22 +47,51 @@ def trials_at_once(sweep: Sweep) -> int:
     return count
 
 
-def release(placement_group: str) -> None:
-    """Let go of what the workers of a trial held that was ended from outside; waits for nothing.
+def release(reported: Mapping[str, Any]) -> None:
+    """Let go of what a trial held that was ended from outside, once it has ended; does not wait.
 
     Ray Train has an actor of its own for this, which fails for good where it finds a second Ray on
-    the machine: the next trial would wait for ever for room that nobody uses. Not at once: a run
-    that is yet to end would take the loss of its workers for a failure, and take room anew.
-    """
+    the machine: the next trial would wait for ever for room that nobody uses. Before its controller
+    is dead nothing is taken from a trial: it would call that a failure, and take room anew.
 
-    def remove() -> None:
-        if ray.is_initialized():
+    Args:
+        reported: what the trial reported last; without HELD in it there is nothing to let go of.
+    """
+    if HELD not in reported or CONTROLLER not in reported:
+        return
+    address = ray.get_runtime_context().gcs_address
+    threading.Thread(
+        target=_remove_after,
+        args=(reported[CONTROLLER], reported[HELD], address),
+        name="release",
+        daemon=True,
+    ).start()
+
+
+def _remove_after(controller: str, placement_group: str, address: str) -> None:
+    ends_s = time.monotonic() + _PATIENCE_S
+    while ray.is_initialized():
+        if _is_dead(controller, address):
             id_of = ray.PlacementGroupID.from_hex(placement_group)
             remove_placement_group(PlacementGroup(id_of))
+            return
+        if time.monotonic() > ends_s:
+            _log.warning(
+                "a stopped trial still holds its workers after %d s; when the next one does not "
+                "start, stop the sweep and go on with --resume",
+                _PATIENCE_S,
+            )
+            return
+        time.sleep(_LOOK_EVERY_S)
 
-    later = threading.Timer(_ENDED_WITHIN_S, remove)
-    later.daemon = True
-    later.start()
+
+def _is_dead(actor_id: str, address: str) -> bool:
+    try:
+        # With the address: without, Ray looks for a Ray on this machine, and takes none of two.
+        state = get_actor(actor_id, address=address)
+    except (RayStateApiException, OSError):
+        return False  # The dashboard is busy, or gone with Ray.
+    return state is None or state.state == "DEAD"
 
 
 def room_for(scale: ScaleConfig, resources: Mapping[str, float]) -> int:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.training import launch
 from pipeline.training.launch import PartOf
-from pipeline.tuning.room import STARTER
+from pipeline.tuning.room import CONTROLLER, STARTER
 from pipeline.tuning.space import Sweep, Values, trial_recipe
 
 
@@ -43,7 +44,9 @@ class _Measured(TuneReportCallback):
     ) -> None:
         """Pass on the first worker's numbers; at the last step the whole run is yet to report."""
         if self._metric in metrics[0]:
-            super().after_report(run_context, metrics, checkpoint)
+            # This runs in the controller.
+            own = {CONTROLLER: ray.get_runtime_context().get_actor_id()}
+            super().after_report(run_context, [metrics[0] | own], checkpoint)
 
 
 def trainable(setting: Setting) -> Callable[[Values], None]:

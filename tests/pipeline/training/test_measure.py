@@ -1,10 +1,8 @@
 """What workers measure together while they train is what one process measures."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +10,11 @@ import torch.distributed as dist
 
 from bsm.config import build_model
 from pipeline.evaluation.evaluate import evaluate_model
-from pipeline.recipe import from_json, to_json
+from pipeline.recipe import from_json
 from pipeline.training.measure import measure
 from pipeline.training.step import World
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
+from tests.pipeline.training.two_processes import in_two_processes
 
 TIMES = ("seconds", "images_per_s", "inference_ms")
 
@@ -44,23 +43,8 @@ def test_two_workers_measure_what_one_process_does(tmp_path):
     recipe = tiny_recipe(shards, tmp_path / "runs", name="measured", num_workers=0)
     # Masks in the boxes of the truth: random weights find nothing that would count.
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, max_images=None, boxes="truth"))
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.pipeline.training.test_measure"),
-                *(to_json(recipe), str(rank), str(tmp_path / "rendezvous")),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[3],
-        )
-        for rank in range(2)
-    ]
-    try:
-        first, second = (json.loads(each.communicate(timeout=120)[0]) for each in processes)
-    finally:
-        for process in processes:
-            process.kill()
+    module = "tests.pipeline.training.test_measure"
+    first, second = in_two_processes(module, recipe, tmp_path)
     alone = evaluate_model(
         model_of(recipe).eval(), f"{shards}/val", recipe.data, recipe.evaluation
     ).metrics

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -13,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.recipe import from_json, to_json
+from pipeline.recipe import from_json
 from pipeline.training import checkpoint
 from pipeline.training.loop import Hooks, Outcome, train
 from pipeline.training.step import World
+from tests.pipeline.training import two_processes
 from tests.pipeline.training.tiny_training import TinyModel, fake_steps, job_of
 
 
@@ -60,25 +60,8 @@ def main(recipe_json: str, rank: str, rendezvous: str, poisoned: str) -> None:
 
 
 def in_two_processes(recipe, tmp_path: Path, *, poisoned: list[int]) -> list[dict]:
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.pipeline.training.test_training_ddp"),
-                *(to_json(recipe), str(rank), str(tmp_path / "rendezvous"), json.dumps(poisoned)),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[3],
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    module = "tests.pipeline.training.test_training_ddp"
+    return two_processes.in_two_processes(module, recipe, tmp_path, json.dumps(poisoned))
 
 
 @pytest.mark.timeout(150)

@@ -25,6 +25,7 @@ from pipeline.recipe import to_json
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle
+from pipeline.tracking.stores import sqlite_path
 from pipeline.training import measure
 from pipeline.training.cluster import start_ray
 from pipeline.training.launch import resume_command
@@ -153,10 +154,9 @@ def _resume_command() -> str:
 
 def _search(sweep: Sweep, handle: RunHandle, folder: str, *, resume: bool) -> list[Trial]:
     recipe = absolute_paths(sweep.recipe)
-    if not recipe.tracking.uri and "MLFLOW_TRACKING_URI" not in os.environ:
-        # The store under the sweep's storage, where its own run is; a trial's storage is below.
-        uri = runs.tracking_uri("", storage_uri=recipe.storage)
-        recipe = replace(recipe, tracking=replace(recipe.tracking, uri=uri))
+    if sqlite_path(handle.tracking_uri) is not None:
+        # Trials work in folders of their own, where a relative path would name another database.
+        recipe = replace(recipe, tracking=replace(recipe.tracking, uri=handle.tracking_uri))
     setting = Setting(
         sweep=replace(sweep, recipe=recipe),
         parent_run_id=handle.run_id,
@@ -253,12 +253,18 @@ def _reason(error: Exception) -> str:
     """Give the line of a trial's traceback that says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error: " in line.partition(" ")[0] + " "]
-    return (telling or lines or [type(error).__name__])[-1][:500]
+    line = (telling or lines or [type(error).__name__])[-1][:500]
+    # pipeline.errors.TrainingError: users read TrainingError everywhere else.
+    kind, colon, text = line.partition(": ")
+    return f"{kind.rpartition('.')[2]}{colon}{text}"
 
 
 def _keep(sweep: Sweep, handle: RunHandle, folder: str, trials: list[Trial]) -> dict[str, Any]:
     """Write what came of it, here and in MLflow."""
     _log.info("\n%s", as_table(sweep, trials))
+    for trial in trials:
+        if trial.reason:
+            _log.info("trial %d failed: %s", trial.number, trial.reason)
     storage.write_bytes_atomic(storage.join(folder, "trials.csv"), as_csv(sweep, trials).encode())
     best = winner(trials)
     if best is None:

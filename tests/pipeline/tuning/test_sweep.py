@@ -53,3 +53,14 @@ def test_what_is_wrong_before_it_starts_leaves_no_sweep_behind(sweep, tmp_path):
         with pytest.raises(RecipeError, match="/nowhere/train"):
             sweeps.run_sweep(nowhere, resume=False)
     assert not (tmp_path / "sweep" / "sweep.json").exists()
+
+
+def test_a_failed_trial_says_why_in_a_line():
+    traceback = """ray::ImplicitFunc.train() (pid=7, ip=192.0.2.2)
+  File "pipeline/training/launch.py", line 181, in _train
+    raise TrainingError(outcome.bad)
+pipeline.errors.TrainingError: step 1: loss_mask not finite. Images of the batch: 8, 16.
+Look at these images first."""
+    told = "TrainingError: step 1: loss_mask not finite. Images of the batch: 8, 16."
+    assert sweeps._reason(RuntimeError(traceback)) == told
+    assert sweeps._reason(RuntimeError("")) == "RuntimeError"

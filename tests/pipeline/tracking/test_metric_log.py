@@ -50,6 +50,23 @@ def store(monkeypatch):
     return fake
 
 
+@pytest.fixture
+def lost_log():
+    """Give a log whose process is killed: its thread has no turn, and nobody closes it.
+
+    It is closed once the test is over, or it would have its turn in the middle of a later one.
+    """
+    logs = []
+
+    def opened(spool_uri):
+        logs.append(MetricLog(HTTP, "run1", spool_uri, pause_s=60))
+        return logs[-1]
+
+    yield opened
+    for log in logs:
+        log.close()
+
+
 def wait_until(holds, timeout_s=10.0):
     end = time.monotonic() + timeout_s
     while not holds():
@@ -101,12 +118,11 @@ def test_what_is_left_at_close_is_sent_by_the_driver(store, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_checkpoint_follows_survives_a_kill(store, tmp_path):
+def test_what_a_checkpoint_follows_survives_a_kill(store, tmp_path, lost_log):
     """A resume goes on after the checkpoint: the points before it are never logged again."""
-    log = MetricLog(HTTP, "run1", str(tmp_path), pause_s=60)
+    log = lost_log(str(tmp_path))
     log.log(1, {"loss": 1.0})
     log.keep()
-    # The process is killed here: its thread had no turn, and nobody closes the log.
     assert store.steps() == []
     assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
     assert store.steps() == [1]
@@ -180,12 +196,15 @@ class FakeBucket:
         monkeypatch.setattr(metric_log.storage, "is_local", lambda uri: "://" not in uri)
         monkeypatch.setattr(metric_log.storage, "write_bytes_atomic", self.objects.__setitem__)
         monkeypatch.setattr(metric_log.storage, "read_bytes", self.objects.__getitem__)
-        monkeypatch.setattr(metric_log.storage, "remove", self.objects.pop)
+        monkeypatch.setattr(metric_log.storage, "remove", self._remove)
         monkeypatch.setattr(
             metric_log.storage,
             "list_files",
             lambda uri, *, suffix: sorted(k for k in self.objects if k.endswith(suffix)),
         )
+
+    def _remove(self, uri):
+        self.objects.pop(uri, None)
 
 
 def test_points_of_a_worker_elsewhere_wait_in_the_object_store(store, monkeypatch):
@@ -217,9 +236,9 @@ def test_nothing_is_left_in_the_object_store_once_the_store_is_back(store, monke
     assert bucket.objects == {}
 
 
-def test_points_of_a_checkpoint_outlive_the_machine_that_logged_them(store, monkeypatch):
+def test_points_of_a_checkpoint_outlive_the_machine_that_logged_them(store, monkeypatch, lost_log):
     bucket = FakeBucket(monkeypatch)
-    log = MetricLog(HTTP, "run1", "s3://bucket/runs/r/spool", pause_s=60)
+    log = lost_log("s3://bucket/runs/r/spool")
     for step in range(3):
         log.log(step, {"loss": 1.0})
     log.keep()

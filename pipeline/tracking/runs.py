@@ -40,6 +40,7 @@ __all__ = [
     "log_artifacts",
     "log_metrics",
     "open_run",
+    "run_id_of",
     "send_spooled",
     "tracking_uri",
 ]
@@ -125,6 +126,15 @@ def open_run(
         _warn("describe the run", error)
     send_spooled(uri, handle.run_id, spool_uri)
     return handle
+
+
+def run_id_of(folder: str, tracking_uri: str) -> str:
+    """Give MLflow's id of the run whose files are in a folder; "" where it was never tracked."""
+    uri = storage.join(folder, _RECORD)
+    if not storage.exists(uri):
+        return ""
+    ids = json.loads(storage.read_bytes(uri))["runs"].get(masked(tracking_uri), {})
+    return str(ids.get("run_id", ""))
 
 
 def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int = 0) -> None:

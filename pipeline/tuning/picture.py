@@ -35,7 +35,10 @@ def picture(sweep: Sweep, curve: Sequence[KernelPoint], importance: Importance) 
         axes.set_xlabel("kernel size [RoI cells]")
         axes.set_ylabel(sweep.metric)
         axes.grid(visible=True, alpha=0.25)
-        axes.legend(fontsize=8, framealpha=0.5)
+        # Room for the legend above the points.
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.2 * (high - low))
+        axes.legend(fontsize=8, loc="upper right")
     _draw_importance(mattered, importance)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130)
@@ -43,16 +46,19 @@ def picture(sweep: Sweep, curve: Sequence[KernelPoint], importance: Importance) 
 
 
 def _draw(axes: Axes, reached: dict[int, tuple[float, ...]], *, label: str) -> None:
-    """Draw each trial as a point, and the mean and standard deviation of each kernel size."""
+    """Draw each trial as a point, and where a kernel size has several, how they spread."""
     there = {size: values for size, values in reached.items() if values}
     points = [(size, value) for size, values in there.items() for value in values]
     axes.scatter(
         [x for x, _ in points], [y for _, y in points], s=16, color=_ORANGE, label=label, zorder=3
     )
+    several = {size: values for size, values in there.items() if len(values) > 1}
+    if not several:
+        return
     axes.errorbar(
-        list(there),
-        [fmean(values) for values in there.values()],
-        yerr=[pstdev(values) for values in there.values()],
+        list(several),
+        [fmean(values) for values in several.values()],
+        yerr=[pstdev(values) for values in several.values()],
         color=_ORANGE,
         capsize=4,
         linewidth=1,
@@ -74,6 +80,6 @@ def _draw_importance(axes: Axes, importance: Importance) -> None:
         axes.text(share, index, f" {share:.2f}", va="center", fontsize=9)
     axes.set_xlim(0, 1.12)
     axes.set_xlabel("share of the differences (fANOVA)")
-    axes.set_title(f"what mattered: {importance.trials} trials at step {importance.step}")
+    axes.set_title(f"what mattered at step {importance.step}")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

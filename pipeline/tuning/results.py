@@ -26,7 +26,7 @@ class Trial:
     history: Mapping[int, float]
     """What was measured, by the step."""
     run_id: str = ""
-    """MLflow's id, of a finished trial."""
+    """MLflow's id; empty where the trial failed before it was tracked."""
     reason: str = ""
     """Why it failed."""
 
@@ -105,7 +105,8 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
     """
     step, space = common_step(trials), distributions(sweep)
     study = optuna.create_study(direction="maximize")
-    for trial in trials:
+    # Which trials a tree is drawn from hangs on their order.
+    for trial in sorted(trials, key=lambda trial: trial.number):
         if math.isfinite(trial.history.get(step, math.nan)):
             study.add_trial(
                 optuna.trial.create_trial(

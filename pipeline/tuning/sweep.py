@@ -179,7 +179,7 @@ def _search(sweep: Sweep, handle: RunHandle, folder: str, *, resume: bool) -> li
     ended = {str(trial) for trial in state.trials if trial.status in {"TERMINATED", "ERROR"}}
     if len(ended) < sweep.trials:
         raise KeyboardInterrupt
-    return [_trial(sweep, grid[index]) for index in range(len(grid))]
+    return [_trial(sweep, handle, grid[index]) for index in range(len(grid))]
 
 
 def _new(path: str, setting: Setting, *, file_system: Any, at_once: int) -> tune.Tuner:  # noqa: ANN401  pyarrow's
@@ -226,10 +226,11 @@ def _restored(path: str, setting: Setting, *, file_system: Any, at_once: int) ->
     return tuner
 
 
-def _trial(sweep: Sweep, result: Any) -> Trial:  # noqa: ANN401  Tune's Result
+def _trial(sweep: Sweep, handle: RunHandle, result: Any) -> Trial:  # noqa: ANN401  Tune's Result
     last = result.metrics or {}
+    folder = storage.join(sweep.recipe.storage, sweep.recipe.name, Path(result.path).name)
     # From the trial's own folder: Tune forgets what was reported before a resume.
-    measured = measure.kept(_folder_of(sweep, result)).items()
+    measured = measure.kept(folder).items()
     history = {step: metrics[sweep.metric] for step, metrics in measured if sweep.metric in metrics}
     steps = sweep.recipe.optim.steps
     if last.get("step") == steps:
@@ -239,14 +240,9 @@ def _trial(sweep: Sweep, result: Any) -> Trial:  # noqa: ANN401  Tune's Result
         values={field: result.config[field] for field in sweep.fields},
         state="failed" if result.error else "finished" if steps in history else "stopped",
         history=history,
-        run_id=last.get("run_id", ""),
+        run_id=runs.run_id_of(folder, handle.tracking_uri),
         reason=_reason(result.error) if result.error else "",
     )
-
-
-def _folder_of(sweep: Sweep, result: Any) -> str:  # noqa: ANN401  Tune's Result
-    recipe = sweep.recipe
-    return storage.join(recipe.storage, recipe.name, Path(result.path).name)
 
 
 def _reason(error: Exception) -> str:

@@ -67,7 +67,7 @@ def trainable(setting: Setting) -> Callable[[Values], None]:
         # A metric that is no number (nothing of the kind is in the split) cannot win.
         value = result[sweep.metric]
         numbers[sweep.metric] = -math.inf if value is None else value
-        tune.report(numbers | {"step": result["steps"], "run_id": result["run_id"]})
+        tune.report(numbers | {"step": result["steps"]})
 
     made: Callable[[Values], None] = tune.with_resources(trial, STARTER)
     return made

@@ -189,6 +189,7 @@ def test_every_trial_is_measured_on_its_way_and_says_how_it_ended(folder, result
         assert steps >= set(range(2, last + 1, 2))
         state = {"finished": "FINISHED", "stopped": "KILLED"}[rows[number]["state"]]
         assert run.info.status == state
+        assert run.info.run_id == rows[number]["run_id"]
 
 
 def test_the_winner_is_a_recipe_that_a_job_reads(folder, result):

@@ -55,6 +55,11 @@ def test_the_only_value_that_matters_gets_all_the_importance(field):
     assert (found.step, found.trials) == (180, 30)
 
 
+def test_the_importance_does_not_hang_on_the_order_in_which_trials_ended():
+    trials = [drawn(n, reached=lambda values: values[LR] * values[BOUNDARY]) for n in range(12)]
+    assert importance(SWEEP, trials[::-1]) == importance(SWEEP, trials)
+
+
 def test_trials_are_compared_at_the_last_step_that_all_of_them_reached():
     trials = [drawn(n, reached=lambda values: values[LR]) for n in range(12)]
     stopped = trial(12, state="stopped", history={60: 0.001})

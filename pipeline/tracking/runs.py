@@ -48,6 +48,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 KEY_TAG = "bsm.key"
+_PARENT_TAG = "mlflow.parentRunId"
 _RECORD = "tracking.json"
 _PARAMS_PER_BATCH = 100
 
@@ -177,10 +178,17 @@ def log_artifacts(handle: RunHandle, path: str | Path, *, folder: str = "") -> b
 
 
 def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> bool:
-    """Send what waits and close the run; False when the store is away."""
+    """Send what waits and close the run; False when the store is away.
+
+    Runs below it that are still open are closed as KILLED: their processes are gone.
+    """
     left = send_spooled(handle.tracking_uri, handle.run_id, handle.spool_uri)
     try:
-        client(handle.tracking_uri).set_terminated(handle.run_id, status)
+        store = client(handle.tracking_uri)
+        store.set_terminated(handle.run_id, status)
+        below = f"tags.`{_PARENT_TAG}` = '{handle.run_id}' and attributes.status = 'RUNNING'"
+        for run in store.search_runs([handle.experiment_id], below):
+            store.set_terminated(run.info.run_id, "KILLED")
     except Exception as error:
         _warn(f"close the run ({left} points wait); start the run again to do so", error)
         return False
@@ -195,7 +203,7 @@ def _find_or_create(
     if found:
         store.update_run(found[0].info.run_id, status="RUNNING")
         return found[0]
-    tags = {KEY_TAG: key} | ({"mlflow.parentRunId": parent} if parent else {})
+    tags = {KEY_TAG: key} | ({_PARENT_TAG: parent} if parent else {})
     return store.create_run(experiment_id, run_name=recipe.name, tags=tags)
 
 

@@ -81,6 +81,19 @@ def test_the_same_name_goes_on_with_the_same_run(recipe):
     assert run.data.metrics == {"loss": 2.0}
 
 
+def test_a_run_that_ends_closes_those_below_it_that_nobody_closed(recipe):
+    """As the trials of a sweep whose processes were stopped with it."""
+    sweep = open_run(replace(recipe, name="sweep"))
+    below = {"parent_run_id": sweep.run_id}
+    ended, left = (open_run(replace(recipe, name=name), **below) for name in ("s-1", "s-2"))
+    beside = open_run(replace(recipe, name="beside"))
+    assert finish(ended, "FAILED")
+    assert finish(sweep, "KILLED")
+    store = MlflowClient(sweep.tracking_uri)
+    states = [store.get_run(run.run_id).info.status for run in (sweep, ended, left, beside)]
+    assert states == ["KILLED", "FAILED", "KILLED", "RUNNING"]
+
+
 def test_a_deleted_folder_starts_a_fresh_run(recipe):
     recipe = replace(recipe, name="again")
     first = open_run(recipe)

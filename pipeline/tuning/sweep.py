@@ -265,9 +265,8 @@ def _keep(sweep: Sweep, handle: RunHandle, folder: str, trials: list[Trial]) -> 
     best = winner(trials)
     if best is None:
         raise TrainingError(
-            f"none of the {len(trials)} trials of sweep {sweep.recipe.name} finished; why is in "
-            f"{folder}/trials.csv. The first one: {trials[0].reason or 'stopped early'}. When that "
-            f"is mended, go on with: {_resume_command()}"
+            f"none of the {len(trials)} trials of {sweep.recipe.name} finished; why is above, "
+            f"and in {folder}/trials.csv. When that is mended, go on with: {_resume_command()}"
         )
     mattered = importance(sweep, trials)
     recipe = replace(applied(sweep.recipe, best.values), name=f"{sweep.recipe.name}-winner")

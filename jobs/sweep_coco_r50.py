@@ -2,6 +2,7 @@
 """Search kernel size, loss weights and learning rate of the boundary squeeze on COCO, R-50.
 
 ray job submit --working-dir . -- python jobs/sweep_coco_r50.py --data.root s3://data/coco
+
 python jobs/sweep_coco_r50.py --resume        goes on where it was stopped
 
 Trials are a quarter of the 1x schedule, measured four times on the first 1,000 images of val2017,

@@ -2,7 +2,9 @@
 """The sweep of sweep_coco_r50.py on a laptop: the quickstart's model and shapes, 12 short trials.
 
 python jobs/quickstart.py              once: it makes the shards
+
 python jobs/sweep_quickstart.py
+
 python jobs/sweep_quickstart.py --resume        goes on where it was stopped
 
 The shards are the quickstart's own: one set serves every kernel size, and no trial ingests.

@@ -178,7 +178,14 @@ def _train_file() -> Result | None:
     uri = arguments.pop(0)
     if not storage.exists(uri):
         raise RecipeError(f"there is no file {uri}; name a recipe's file, local or in a bucket")
-    return _train_with(from_json(storage.read_bytes(uri).decode()), arguments)
+    try:
+        # Of what is no text, reading JSON says so.
+        recipe = from_json(storage.read_bytes(uri).decode(errors="replace"))
+    except RecipeError as error:
+        raise RecipeError(
+            f"{uri}: {error}\nThe first argument is a run's recipe.json or a sweep's winner.json."
+        ) from None
+    return _train_with(recipe, arguments)
 
 
 def _named(job: Recipe | Mapping[str, Recipe], arguments: list[str]) -> tuple[Recipe, list[str]]:

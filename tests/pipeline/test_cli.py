@@ -334,3 +334,9 @@ def test_a_file_with_a_recipe_is_a_job(tmp_path):
     recipe.write_text('{"name": "x", "optm": {}}')
     done = run(job, recipe)
     assert (done.returncode, "perhaps you meant optim" in done.stderr) == (2, True)
+    for other in (b"trial,state\n1,finished\n", b"\x89PNG\r\n"):
+        recipe.write_bytes(other)
+        done = run(job, recipe)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert f"{recipe}: the recipe is not valid JSON" in done.stderr
+        assert "a sweep's winner.json" in done.stderr

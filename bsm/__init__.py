@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bsm.config import build_model
+    from bsm.build import build_model
+    from bsm.configs.instance import MaskRCNNConfig
     from bsm.field import MaskTargets, mask_to_field, targets_from_field
-    from bsm.instance.config import MaskRCNNConfig
     from bsm.losses import SqueezeLogits, squeeze_losses
     from bsm.morphology import targets_from_masks
     from bsm.squeeze import BoundarySqueeze, Squeezed
@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 _PUBLIC = {
-    "bsm.config": ("build_model",),
-    "bsm.instance.config": ("MaskRCNNConfig",),
+    "bsm.build": ("build_model",),
+    "bsm.configs.instance": ("MaskRCNNConfig",),
     "bsm.field": ("MaskTargets", "mask_to_field", "targets_from_field"),
     "bsm.losses": ("SqueezeLogits", "squeeze_losses"),
     "bsm.morphology": ("targets_from_masks",),

@@ -21,7 +21,7 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from bsm.checkpoints.load import load_trunk
-from bsm.config import BackboneConfig, TrunkConfig
+from bsm.configs.shared import BackboneConfig, FpnBackboneConfig
 
 STRIDES = (4, 8, 16, 32)
 """Of the trunk's features, which become P2 to P5."""
@@ -36,7 +36,7 @@ _PROBE_SIZE_HW = (96, 160)
 class Backbone(nn.Module):
     """A timm trunk and an FPN (detectron2's: 3x3 outputs, no norm, P6 pooled from P5)."""
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: FpnBackboneConfig) -> None:
         super().__init__()
         self.trunk, stages = build_trunk(config)
         freeze(self.trunk, stages=stages, freeze_at=config.freeze_at)
@@ -94,7 +94,7 @@ def inside_images(image_sizes_hw: Tensor, size_hw: tuple[int, int], *, stride: i
 
 
 def build_trunk(
-    config: TrunkConfig, *, output_stride: int = 32
+    config: BackboneConfig, *, output_stride: int = 32
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Build the timm model of a config, with its weights and norms.
 

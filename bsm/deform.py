@@ -1,7 +1,7 @@
 """What fills the squeezed feature generator's slot (Table 1e): a flow warp, DCNv2, DGMN or nothing.
 
 Each takes the feature that a tower made (F'_sum) and the feature of the RoI, and gives the squeezed
-feature. Which wiring the authors gave to DCNv2 and DGMN is not released: DCNv2 predicts its offsets
+feature. Which variant the authors gave to DCNv2 and DGMN is not released: DCNv2 predicts its offsets
 from both features, as the flow does; DGMN takes one input by its design, and gets the tower's.
 
 A flow says for every cell of a feature where to look instead. Its order is (x, y). Its unit is half

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bsm.config import GuidedFlowConfig
+from bsm.configs.shared import GuidedFlowConfig
 from bsm.squeeze import Flows
 
 _LEAST_SLOPE = 0.3

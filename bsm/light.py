@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bsm.config import SqueezeConfig
+from bsm.configs.shared import SqueezeConfig
 from bsm.deform import flow_warp
 from bsm.squeeze import Flows, Squeezed, check_features, conv
 
@@ -30,7 +30,7 @@ class LightBoundarySqueeze(nn.Module):
     Args:
         channels: of the RoI feature and of the refined one.
         fine_channels: of the finer feature; without it the same.
-        config: its wiring must be "light".
+        config: its variant must be "light".
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LightBoundarySqueeze(nn.Module):
         config: SqueezeConfig | None = None,
     ) -> None:
         super().__init__()
-        config = config or SqueezeConfig(wiring="light")
+        config = config or SqueezeConfig(variant="light")
         width = config.light_channels
         self.supervised_channels = width
         self.mask_sign = {"plus": 1, "minus": -1}[config.fusion]

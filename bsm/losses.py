@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bsm.config import BandLoss, LossWeights
+from bsm.configs.shared import BandLoss, LossWeights
 from bsm.field import MaskTargets
 
 DICE_SMOOTH = 1.0  # in numerator and denominator (released code)

@@ -20,8 +20,8 @@ the stop of a gradient, and [.,.] concatenation:
     C' = contraction tower(S),  C = warp(C', flow([C', M]));  E likewise
     B  = C + E + M  (eq. 1)
 
-The paper's text and the released code differ in the rest. `wiring` chooses; where the text is
-silent, "paper" does what the code does. The third wiring, "light", is in bsm/light.py.
+The paper's text and the released code differ in the rest. `variant` chooses; where the text is
+silent, "paper" does what the code does. The third variant, "light", is in bsm/light.py.
 
     difference               "paper"                  "released"
     downsample               1 x 1, stride 2, ReLU    3 x 3, stride 2, ReLU
@@ -67,7 +67,7 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bsm.config import SqueezeConfig
+from bsm.configs.shared import SqueezeConfig
 from bsm.deform import Deformed, build_slot
 
 
@@ -107,7 +107,7 @@ class SqueezedFeatureGenerator(nn.Module):
             self.slot = build_slot(
                 config.warp,
                 channels,
-                bias=config.wiring != "released",
+                bias=config.variant != "released",
                 zero_flow=config.initialization == "kaiming",
                 legacy=config.legacy_warp,
             )
@@ -129,11 +129,11 @@ class BoundarySqueeze(nn.Module):
     Args:
         channels: of the RoI feature and of all that comes out.
         fine_channels: of the finer feature; without it the same.
-        config: wiring and ablations; without it the released wiring with all branches. The light
-            wiring is another class, `bsm.light.LightBoundarySqueeze`.
+        config: variant and ablations; without it the released variant with all branches. The light
+            variant is another class, `bsm.light.LightBoundarySqueeze`.
 
     Raises:
-        ValueError: the config asks for the light wiring.
+        ValueError: the config asks for the light variant.
     """
 
     def __init__(
@@ -145,12 +145,12 @@ class BoundarySqueeze(nn.Module):
     ) -> None:
         super().__init__()
         config = config or SqueezeConfig()
-        if config.wiring == "light":
+        if config.variant == "light":
             raise ValueError(
-                'BoundarySqueeze: wiring "light" is another class. Take LightBoundarySqueeze of '
+                'BoundarySqueeze: variant "light" is another class. Take LightBoundarySqueeze of '
                 "bsm.light."
             )
-        released = config.wiring == "released"
+        released = config.variant == "released"
         self.supervised_channels = channels
         self.gives_boundary = "boundary" in config.branches
         self.mask_sign = {"plus": 1, "minus": -1}[config.fusion] if config.mask_feature else 0
@@ -232,7 +232,7 @@ def add(features: Sequence[Tensor]) -> Tensor:
 
 def tower(channels: int, *, config: SqueezeConfig) -> nn.Sequential:
     """Two 3 x 3 convolutions with a ReLU between them and none after them."""
-    bias = config.wiring != "released"
+    bias = config.variant != "released"
     layers = [
         *conv(channels, channels, 3, config=config, bias=bias),
         *conv(channels, channels, 3, config=config, bias=bias, relu=False),

@@ -18,7 +18,7 @@ part f is a job of its own, see jobs/README.md. Not yet run at full scale by us.
 
 from dataclasses import replace
 
-from bsm.config import BandLoss, SqueezeConfig
+from bsm.configs.shared import BandLoss, SqueezeConfig
 from jobs.coco_r50 import RECIPE as R50
 from pipeline import main
 from pipeline.recipe import Recipe

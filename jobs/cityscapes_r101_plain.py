@@ -8,7 +8,7 @@ The paper reports AP 33.6 and AP50 61.8 on val (Table 4). Not yet run at full sc
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.cityscapes_r101 import RECIPE as R101
 from pipeline import main
 

@@ -37,7 +37,7 @@ RECIPE = replace(
         warmup_steps=1000,
         decay_at=(18_000,),
     ),
-    scale=replace(COCO.scale, images_per_pass=1),
+    scale=replace(COCO.scale, images_per_microbatch=1),
     evaluation=EvaluationConfig(submission=True),
     tracking=replace(COCO.tracking, model_name="bsm-cityscapes"),
 )

@@ -9,7 +9,7 @@ likely: with R-101 it is 61.8. Not yet run at full scale by us.
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.cityscapes_r50 import RECIPE as R50
 from pipeline import main
 

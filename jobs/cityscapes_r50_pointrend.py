@@ -8,7 +8,7 @@ The paper reports AP 35.1 and AP50 62.6 on val (Table 4). Not yet run at full sc
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.cityscapes_r50 import RECIPE as R50
 from pipeline import main
 

@@ -12,8 +12,8 @@ would change their shape and make its pixels of boundary F other ones; to do tha
 hw 832 832
 """
 
-from bsm.config import TrunkConfig
-from bsm.semantic.config import DeepLabConfig
+from bsm.configs.semantic import DeepLabConfig
+from bsm.configs.shared import BackboneConfig
 from pipeline import main
 from pipeline.recipe import (
     DataConfig,
@@ -28,7 +28,7 @@ RECIPE = Recipe(
     name="cityscapes_semantic_r50",
     model=DeepLabConfig(
         num_classes=19,
-        backbone=TrunkConfig(name="resnet50", weights="timm", norm="sync", freeze_at=0),
+        backbone=BackboneConfig(name="resnet50", weights="timm", norm="sync", freeze_at=0),
         output_stride=8,
     ),
     data=DataConfig(
@@ -49,7 +49,7 @@ RECIPE = Recipe(
         poly_power=0.9,
         decay_at=(),
     ),
-    scale=ScaleConfig(num_workers=8, use_gpu=True, images_per_pass=1),
+    scale=ScaleConfig(num_workers=8, use_gpu=True, images_per_microbatch=1),
     evaluation=EvaluationConfig(radii_px=(3, 5, 9, 12)),
     tracking=TrackingConfig(model_name="bsm-cityscapes-semantic"),
 )

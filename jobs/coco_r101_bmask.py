@@ -8,7 +8,7 @@ The paper reports mask AP 38.0 on test-dev (Table 3). Not yet run at full scale 
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.coco_r101 import RECIPE as R101
 from pipeline import main
 

@@ -8,8 +8,8 @@ by us. The trunk starts from timm's pretrained weights, which timm fetches once;
 name a file: --model.backbone.weights resnet50.safetensors
 """
 
-from bsm.config import BackboneConfig
-from bsm.instance.config import MaskRCNNConfig
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.shared import FpnBackboneConfig
 from pipeline import main
 from pipeline.recipe import DataConfig, OptimConfig, Recipe, ScaleConfig, TrackingConfig
 
@@ -18,7 +18,7 @@ RECIPE = Recipe(
     name="coco_r50",
     model=MaskRCNNConfig(
         num_classes=80,
-        backbone=BackboneConfig(name="resnet50", weights="timm", norm="frozen", freeze_at=2),
+        backbone=FpnBackboneConfig(name="resnet50", weights="timm", norm="frozen", freeze_at=2),
     ),
     data=DataConfig(
         root="data/coco",
@@ -35,7 +35,7 @@ RECIPE = Recipe(
         warmup_steps=1000,
         decay_at=(60_000, 80_000),
     ),
-    scale=ScaleConfig(num_workers=8, use_gpu=True, images_per_pass=2),
+    scale=ScaleConfig(num_workers=8, use_gpu=True, images_per_microbatch=2),
     tracking=TrackingConfig(model_name="bsm-coco"),
 )
 

@@ -9,7 +9,7 @@ scale by us.
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.coco_r50_800px import RECIPE as R50
 from pipeline import main
 

@@ -9,7 +9,7 @@ The paper reports mask AP 36.6 and boundary AP 23.4 on val2017 (Table 2), 36.7 o
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.coco_r50 import RECIPE as R50
 from pipeline import main
 

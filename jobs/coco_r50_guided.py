@@ -9,7 +9,7 @@ changes at inference. Not yet run at full scale by us.
 
 from dataclasses import replace
 
-from bsm.config import GuidedFlowConfig
+from bsm.configs.shared import GuidedFlowConfig
 from jobs.coco_r50 import RECIPE as R50
 from pipeline import main
 

@@ -9,7 +9,7 @@ yet run at full scale by us.
 
 from dataclasses import replace
 
-from bsm.config import SqueezeConfig
+from bsm.configs.shared import SqueezeConfig
 from jobs.coco_r50_guided import RECIPE as R50
 from pipeline import main
 
@@ -17,7 +17,7 @@ RECIPE = replace(
     R50,
     name="coco_r50_light",
     model=replace(
-        R50.model, mask_head=replace(R50.model.mask_head, squeeze=SqueezeConfig(wiring="light"))
+        R50.model, mask_head=replace(R50.model.mask_head, squeeze=SqueezeConfig(variant="light"))
     ),
 )
 

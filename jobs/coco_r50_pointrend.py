@@ -9,7 +9,7 @@ by us.
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.coco_r50 import RECIPE as R50
 from pipeline import main
 

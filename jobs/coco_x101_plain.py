@@ -8,7 +8,7 @@ The paper reports mask AP 39.0 on val2017 (Table 1f). Not yet run at full scale 
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.coco_x101 import RECIPE as X101
 from pipeline import main
 

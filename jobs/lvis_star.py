@@ -19,7 +19,7 @@ yet run at full scale by us.
 
 from dataclasses import replace
 
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
 from jobs.coco_r50 import RECIPE as R50
 from jobs.coco_r50_bmask import RECIPE as R50_BMASK
 from jobs.coco_r50_plain import RECIPE as R50_PLAIN

@@ -21,8 +21,8 @@ import tyro
 from pipeline.cli import Result, Verb, run_verb
 
 if TYPE_CHECKING:
-    from pipeline.tracking.lifecycle import Measure
-    from pipeline.tracking.versions import Version
+    from pipeline.registry.lifecycle import Measure
+    from pipeline.registry.versions import Version
 
 Model = Annotated[str, tyro.conf.Positional]
 
@@ -52,8 +52,8 @@ def list_models(
         model: NAME; without it all models.
         tracking_uri: where they are registered: http://HOST:PORT, or sqlite:///FILE.
     """
-    from pipeline.tracking.listing import format_versions
-    from pipeline.tracking.versions import find_all
+    from pipeline.registry.version_table import format_versions
+    from pipeline.registry.versions import find_all
 
     versions = find_all(_registry(tracking_uri), name=model)
     print(format_versions(versions) if versions else f"no version of {model or 'any model'}")
@@ -68,8 +68,8 @@ def show(*, model: Model, version: str = "", tracking_uri: str = "") -> Result:
         version: of NAME; its champion without it.
         tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
     """
-    from pipeline.tracking.lifecycle import content_of
-    from pipeline.tracking.model_card import card
+    from pipeline.registry.lifecycle import content_of
+    from pipeline.registry.model_card import card
 
     found = _find(model, version, tracking_uri)
     print(card(found, content_of(found)))
@@ -92,7 +92,7 @@ def register(
         tracking_uri: where to register: http://HOST:PORT, or sqlite:///FILE; what the recipe says
             without it.
     """
-    from pipeline.training.finished import register_run
+    from pipeline.training.finished_run import register_run
 
     made = register_run(run, name=name, tracking=tracking_uri, license=license)
     # The decision is in the log already.
@@ -117,9 +117,9 @@ def evaluate(
         how: see `Measuring`.
         tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
     """
-    from pipeline.tracking.evidence import without_nan
-    from pipeline.tracking.lifecycle import content_of
-    from pipeline.tracking.model_card import numbers
+    from pipeline.registry.lifecycle import content_of
+    from pipeline.registry.model_card import numbers
+    from pipeline.registry.provenance import without_nan
 
     found = _find(model, version, tracking_uri)
     measure = _measuring(found, data, how)
@@ -149,10 +149,10 @@ def compare(
         tracking_uri: where they are registered: http://HOST:PORT, or sqlite:///FILE.
     """
     from pipeline.errors import RegistryError
-    from pipeline.tracking.comparison import format_comparison
-    from pipeline.tracking.evidence import without_nan
-    from pipeline.tracking.lifecycle import comparison_of, incomparable
-    from pipeline.tracking.versions import find
+    from pipeline.registry.comparison import format_comparison
+    from pipeline.registry.lifecycle import comparison_of, incomparable
+    from pipeline.registry.provenance import without_nan
+    from pipeline.registry.versions import find
 
     after = _find(model, version, tracking_uri)
     before = find(after.name, registry=after.registry, version=against)
@@ -193,7 +193,7 @@ def promote(
         how: see `Measuring`.
         tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
     """
-    from pipeline.tracking import lifecycle
+    from pipeline.registry import lifecycle
 
     found = _find(model, version, tracking_uri)
     measure = _measuring(found, data, how) if data else None
@@ -212,7 +212,7 @@ def rollback(
         reason: why; kept in the registry and in the model cards.
         tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
     """
-    from pipeline.tracking import lifecycle
+    from pipeline.registry import lifecycle
 
     decision = lifecycle.rollback(model, registry=_registry(tracking_uri), reason=reason)
     print(decision.text)
@@ -226,19 +226,19 @@ def _registry(tracking: str) -> str:
 
 
 def _find(model: str, version: str, tracking: str) -> "Version":
-    from pipeline.tracking.versions import find
+    from pipeline.registry.versions import find
 
     return find(model, registry=_registry(tracking), version=version)
 
 
 def _measuring(reference: "Version", data: str, how: Measuring) -> "Measure":
     """Measure versions by the settings of one of them."""
-    from pipeline.evaluation.registered import measuring, settings_of
+    from pipeline.registry.evaluate_version import measuring, settings_of
 
     workers = how.num_workers
     if workers:
         from pipeline.recipe import OptimConfig, Recipe, ScaleConfig
-        from pipeline.training.cluster import start_ray
+        from pipeline.training.capacity import start_ray
 
         scale = ScaleConfig(num_workers=workers, use_gpu=how.use_gpu)
         start_ray(Recipe(name="measure", scale=scale, optim=OptimConfig(global_batch=workers)))

@@ -23,7 +23,7 @@ def predict(
             embedded store runs/mlflow.db without.
         score: of an instance model: detections below are left out; 0.5 unless said.
     """
-    from pipeline.serving.predict import predict_folder, pull
+    from pipeline.registry.predict import predict_folder, pull
 
     print(f"loading {model}")
     pulled = pull(model, tracking=tracking_uri)

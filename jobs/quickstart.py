@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bsm.config import BackboneConfig, GuidedFlowConfig
-from bsm.instance.config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
+from bsm.configs.instance import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
+from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig
 from pipeline.cli import Result, run_verb
 from pipeline.recipe import (
     CheckpointConfig,
@@ -34,7 +34,7 @@ RECIPE = Recipe(
     storage="runs/quickstart",
     model=MaskRCNNConfig(
         num_classes=5,
-        backbone=BackboneConfig(name="resnet10t", norm="group", freeze_at=0, fpn_channels=48),
+        backbone=FpnBackboneConfig(name="resnet10t", norm="group", freeze_at=0, fpn_channels=48),
         proposals=ProposalConfig(
             anchor_sizes_px=(12.0, 24.0, 40.0, 64.0, 96.0),
             top_k_before_nms_train=200,
@@ -66,9 +66,9 @@ RECIPE = Recipe(
         decay_at=(260, 315),
         clip_norm=5.0,
     ),
-    scale=ScaleConfig(num_workers=2, images_per_pass=4, threads_per_worker=1),
+    scale=ScaleConfig(num_workers=2, images_per_microbatch=4, threads_per_worker=1),
     checkpoint=CheckpointConfig(every_steps=100),
-    evaluation=EvaluationConfig(images_per_pass=4),
+    evaluation=EvaluationConfig(images_per_batch=4),
     tracking=TrackingConfig(experiment="quickstart", model_name="bsm-shapes", log_every=10),
 )
 
@@ -161,7 +161,7 @@ def _ingest(root: Path, recipe: Recipe) -> None:
 
     on_ray = recipe.scale.num_workers > 0
     if on_ray:
-        from pipeline.training.cluster import start_ray
+        from pipeline.training.capacity import start_ray
 
         start_ray(recipe)
     for split in (recipe.data.train_split, recipe.data.val_split):
@@ -185,10 +185,10 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
     """Use the registered model as anyone would, and draw what it finds beside the truth."""
     from pycocotools.coco import COCO
 
+    from pipeline.registry.predict import pull
     from pipeline.report.boundary_picture import Panel, boundary_picture
     from pipeline.report.draw import shape, shapes_of
     from pipeline.serving.photos import read_photo
-    from pipeline.serving.predict import pull
 
     pulled = pull(MODEL, storage_uri=recipe.storage)
     print(f"loaded {pulled.uri}")

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from bsm.config import BackboneConfig, GuidedFlowConfig, SqueezeConfig
-from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig
 from pipeline.cli import Result, run_verb
 from pipeline.errors import RecipeError
 from pipeline.recipe import OptimConfig
@@ -28,7 +28,7 @@ DETECTORS = {
     "pointrend": MaskHeadConfig(kind="pointrend"),
     "bsm": MaskHeadConfig(guided_flow=GuidedFlowConfig(weight=0.5)),
     "light": MaskHeadConfig(
-        squeeze=SqueezeConfig(wiring="light"), guided_flow=GuidedFlowConfig(weight=0.5)
+        squeeze=SqueezeConfig(variant="light"), guided_flow=GuidedFlowConfig(weight=0.5)
     ),
 }
 
@@ -71,7 +71,7 @@ def cost(
         )
     device = torch.device("cuda" if use_gpu else "cpu")
     size_hw = (short_edge_px, long_edge_px)
-    base = MaskRCNNConfig(backbone=BackboneConfig(name="resnet50", norm="frozen"))
+    base = MaskRCNNConfig(backbone=FpnBackboneConfig(name="resnet50", norm="frozen"))
     models = {name: replace(base, mask_head=head) for name, head in DETECTORS.items()}
     counts = {
         name: engine.head_cost(head, in_channels=256, num_classes=80)

@@ -13,8 +13,8 @@ done, and a second process with other --seeds or --heads halves the time.
 from dataclasses import replace
 from pathlib import Path
 
-from bsm.config import BackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
-from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
 from pipeline.cli import Result, run_verb
 from pipeline.errors import RecipeError
 from pipeline.recipe import (
@@ -35,7 +35,7 @@ RECIPE = Recipe(
     model=MaskRCNNConfig(
         num_classes=80,
         trains="masks",
-        backbone=BackboneConfig(
+        backbone=FpnBackboneConfig(
             name="tf_efficientnet_lite0",
             weights="timm",
             norm="frozen",
@@ -56,7 +56,7 @@ RECIPE = Recipe(
         warmup_steps=round(0.3 * STEPS),
         warmup_factor=0.04,
     ),
-    scale=ScaleConfig(num_workers=0, images_per_pass=4, threads_per_worker=1),
+    scale=ScaleConfig(num_workers=0, images_per_microbatch=4, threads_per_worker=1),
     checkpoint=CheckpointConfig(every_steps=200, keep=1),
     evaluation=EvaluationConfig(boxes="truth"),
     tracking=TrackingConfig(experiment="study_heads", log_every=50),
@@ -73,8 +73,8 @@ HEADS = {
     "bsm-no-warp": MaskHeadConfig(squeeze=SqueezeConfig(warp="none")),
     "bsm-guided": MaskHeadConfig(guided_flow=GUIDED),
     "bsm-guided-roi": MaskHeadConfig(guided_flow=GUIDED, targets=TargetConfig(source="roi")),
-    "light": MaskHeadConfig(squeeze=SqueezeConfig(wiring="light")),
-    "light-guided": MaskHeadConfig(squeeze=SqueezeConfig(wiring="light"), guided_flow=GUIDED),
+    "light": MaskHeadConfig(squeeze=SqueezeConfig(variant="light")),
+    "light-guided": MaskHeadConfig(squeeze=SqueezeConfig(variant="light"), guided_flow=GUIDED),
 }
 
 REFERENCE = "bmask"

@@ -13,8 +13,8 @@ from typing import Any, Generic, Literal
 
 from typing_extensions import TypeVar
 
-from bsm.instance.config import MaskRCNNConfig
-from bsm.semantic.config import DeepLabConfig
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.semantic import DeepLabConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe_json import from_plain, leaves, to_plain
 from pipeline.recipe_rules import holds_secret, raise_all
@@ -215,7 +215,7 @@ class ScaleConfig:
     """One GPU for each worker."""
     cpus_per_worker: float = 1.0
     """CPUs that each worker reserves; leave at least one CPU of every node to Ray Data."""
-    images_per_pass: int = 2
+    images_per_microbatch: int = 2
     """Images of one forward and backward pass; the rest of a worker's batch is accumulated."""
     threads_per_worker: int = 0
     """Torch threads of each worker; 0 leaves torch's own choice."""
@@ -228,8 +228,8 @@ class ScaleConfig:
             [
                 (self.num_workers >= 0, f"num_workers may not be negative, got {self.num_workers}"),
                 (
-                    self.images_per_pass >= 1,
-                    f"images_per_pass must be at least 1, got {self.images_per_pass}",
+                    self.images_per_microbatch >= 1,
+                    f"images_per_microbatch must be at least 1, got {self.images_per_microbatch}",
                 ),
                 (
                     self.cpus_per_worker > 0,
@@ -270,7 +270,7 @@ class EvaluationConfig:
     """Measure at each checkpoint too, each worker its share of the images; a sweep does so."""
     max_images: int | None = None
     """Only the first so many images of the split; None takes all."""
-    images_per_pass: int = 1
+    images_per_batch: int = 1
     """Images of one forward pass."""
     paste_bytes: int = 64 * 2**20
     """Instance: masks are pasted in chunks of at most so many bytes."""
@@ -301,8 +301,8 @@ class EvaluationConfig:
                     f"max_images must be at least 1 or None, got {self.max_images}",
                 ),
                 (
-                    self.images_per_pass >= 1,
-                    f"images_per_pass must be at least 1, got {self.images_per_pass}",
+                    self.images_per_batch >= 1,
+                    f"images_per_batch must be at least 1, got {self.images_per_batch}",
                 ),
                 (
                     self.dilation_ratio is None or 0 < self.dilation_ratio < 1,

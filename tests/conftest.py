@@ -37,19 +37,20 @@ def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
     # Torch and MLflow take seconds to import, and few tests need them.
     import torch
 
-    from bsm.config import BackboneConfig, build_model
-    from bsm.instance.config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
-    from bsm.weights import save_weights
+    from bsm.build import build_model
+    from bsm.checkpoints.weights import save_weights
+    from bsm.configs.instance import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
+    from bsm.configs.shared import FpnBackboneConfig
     from pipeline.data.manifest import Category
     from pipeline.recipe import DataConfig, Recipe
-    from pipeline.tracking.evidence import Measured
-    from pipeline.tracking.registry import register
+    from pipeline.registry.provenance import Measured
+    from pipeline.registry.register import register
     from pipeline.tracking.runs import open_run
 
     folder = tmp_path_factory.mktemp("registry")
     model = MaskRCNNConfig(
         num_classes=3,
-        backbone=BackboneConfig(name="resnet18", norm="group", freeze_at=0, fpn_channels=16),
+        backbone=FpnBackboneConfig(name="resnet18", norm="group", freeze_at=0, fpn_channels=16),
         proposals=ProposalConfig(top_k_before_nms_test=50, top_k_after_nms=20),
         box_head=BoxHeadConfig(hidden=32, score_threshold=0.0, detections_per_image=5),
         mask_head=MaskHeadConfig(channels=16, num_convs=1),

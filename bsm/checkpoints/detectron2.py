@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from bsm.checkpoints.layouts import ColorOrder, Layout
-from bsm.config import TrunkConfig
-from bsm.instance.cascade import STAGE_WEIGHTS
-from bsm.instance.config import MaskRCNNConfig, ProposalConfig
-from bsm.instance.proposals import anchor_shapes
+from bsm.configs.instance import CASCADE_WEIGHTS, MaskRCNNConfig, ProposalConfig
+from bsm.configs.shared import BackboneConfig
 
 _BRANCH = {"1": "a", "2": "b", "3": "c"}
 _CAFFE2_TENSORS = {"weight": "gamma", "bias": "beta"}
@@ -99,7 +97,7 @@ TRUNK = Layout(
 )
 
 
-def caffe2_faults(tensors: Mapping[str, Tensor], config: TrunkConfig) -> list[str]:
+def caffe2_faults(tensors: Mapping[str, Tensor], config: BackboneConfig) -> list[str]:
     """What a config must say otherwise for a Caffe2 trunk to mean what it was trained to."""
     wide, grouped = tensors.get("res2_0_branch2a_w"), tensors.get("res2_0_branch2b_w")
     is_resnext = wide is not None and grouped is not None and grouped.shape[1] < len(wide)
@@ -158,7 +156,7 @@ def _cascade() -> dict[str, str]:
     }
     return {
         f"box_head.stages.{stage}.{ours}": f"roi_heads.{theirs.format(stage)}"
-        for stage in range(len(STAGE_WEIGHTS))
+        for stage in range(len(CASCADE_WEIGHTS))
         for ours, theirs in layers.items()
     }
 
@@ -243,7 +241,7 @@ def disagreements(
 
 
 def _pixel_faults(
-    tensors: Mapping[str, Tensor], config: TrunkConfig, *, color_order: ColorOrder
+    tensors: Mapping[str, Tensor], config: BackboneConfig, *, color_order: ColorOrder
 ) -> list[str]:
     faults = []
     for name, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
@@ -267,7 +265,7 @@ def _pixel_faults(
 def _anchor_faults(tensors: Mapping[str, Tensor], config: ProposalConfig) -> list[str]:
     levels = [tensors.get(f"{_ANCHORS}.{i}") for i in range(len(config.anchor_sizes_px))]
     cells = [cell[:, 2:] - cell[:, :2] for cell in levels if cell is not None]
-    ours = [torch.tensor(anchor_shapes(config, level=i)) for i in range(len(levels))]
+    ours = [torch.tensor(config.anchor_shapes(level=i)) for i in range(len(levels))]
     if len(cells) < len(levels) or all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-3)
         for a, b in zip(cells, ours, strict=True)

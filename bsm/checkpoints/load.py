@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from bsm.checkpoints import detectron2, efficientnet_lite, torchvision
 from bsm.checkpoints.layouts import ColorOrder, Layout, Translated, translate
-from bsm.config import TrunkConfig
-from bsm.instance.config import MaskRCNNConfig
-from bsm.semantic.config import DeepLabConfig
-from bsm.weights import copy_state, plain_name, read_weights
+from bsm.checkpoints.weights import copy_state, plain_name, read_weights
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.semantic import DeepLabConfig
+from bsm.configs.shared import BackboneConfig
 
 TIMM_TRUNK = Layout(title="a timm trunk", told_by="", their_name=lambda ours: ours)
 """Told by the trunk's own names, which are other ones for each."""
@@ -33,7 +33,7 @@ MODELS = (OWN_MODEL, torchvision.MASK_RCNN, detectron2.MASK_RCNN, OWN_SEMANTIC)
 _FEW_NAMES = 5
 
 
-def load_trunk(trunk: nn.Module, config: TrunkConfig, *, cut_off: Collection[str]) -> None:
+def load_trunk(trunk: nn.Module, config: BackboneConfig, *, cut_off: Collection[str]) -> None:
     """Fill a timm trunk from the file `config.weights`.
 
     Args:
@@ -88,7 +88,7 @@ def load_model(model: nn.Module, config: MaskRCNNConfig | DeepLabConfig) -> None
 
 
 def _layout_of_trunk(
-    tensors: Mapping[str, Tensor], own: Iterable[str], *, config: TrunkConfig
+    tensors: Mapping[str, Tensor], own: Iterable[str], *, config: BackboneConfig
 ) -> Layout:
     source = config.weights
     for layout in TRUNKS:
@@ -135,7 +135,7 @@ def _layout_of_model(tensors: Mapping[str, Tensor], *, source: str) -> Layout:
     )
 
 
-def _color_order(layout: Layout, config: TrunkConfig) -> ColorOrder:
+def _color_order(layout: Layout, config: BackboneConfig) -> ColorOrder:
     order = config.weights_color_order
     return layout.color_order if order == "auto" else order
 
@@ -145,7 +145,7 @@ def _as_rgb(
     own: Mapping[str, Tensor],
     *,
     layout: Layout,
-    config: TrunkConfig,
+    config: BackboneConfig,
 ) -> dict[str, Tensor]:
     """Flip the channels of the convolution that reads pixels, if it reads BGR."""
     if _color_order(layout, config) == "rgb":

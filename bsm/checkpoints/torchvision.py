@@ -1,7 +1,7 @@
 """torchvision's Mask R-CNN (maskrcnn_resnet50_fpn, the first version): its names, both ways.
 
 Its ResNets need no map: timm gave its own the same names. What else differs is in the config:
-`geometry`, and `backbone.norm_eps` 0 for the weights that torchvision publishes as COCO_V1.
+`box_convention`, and `backbone.norm_eps` 0 for the weights that torchvision publishes as COCO_V1.
 """
 
 import re

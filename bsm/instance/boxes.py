@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.instance.config import BoxHeadConfig, Geometry
-from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area
+from bsm.configs.instance import BoxConvention, BoxHeadConfig
+from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, has_area
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import SampledRois, pool_rois, rois_of_slots, used_slots
@@ -18,7 +18,7 @@ from bsm.instance.tensors import Detections, Targets
 
 CODE_WEIGHTS = (10.0, 5.0)
 """detectron2's ROI_BOX_HEAD.BBOX_REG_WEIGHTS, center and size."""
-_MIN_SIDE_PX: dict[Geometry, float] = {"detectron2": 0.0, "torchvision": 1e-2}
+_MIN_SIDE_PX: dict[BoxConvention, float] = {"detectron2": 0.0, "torchvision": 1e-2}
 """Thinner detections are dropped."""
 _MAX_CANDIDATES = 2000
 """(RoI, category) pairs above the score threshold that go into NMS, the best first. detectron2
@@ -35,7 +35,7 @@ class BoxHead(nn.Module):
         channels: of the pyramid.
         num_classes: K.
         config: sizes, thresholds and counts.
-        geometry: whose rules turn boxes into cells.
+        box_convention: whose rules turn boxes into cells.
         is_agnostic: one regression for all categories, as in the stages of a cascade.
     """
 
@@ -45,11 +45,11 @@ class BoxHead(nn.Module):
         *,
         num_classes: int,
         config: BoxHeadConfig,
-        geometry: Geometry = "detectron2",
+        box_convention: BoxConvention = "detectron2",
         is_agnostic: bool = False,
     ) -> None:
         super().__init__()
-        self.config, self.geometry = config, geometry
+        self.config, self.box_convention = config, box_convention
         self.num_regressions = 1 if is_agnostic else num_classes
         self.fc1 = nn.Linear(channels * config.roi_side**2, config.hidden)
         self.fc2 = nn.Linear(config.hidden, config.hidden)
@@ -108,7 +108,7 @@ class BoxHead(nn.Module):
             valid=proposals.valid,
             image_sizes_hw=image_sizes_hw,
             config=self.config,
-            geometry=self.geometry,
+            box_convention=self.box_convention,
         )
 
     def _of_slots(
@@ -116,7 +116,9 @@ class BoxHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         rois = rois_of_slots(boxes_xyxy, used)
         side = self.config.roi_side
-        logits, deltas = self(pool_rois(pyramid, rois, side=side, geometry=self.geometry))
+        logits, deltas = self(
+            pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)
+        )
         return logits, deltas
 
 
@@ -169,7 +171,7 @@ def detect_boxes(
     valid: Tensor,
     image_sizes_hw: Tensor,
     config: BoxHeadConfig,
-    geometry: Geometry = "detectron2",
+    box_convention: BoxConvention = "detectron2",
 ) -> Detections:
     """The best boxes of N images after NMS in each category, without masks.
 
@@ -179,7 +181,7 @@ def detect_boxes(
         valid: (N, P) bool: which rows hold a proposal.
         image_sizes_hw: (N, 2).
         config: Thresholds and counts.
-        geometry: Says how thin a detection may be.
+        box_convention: Says how thin a detection may be.
     """
     n, _, num_classes = probs.shape
     usable = (probs > config.score_threshold) & valid[:, :, None]
@@ -189,7 +191,7 @@ def detect_boxes(
     of_box = index if boxes_xyxy.shape[2] == num_classes else index // num_classes
     chosen = boxes_xyxy.flatten(1, 2).gather(1, of_box[..., None].expand(-1, -1, 4))
     boxes = clip_boxes(chosen, image_sizes_hw)
-    large = has_area(boxes, min_side_px=_MIN_SIDE_PX[geometry])
+    large = has_area(boxes, min_side_px=_MIN_SIDE_PX[box_convention])
     keep = keep_after_nms(
         boxes, (best > 0) & large, iou_threshold=config.nms_iou, category_index=category
     )

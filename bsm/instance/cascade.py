@@ -11,15 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bsm.configs.instance import CASCADE_WEIGHTS, BoxConvention, BoxHeadConfig
+from bsm.instance.box_ops import clip_boxes, decode_boxes
 from bsm.instance.boxes import BoxHead, box_losses, detect_boxes
-from bsm.instance.config import BoxHeadConfig, Geometry
-from bsm.instance.geometry import clip_boxes, decode_boxes
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import SampledRois, pool_rois, rematch_rois, rois_of_slots, used_slots
 from bsm.instance.tensors import Detections, Targets
-
-STAGE_WEIGHTS = ((10.0, 5.0), (20.0, 10.0), (30.0, 15.0))
-"""Of the regressions' center and size, stage by stage."""
 
 
 class CascadeBoxHead(nn.Module):
@@ -31,14 +28,14 @@ class CascadeBoxHead(nn.Module):
         *,
         num_classes: int,
         config: BoxHeadConfig,
-        geometry: Geometry = "detectron2",
+        box_convention: BoxConvention = "detectron2",
     ) -> None:
         super().__init__()
-        self.config, self.geometry = config, geometry
+        self.config, self.box_convention = config, box_convention
         self.num_classes = num_classes
         self.stages = nn.ModuleList(
             BoxHead(channels, num_classes=num_classes, config=config, is_agnostic=True)
-            for _ in STAGE_WEIGHTS
+            for _ in CASCADE_WEIGHTS
         )
 
     def losses(
@@ -55,7 +52,7 @@ class CascadeBoxHead(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         boxes = rois.boxes_xyxy
-        for stage, (head, weights) in enumerate(zip(self.stages, STAGE_WEIGHTS, strict=True)):
+        for stage, (head, weights) in enumerate(zip(self.stages, CASCADE_WEIGHTS, strict=True)):
             if stage > 0:
                 rois = rematch_rois(
                     boxes,
@@ -87,7 +84,7 @@ class CascadeBoxHead(nn.Module):
         n, num_proposals = proposals.valid.shape
         every = torch.arange(n * num_proposals, device=proposals.valid.device)
         boxes, probs = proposals.boxes_xyxy, []
-        for stage, (head, weights) in enumerate(zip(self.stages, STAGE_WEIGHTS, strict=True)):
+        for stage, (head, weights) in enumerate(zip(self.stages, CASCADE_WEIGHTS, strict=True)):
             if stage > 0:
                 boxes = clip_boxes(boxes, image_sizes_hw)
             logits, deltas = self._of_slots(head, pyramid, boxes, every)
@@ -100,7 +97,7 @@ class CascadeBoxHead(nn.Module):
             valid=proposals.valid,
             image_sizes_hw=image_sizes_hw,
             config=self.config,
-            geometry=self.geometry,
+            box_convention=self.box_convention,
         )
 
     def _of_slots(
@@ -108,7 +105,7 @@ class CascadeBoxHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         rois = rois_of_slots(boxes_xyxy, used)
         side = self.config.roi_side
-        pooled = pool_rois(pyramid, rois, side=side, geometry=self.geometry)
+        pooled = pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)
         # All stages train the same pyramid: each with its share of the gradient.
         value = pooled.detach()
         logits, deltas = head(value + (pooled - value) / len(self.stages))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from bsm.instance.geometry import pairwise_iou
+from bsm.instance.box_ops import pairwise_iou
 
 _ROUNDS = 32
 """Rounds of the fixed-point iteration. A round settles every box whose chain of better, overlapping

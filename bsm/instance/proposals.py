@@ -2,12 +2,11 @@
 
 Anchors whose cell lies in the padding of a batch carry no loss and propose nothing, so what an
 image trains does not depend on the sizes of the images beside it (in detectron2 it does, a little,
-and in torchvision's geometry it does here).
+and in torchvision's box_convention it does here).
 
     N images, A anchors of all levels, T target slots, S sampled anchors, L levels, P proposals
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.instance.config import Geometry, ProposalConfig
-from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
+from bsm.configs.instance import BoxConvention, ProposalConfig
+from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.tensors import Targets
 from bsm.sampling import ANCHORS, pick, random_keys
@@ -25,7 +24,7 @@ STRIDES = (4, 8, 16, 32, 64)
 """Of P2 to P6."""
 _CODE_WEIGHTS = (1.0, 1.0)
 """detectron2's RPN.BBOX_REG_WEIGHTS, center and size."""
-_MIN_SIDE_PX: dict[Geometry, float] = {"detectron2": 0.0, "torchvision": 1e-3}
+_MIN_SIDE_PX: dict[BoxConvention, float] = {"detectron2": 0.0, "torchvision": 1e-3}
 """Thinner proposals are dropped."""
 
 
@@ -53,32 +52,21 @@ class Proposals(NamedTuple):
     """(N, P) int64: the anchor that each came from."""
 
 
-def anchor_shapes(
-    config: ProposalConfig, *, level: int, geometry: Geometry = "detectron2"
-) -> list[tuple[float, float]]:
-    """Width and height in pixels of the anchors of each cell of a level, one for each ratio."""
-    size = config.anchor_sizes_px[level]
-    shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for ratio in config.aspect_ratios]
-    if geometry == "torchvision":
-        return [(2.0 * round(w / 2), 2.0 * round(h / 2)) for w, h in shapes]
-    return shapes
-
-
 def make_anchors(
     features: Sequence[Tensor],
     image_sizes_hw: Tensor,
     *,
     config: ProposalConfig,
-    geometry: Geometry = "detectron2",
+    box_convention: BoxConvention = "detectron2",
 ) -> Anchors:
     """Anchors for every cell of every level, on the device of the features."""
     boxes, indices, insides = [], [], []
     padded_hw = [side * STRIDES[0] for side in features[0].shape[-2:]]
     for level, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
         rows, columns = (torch.arange(s, device=feature.device) for s in feature.shape[-2:])
-        shapes = anchor_shapes(config, level=level, geometry=geometry)
+        shapes = config.anchor_shapes(level=level, box_convention=box_convention)
         steps = [stride, stride]
-        if geometry == "torchvision":  # shorter than the stride where P5 has an odd side
+        if box_convention == "torchvision":  # shorter than the stride where P5 has an odd side
             steps = [p // s for p, s in zip(padded_hw, feature.shape[-2:], strict=True)]
         y, x = torch.meshgrid(rows * steps[0], columns * steps[1], indexing="ij")
         center = torch.stack((x, y), dim=-1).float()
@@ -106,7 +94,7 @@ def make_anchors(
         in_rows = (rows * stride)[None, :] < image_sizes_hw[:, :1]
         in_columns = (columns * stride)[None, :] < image_sizes_hw[:, 1:]
         inside = in_rows[:, :, None] & in_columns[:, None, :]
-        if geometry == "torchvision":
+        if box_convention == "torchvision":
             inside = torch.ones_like(inside)
         insides.append(inside.flatten(1).repeat_interleave(len(shapes), dim=1))
     return Anchors(
@@ -143,10 +131,10 @@ class ProposalNetwork(nn.Module):
     """One small head on all levels: an objectness and a box regression for each anchor."""
 
     def __init__(
-        self, channels: int, *, config: ProposalConfig, geometry: Geometry = "detectron2"
+        self, channels: int, *, config: ProposalConfig, box_convention: BoxConvention = "detectron2"
     ) -> None:
         super().__init__()
-        self.config, self.geometry = config, geometry
+        self.config, self.box_convention = config, box_convention
         num_anchors = len(config.aspect_ratios)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, num_anchors, 1)
@@ -224,7 +212,7 @@ class ProposalNetwork(nn.Module):
             scores.append(F.pad(best, (0, lacking), value=-torch.inf))
             identities.append(F.pad(anchors.identity[level][index], (0, lacking)))
         boxes_LK, scores_LK = torch.stack(boxes, dim=1), torch.stack(scores, dim=1)
-        large = has_area(boxes_LK, min_side_px=_MIN_SIDE_PX[self.geometry])
+        large = has_area(boxes_LK, min_side_px=_MIN_SIDE_PX[self.box_convention])
         valid = (scores_LK > -torch.inf) & large
         keep = keep_after_nms(
             boxes_LK.flatten(0, 1), valid.flatten(0, 1), iou_threshold=config.nms_iou

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsm.backbone import Backbone
+from bsm.configs.instance import MaskRCNNConfig
 from bsm.instance.boxes import BoxHead
 from bsm.instance.cascade import CascadeBoxHead
-from bsm.instance.config import MaskRCNNConfig
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.proposals import Anchors, ProposalNetwork, make_anchors
 from bsm.instance.roi import SampledRois, rois_of_slots, sample_rois, used_slots
@@ -28,14 +28,16 @@ class MaskRCNN(nn.Module):
         self.config = config
         width, num_classes = config.backbone.fpn_channels, config.num_classes
         self.backbone = Backbone(config.backbone)
-        geometry = config.geometry
-        self.proposals = ProposalNetwork(width, config=config.proposals, geometry=geometry)
+        box_convention = config.box_convention
+        self.proposals = ProposalNetwork(
+            width, config=config.proposals, box_convention=box_convention
+        )
         box_head = CascadeBoxHead if config.box_head.kind == "cascade" else BoxHead
         self.box_head = box_head(
-            width, num_classes=num_classes, config=config.box_head, geometry=geometry
+            width, num_classes=num_classes, config=config.box_head, box_convention=box_convention
         )
         self.mask_head = build_mask_head(
-            width, num_classes=num_classes, config=config.mask_head, geometry=geometry
+            width, num_classes=num_classes, config=config.mask_head, box_convention=box_convention
         )
         if config.trains == "masks":
             # No loss reaches them: DDP and the optimizer leave out what asks for no gradient.
@@ -137,7 +139,7 @@ class MaskRCNN(nn.Module):
             features,
             image_sizes_hw,
             config=self.config.proposals,
-            geometry=self.config.geometry,
+            box_convention=self.config.box_convention,
         )
 
     def _trains_on_predicted_boxes(self) -> bool:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from bsm.instance.config import BoxHeadConfig, Geometry
-from bsm.instance.geometry import box_area, has_area, pairwise_iou
+from bsm.configs.instance import BoxConvention, BoxHeadConfig
+from bsm.instance.box_ops import box_area, has_area, pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.tensors import Targets
 from bsm.sampling import ROIS, pick, random_keys
@@ -112,11 +112,11 @@ def rois_of_slots(boxes_xyxy: Tensor, used: Tensor) -> Tensor:
     return torch.cat((image_index[:, None], boxes_xyxy.flatten(0, 1)[used]), dim=1)
 
 
-def roi_levels(boxes_xyxy: Tensor, *, geometry: Geometry = "detectron2") -> Tensor:
+def roi_levels(boxes_xyxy: Tensor, *, box_convention: BoxConvention = "detectron2") -> Tensor:
     """Index (R,) of the pyramid level that each box is pooled from."""
     side = box_area(boxes_xyxy).clamp(min=0).sqrt()
     # Exactly 224 px must not fall to the level below by rounding; each has its own way.
-    if geometry == "torchvision":
+    if box_convention == "torchvision":
         level = torch.floor(_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE_PX) + 1e-6)
     else:
         level = torch.floor(_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE_PX + 1e-8))
@@ -124,30 +124,34 @@ def roi_levels(boxes_xyxy: Tensor, *, geometry: Geometry = "detectron2") -> Tens
 
 
 def pool_rois(
-    features: Sequence[Tensor], rois: Tensor, *, side: int, geometry: Geometry = "detectron2"
+    features: Sequence[Tensor],
+    rois: Tensor,
+    *,
+    side: int,
+    box_convention: BoxConvention = "detectron2",
 ) -> Tensor:
     """RoIAlign (R, D, side, side) of each RoI from its own level of P2 to P5.
 
     detectron2's ROIAlignV2: aligned, as many samples per cell as it has feature cells; or
     torchvision's MultiScaleRoIAlign: not aligned, 2 x 2 samples per cell.
     """
-    level = roi_levels(rois[:, 1:], geometry=geometry)
+    level = roi_levels(rois[:, 1:], box_convention=box_convention)
     if rois.device.type == "cpu":
-        return _pool_level_by_level(features, rois, level, side=side, geometry=geometry)
-    return pool_without_host(features, rois, level, side=side, geometry=geometry)
+        return _pool_level_by_level(features, rois, level, side=side, box_convention=box_convention)
+    return pool_without_host(features, rois, level, side=side, box_convention=box_convention)
 
 
 def pool_finest(
-    feature: Tensor, rois: Tensor, *, side: int, geometry: Geometry = "detectron2"
+    feature: Tensor, rois: Tensor, *, side: int, box_convention: BoxConvention = "detectron2"
 ) -> Tensor:
     """RoIAlign (R, D, side, side) of every RoI from P2, whatever its size."""
-    return _roi_align(feature, rois, side, stride=STRIDES[0], geometry=geometry)
+    return _roi_align(feature, rois, side, stride=STRIDES[0], box_convention=box_convention)
 
 
 def pool_cell_centers(feature: Tensor, rois: Tensor, *, side: int) -> Tensor:
     """Read P2 at the centers of each RoI's cells, one sample a cell: (R, D, side, side)."""
     return _roi_align(
-        feature, rois, side, stride=STRIDES[0], geometry="detectron2", sampling_ratio=1
+        feature, rois, side, stride=STRIDES[0], box_convention="detectron2", sampling_ratio=1
     )
 
 
@@ -162,7 +166,9 @@ def read_points(
     num_rois, num_points = pixels_xy.shape[:2]
     image = image_index.to(pixels_xy.dtype)[:, None, None].expand(-1, num_points, 1)
     boxes = torch.cat((image, pixels_xy, pixels_xy), dim=2).flatten(0, 1)
-    found = _roi_align(feature, boxes, 1, stride=stride, geometry="detectron2", sampling_ratio=1)
+    found = _roi_align(
+        feature, boxes, 1, stride=stride, box_convention="detectron2", sampling_ratio=1
+    )
     return found.view(num_rois, num_points, feature.shape[1]).transpose(1, 2)
 
 
@@ -172,11 +178,11 @@ def pool_without_host(
     level: Tensor,
     *,
     side: int,
-    geometry: Geometry = "detectron2",
+    box_convention: BoxConvention = "detectron2",
 ) -> Tensor:
     """Pool all RoIs on all levels, those of other levels shrunk to nothing, and add.
 
-    In detectron2's geometry a RoI without size has no sampling points: it costs next to nothing and
+    In detectron2's box_convention a RoI without size has no sampling points: it costs next to nothing and
     gives zeros. So no index of the RoIs of a level is needed, whose length the host would have to
     know. In torchvision's it is one cell large, costs as much as any, and is taken out again.
     """
@@ -185,21 +191,26 @@ def pool_without_host(
         mine = (level == index).to(rois.dtype)[:, None]
         shrunk = torch.cat((rois[:, :1], rois[:, 1:3].repeat(1, 2)), dim=1)
         own = torch.lerp(shrunk, rois, mine)
-        part = _roi_align(feature, own, side, stride=stride, geometry=geometry)
-        if geometry == "torchvision":
+        part = _roi_align(feature, own, side, stride=stride, box_convention=box_convention)
+        if box_convention == "torchvision":
             part = part * mine[:, :, None, None].to(part.dtype)
         pooled.append(part)
     return torch.stack(pooled).sum(0)
 
 
 def _pool_level_by_level(
-    features: Sequence[Tensor], rois: Tensor, level: Tensor, *, side: int, geometry: Geometry
+    features: Sequence[Tensor],
+    rois: Tensor,
+    level: Tensor,
+    *,
+    side: int,
+    box_convention: BoxConvention,
 ) -> Tensor:
     order = level.argsort(stable=True)
     counts = torch.bincount(level, minlength=len(STRIDES)).tolist()
     parts = rois[order].split(counts)  # type: ignore[no-untyped-call]
     pooled = [
-        _roi_align(feature, part, side, stride=stride, geometry=geometry)
+        _roi_align(feature, part, side, stride=stride, box_convention=box_convention)
         for feature, part, stride in zip(features, parts, STRIDES, strict=True)
         if len(part) or not len(rois)  # of no RoIs at all an empty part gives the shape
     ]
@@ -215,12 +226,12 @@ def _roi_align(
     side: int,
     *,
     stride: int,
-    geometry: Geometry,
+    box_convention: BoxConvention,
     sampling_ratio: int | None = None,
 ) -> Tensor:
     # In float32, whatever the features are: bfloat16 holds 8 bits, and would move a box that lies
     # at pixel 1,000 by up to 4.
-    is_d2 = geometry == "detectron2"
+    is_d2 = box_convention == "detectron2"
     pooled: Tensor = roi_align(
         feature.float(),
         rois.float(),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bsm.config import TargetConfig
+from bsm.configs.shared import TargetConfig
 from bsm.field import MaskTargets, sample_field, targets_from_distance
 from bsm.instance.roi import read_points
 from bsm.instance.tensors import Targets

@@ -27,10 +27,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from bsm.backbone import inside_images
-from bsm.semantic.config import DeepLabConfig
+from bsm.configs.semantic import DeepLabConfig
+from bsm.semantic.backbone import LOW_STRIDE
 from bsm.semantic.field import SemanticTargets
 from bsm.semantic.losses import label_loss
-from bsm.semantic.trunk import LOW_STRIDE
 
 
 class Features(NamedTuple):

@@ -10,7 +10,8 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor, nn
 
 from bsm.backbone import convert_norm, inside_images
-from bsm.semantic.config import DeepLabConfig
+from bsm.configs.semantic import DeepLabConfig
+from bsm.semantic.backbone import DilatedTrunk
 from bsm.semantic.decoder import (
     AtrousPyramid,
     Features,
@@ -23,7 +24,6 @@ from bsm.semantic.field import VOID, SemanticTargets
 from bsm.semantic.losses import label_loss
 from bsm.semantic.pointrend import PointRendHead
 from bsm.semantic.squeeze import SqueezeHead
-from bsm.semantic.trunk import DilatedTrunk
 
 Head: TypeAlias = PlainHead | PointRendHead | SqueezeHead
 """Each gives `losses(features, targets)`, weighted scalars by name to be added, and

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from bsm.configs.semantic import CrossEntropyConfig
 from bsm.losses import DICE_SMOOTH
-from bsm.semantic.config import CrossEntropyConfig
 from bsm.semantic.field import VOID, ClassTargets
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bsm.backbone import inside_images
+from bsm.configs.semantic import CrossEntropyConfig, DeepLabConfig
 from bsm.points import (
     least_sure_cells,
     replace_cells,
@@ -19,11 +20,10 @@ from bsm.points import (
     sample_nearest,
     training_points,
 )
-from bsm.semantic.config import CrossEntropyConfig, DeepLabConfig
+from bsm.semantic.backbone import LOW_STRIDE
 from bsm.semantic.decoder import Decoder, Features, full_size, resize
 from bsm.semantic.field import VOID, SemanticTargets
 from bsm.semantic.losses import label_loss
-from bsm.semantic.trunk import LOW_STRIDE
 
 
 class PointNetwork(nn.Module):

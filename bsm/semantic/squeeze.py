@@ -9,7 +9,7 @@ does:
     an output stride of 16 the pyramid's feature is doubled first, so that the squeeze always works
     at a stride of 8, where the paper has it.
   - What it gives goes where the pyramid's feature went in the decoder, which fuses by itself, so
-    the released wiring's last convolution is left out.
+    the released variant's last convolution is left out.
   - Convolutions have batch norm: on whole maps there are statistics.
   - Boundary, contraction and expansion each have the instance head's predictor (deconvolution,
     ReLU, 1 x 1 convolution), with one map of logits for each class, brought to the size of the
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bsm.configs.semantic import DeepLabConfig
 from bsm.guided_flow import guided_flow_losses
 from bsm.light import LightBoundarySqueeze
-from bsm.semantic.config import DeepLabConfig
 from bsm.semantic.decoder import Decoder, Features, full_size, resize
 from bsm.semantic.field import ClassTargets, SemanticTargets, targets_from_semantic_field
 from bsm.semantic.guided_flow import border_flow_targets
@@ -61,7 +61,7 @@ class SqueezeHead(nn.Module):
         super().__init__()
         self.config, self.num_classes = config.head, config.num_classes
         width, squeeze = config.head.channels, config.head.squeeze
-        kind = LightBoundarySqueeze if squeeze.wiring == "light" else BoundarySqueeze
+        kind = LightBoundarySqueeze if squeeze.variant == "light" else BoundarySqueeze
         self.squeeze = kind(width, fine_channels=low_channels, config=squeeze)
         self.decoder = Decoder(low_channels, config=config)
         self.bands = nn.ModuleDict(

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.audit_planes import audit_planes
-from pipeline.data.examine import MAX_PIXELS, check_image
-from pipeline.data.fields import squeeze_field
+from pipeline.data.audit_label_maps import audit_planes
+from pipeline.data.instance_fields import squeeze_field
 from pipeline.data.manifest import Manifest, ShardInfo, manifest_uri, read_manifest
 from pipeline.data.run_lengths import MaskError, RunLengths, decode_counts
 from pipeline.data.schema import FEDERATED, FIELD_SIDE, row_digest, schema_of
 from pipeline.data.shards import read_footer
+from pipeline.data.validate_image import MAX_PIXELS, check_image
 from pipeline.errors import DatasetError, StorageError
 
 _log = logging.getLogger(__name__)

@@ -25,15 +25,6 @@ from pipeline.data.ingest_config import (
     LvisIngest,
     SemanticIngest,
 )
-from pipeline.data.listing import (
-    AnnotationRules,
-    FrameRules,
-    LabelRules,
-    Listing,
-    Rules,
-    is_federated,
-    task_of,
-)
 from pipeline.data.manifest import Manifest, manifest_uri, read_manifest, write_manifest
 from pipeline.data.problems import Problem, Tally, rejects_file
 from pipeline.data.schema import FIELD_SIDE
@@ -45,6 +36,15 @@ from pipeline.data.shards import (
     make_shard,
     pack,
     peak_rss_mb,
+)
+from pipeline.data.source_index import (
+    AnnotationRules,
+    FrameRules,
+    LabelRules,
+    Listing,
+    Rules,
+    is_federated,
+    task_of,
 )
 from pipeline.data.sources.bdd import list_bdd
 from pipeline.data.sources.cityscapes import list_cityscapes, list_cityscapes_semantic

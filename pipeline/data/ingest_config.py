@@ -4,9 +4,9 @@ import shlex
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from pipeline.data.examine import MAX_PIXELS
-from pipeline.data.listing import UNKNOWN_VALUE
 from pipeline.data.shards import ROW_GROUP_ROWS, OnBad
+from pipeline.data.source_index import UNKNOWN_VALUE
+from pipeline.data.validate_image import MAX_PIXELS
 from pipeline.errors import DatasetError
 
 _WIDEST_LIMIT = 2 * MAX_PIXELS

@@ -6,7 +6,7 @@ a window: step k of a window trains row k of each of its G lanes, so a batch mix
 places of the data set. A window may begin with the last rows of one epoch and go on with the
 next; no row is dropped and none comes twice.
 
-Rows may repeat within an epoch (pipeline/data/repeats.py): then the k-th repetitions of a row group
+Rows may repeat within an epoch (pipeline/data/repeat_factors.py): then the k-th repetitions of a row group
 are a row group of their own, so that those of one row lie far apart.
 
 Any step is found from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.repeats import Repeats
+from pipeline.data.repeat_factors import Repeats
 from pipeline.data.seeds import permutation
 from pipeline.errors import DatasetError, TrainingError
 

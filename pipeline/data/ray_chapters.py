@@ -20,7 +20,7 @@ import ray.train
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import Chapter, Plan
-from pipeline.data.rows import (
+from pipeline.data.read_rows import (
     bytes_per_row,
     plan_of,
     rows_per_item,

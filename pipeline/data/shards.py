@@ -17,21 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.examine import MAX_IMAGE_BYTES, MAX_PIXELS, Examined, examine
-from pipeline.data.examine_frame import examine_frame
-from pipeline.data.examine_label import examine_label
-from pipeline.data.listing import (
-    AnnotationRules,
-    File,
-    FrameRules,
-    LabelRules,
-    Listed,
-    Rules,
-    is_federated,
-    task_of,
-)
+from pipeline.data.dataset_files import Files, Found
 from pipeline.data.manifest import ShardInfo
-from pipeline.data.places import Files, Found
 from pipeline.data.problems import EXAMPLES, Problem
 from pipeline.data.schema import (
     FEDERATED,
@@ -41,6 +28,19 @@ from pipeline.data.schema import (
     row_digest,
     schema_of,
 )
+from pipeline.data.source_index import (
+    AnnotationRules,
+    File,
+    FrameRules,
+    LabelRules,
+    Listed,
+    Rules,
+    is_federated,
+    task_of,
+)
+from pipeline.data.validate_cityscapes import examine_frame
+from pipeline.data.validate_image import MAX_IMAGE_BYTES, MAX_PIXELS, Examined, examine
+from pipeline.data.validate_label_map import examine_label
 
 ROW_GROUP_ROWS = 32
 """Rows that are read at once, and the grain of the shuffle (architecture: the data plan)."""

@@ -13,12 +13,12 @@ import pyarrow as pa
 import torch
 
 from pipeline.data import collate_semantic
-from pipeline.data.ahead import ahead
 from pipeline.data.batch import Batch
 from pipeline.data.collate import collate
 from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import Chapter
-from pipeline.data.rows import plan_of, read_item, rows_per_item, train_columns
+from pipeline.data.prefetch import ahead
+from pipeline.data.read_rows import plan_of, read_item, rows_per_item, train_columns
 from pipeline.errors import TrainingError
 from pipeline.recipe import DataConfig
 
@@ -46,7 +46,7 @@ def local_batches(
     *,
     seed: int,
     global_batch: int,
-    images_per_pass: int,
+    images_per_microbatch: int,
     first_step: int,
     stop_step: int,
     with_masks: bool = False,
@@ -60,7 +60,7 @@ def local_batches(
         data: how an image is prepared.
         seed: the recipe's.
         global_batch: images of a step.
-        images_per_pass: images of one forward pass.
+        images_per_microbatch: images of one forward pass.
         first_step: where to begin; may lie anywhere.
         stop_step: the first step that is not wanted.
         with_masks: decode masks of instances too, for targets made on each RoI's own mask.
@@ -86,7 +86,9 @@ def local_batches(
         first_step,
         lanes=range(global_batch),
     )
-    make = _maker(data, seed=seed, images_per_pass=images_per_pass, with_masks=with_masks)
+    make = _maker(
+        data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+    )
     return _prepared(steps, make, data)
 
 
@@ -132,7 +134,7 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
     world_size: int,
     seed: int,
     global_batch: int,
-    images_per_pass: int,
+    images_per_microbatch: int,
     first_step: int = 0,
     with_masks: bool = False,
 ) -> Iterator[StepBatch]:
@@ -147,7 +149,7 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
         world_size: number of workers.
         seed: the recipe's.
         global_batch: images of a step, over all workers.
-        images_per_pass: images of one forward pass.
+        images_per_microbatch: images of one forward pass.
         first_step: where to begin; the same on all workers. Steps between the chapter's last entry
             and it are read, but not decoded here.
         with_masks: the same as in ray_chapters.
@@ -164,7 +166,9 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
         first_step,
         lanes=range(rank, global_batch, world_size),
     )
-    make = _maker(data, seed=seed, images_per_pass=images_per_pass, with_masks=with_masks)
+    make = _maker(
+        data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+    )
     return _prepared(steps, make, data)
 
 
@@ -178,7 +182,7 @@ def _prepared(
 
 
 def _maker(
-    data: DataConfig, *, seed: int, images_per_pass: int, with_masks: bool
+    data: DataConfig, *, seed: int, images_per_microbatch: int, with_masks: bool
 ) -> Callable[[tuple[int, pa.Table]], StepBatch]:
     pin = torch.cuda.is_available()
 
@@ -190,8 +194,8 @@ def _maker(
     def make(found: tuple[int, pa.Table]) -> StepBatch:
         step, rows = found
         passes = [
-            collated(rows.slice(first, images_per_pass))
-            for first in range(0, len(rows), images_per_pass)
+            collated(rows.slice(first, images_per_microbatch))
+            for first in range(0, len(rows), images_per_microbatch)
         ]
         return StepBatch(
             step=step,

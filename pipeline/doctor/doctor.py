@@ -15,14 +15,14 @@ from pipeline import storage as places
 from pipeline.doctor import all_reduce as summing
 from pipeline.doctor import collect, judge, probe
 from pipeline.doctor.all_reduce import all_reduce
+from pipeline.doctor.capacity import room
 from pipeline.doctor.collect import Probes, probes_on, travelling
 from pipeline.doctor.demand import demand_of, recipe_of, scale_of
 from pipeline.doctor.facts import Demand, Finding, Node, RoundTrip
-from pipeline.doctor.room import room
 from pipeline.errors import ClusterError
 from pipeline.ray_connection import connect
 from pipeline.recipe import ScaleConfig
-from pipeline.training.cluster import cpus_needed
+from pipeline.training.capacity import cpus_needed
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.sources.cityscapes_classes import INSTANCE_CLASSES
+from pipeline.data.cityscapes_classes import INSTANCE_CLASSES
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO
 from pipeline.evaluation.cityscapes_frames import FIRST_INSTANCE_ID, FrameCounts
 

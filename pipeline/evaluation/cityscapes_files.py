@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.data.sources.cityscapes_classes import CLASSES
+from pipeline.data.cityscapes_classes import CLASSES
 from pipeline.errors import StorageError
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, check_ratio
 from pipeline.evaluation.cityscapes_ap import CityscapesMetrics, cityscapes_metrics
 from pipeline.evaluation.cityscapes_frames import FoundMask, FrameCounts, count_frame, strange_ids
-from pipeline.evaluation.faults import Faults, raise_all, short
 from pipeline.evaluation.folders import (
     BrokenImageError,
     Pair,
@@ -31,6 +30,7 @@ from pipeline.evaluation.folders import (
     pair_files,
     read_gray,
 )
+from pipeline.evaluation.problems import Faults, raise_all, short
 
 TRUTH_SUFFIX = "_gtFine_instanceIds.png"
 

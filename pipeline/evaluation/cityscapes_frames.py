@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from pipeline.data.sources.cityscapes_classes import CLASSES, INSTANCE_CLASSES
+from pipeline.data.cityscapes_classes import CLASSES, INSTANCE_CLASSES
 from pipeline.errors import DatasetError
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, band_of, band_px
 

@@ -12,8 +12,8 @@ from typing import Any, TypeGuard
 
 from pipeline import storage
 from pipeline.errors import DatasetError
-from pipeline.evaluation.faults import Faults, raise_all, short
 from pipeline.evaluation.federated import check_federated
+from pipeline.evaluation.problems import Faults, raise_all, short
 from pipeline.evaluation.rle import BrokenSegmentation, to_rle
 
 Entry = dict[str, Any]

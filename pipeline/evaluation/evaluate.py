@@ -14,12 +14,12 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
+from pipeline.evaluation.chunks import IMAGES_EACH, in_order
 from pipeline.evaluation.coco_files import write_detections
 from pipeline.evaluation.instances import instance_work
-from pipeline.evaluation.outcome import Evaluation
-from pipeline.evaluation.pieces import IMAGES_EACH, Work, in_order
+from pipeline.evaluation.result import Evaluation, Work
 from pipeline.evaluation.semantic import semantic_work
-from pipeline.evaluation.shards import Piece, plan_pieces, truth_from_shards
+from pipeline.evaluation.split_reader import Piece, plan_pieces, truth_from_shards
 from pipeline.evaluation.timing import format_inference, inference_metrics
 from pipeline.recipe import DataConfig, EvaluationConfig
 
@@ -77,11 +77,11 @@ def plan_work(
     For arguments and errors see `evaluate_model`.
     """
     split_uri = storage.absolute(split_uri)
-    passes = max(1, IMAGES_EACH // evaluation.images_per_pass)
+    passes = max(1, IMAGES_EACH // evaluation.images_per_batch)
     pieces = plan_pieces(
         split_uri,
         max_images=evaluation.max_images,
-        images_each=passes * evaluation.images_per_pass,
+        images_each=passes * evaluation.images_per_batch,
     )
     semantic = read_manifest(split_uri).task == "semantic"
     work_of: Any = semantic_work if semantic else instance_work

@@ -8,7 +8,7 @@ of its own annotations nobody looked. A category says whether it is rare, common
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pipeline.evaluation.faults import Faults, short
+from pipeline.evaluation.problems import Faults, short
 
 Frequency = Literal["r", "c", "f"]
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data.ahead import ahead
+from pipeline.data.prefetch import ahead
 from pipeline.errors import StorageError
-from pipeline.evaluation.faults import Faults, raise_all
+from pipeline.evaluation.problems import Faults, raise_all
 
 Measured = TypeVar("Measured")
 

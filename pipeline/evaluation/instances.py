@@ -25,9 +25,8 @@ from pipeline.evaluation.infer import Detection, detect, to_results
 from pipeline.evaluation.lvis import LvisMetrics, evaluate_lvis_metrics
 from pipeline.evaluation.mask_quality import quality_in_true_boxes
 from pipeline.evaluation.metrics import MetricName, Metrics, evaluate_metrics, flat_names
-from pipeline.evaluation.outcome import Evaluation, Row
-from pipeline.evaluation.pieces import Work
-from pipeline.evaluation.shards import Piece, read_piece, truth_from_shards
+from pipeline.evaluation.result import Evaluation, Row, Work
+from pipeline.evaluation.split_reader import Piece, read_piece, truth_from_shards
 from pipeline.evaluation.table import format_quality, format_summary
 from pipeline.evaluation.timing import Stopwatch
 from pipeline.recipe import DataConfig, EvaluationConfig
@@ -66,7 +65,7 @@ class Detector:
         Raises:
             DatasetError: the model knows categories that the split does not have.
         """
-        step, given = self._evaluation.images_per_pass, self._evaluation.boxes == "truth"
+        step, given = self._evaluation.images_per_batch, self._evaluation.boxes == "truth"
         table = read_piece(self._split_uri, piece, truth=_TRUE_BOXES if given else ())
         rows: list[Row] = []
         for start in range(0, len(table), step):

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.sources.cityscapes_classes import CLASSES, TRAINED
+from pipeline.data.cityscapes_classes import CLASSES, TRAINED
 from pipeline.errors import RecipeError
 from pipeline.evaluation.boundary_fscore import (
     RADII_PX,
@@ -22,7 +22,6 @@ from pipeline.evaluation.boundary_fscore import (
     boundary_f,
     match_boundaries,
 )
-from pipeline.evaluation.faults import Faults
 from pipeline.evaluation.folders import (
     BrokenImageError,
     Pair,
@@ -41,6 +40,7 @@ from pipeline.evaluation.mean_iou import (
     mean_iou,
     values_of,
 )
+from pipeline.evaluation.problems import Faults
 
 Ids = Literal["train", "label"]
 

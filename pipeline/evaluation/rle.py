@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pycocotools import mask as mask_api
 
 from pipeline.data.run_lengths import MaskError, read_segmentation
-from pipeline.evaluation.faults import short
+from pipeline.evaluation.problems import short
 
 Rle = dict[str, Any]
 """{"size": [height, width], "counts": bytes}, as pycocotools takes it."""

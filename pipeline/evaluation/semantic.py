@@ -23,9 +23,8 @@ from pipeline.evaluation.boundary_fscore import boundary_f, match_boundaries
 from pipeline.evaluation.class_table import format_boundary_f, format_miou
 from pipeline.evaluation.label_maps import LabelMap, encode_labels, label_batch
 from pipeline.evaluation.mean_iou import count_pixels, mean_iou
-from pipeline.evaluation.outcome import Evaluation
-from pipeline.evaluation.pieces import Work
-from pipeline.evaluation.shards import Piece, read_piece
+from pipeline.evaluation.result import Evaluation, Work
+from pipeline.evaluation.split_reader import Piece, read_piece
 from pipeline.evaluation.timing import Stopwatch
 from pipeline.recipe import DataConfig, EvaluationConfig
 
@@ -71,7 +70,7 @@ class Labeler:
             DatasetError: the model knows classes that the split does not have.
             StorageError: a map cannot be written.
         """
-        classes, step = len(self._categories), self._evaluation.images_per_pass
+        classes, step = len(self._categories), self._evaluation.images_per_batch
         table = read_piece(self._split_uri, piece, truth=["label"])
         pixels = np.zeros((classes, classes + 1), np.int64)
         outlines = []

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bsm.config import build_model
+from bsm.build import build_model
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
 from bsm.field import field_frame_xyxy, mask_to_field
-from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.rcnn import MaskRCNN
 from bsm.instance.tensors import Targets

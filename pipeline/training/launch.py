@@ -19,22 +19,23 @@ from typing import Any, Literal
 
 import torch
 
-from bsm.weights import save_weights
+from bsm.checkpoints.weights import save_weights
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.metrics import Metrics
-from pipeline.evaluation.outcome import Evaluation
+from pipeline.evaluation.result import Evaluation
 from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
-from pipeline.tracking import evidence, runs
-from pipeline.tracking.registry import RegisteredVersion, register
+from pipeline.registry import provenance
+from pipeline.registry.register import RegisteredVersion, register
+from pipeline.tracking import runs
 from pipeline.tracking.runs import MetricLog, RunHandle
-from pipeline.training import checkpoint, finished, progress
+from pipeline.training import checkpoint, finished_run, progress
 from pipeline.training.loop import Hooks, Outcome, TrainJob, train
 from pipeline.training.preflight import Checked, check
-from pipeline.training.samples import merge
+from pipeline.training.sample_log import merge
 from pipeline.training.step import World
 
 _log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def _facts(checked: Checked, handle: RunHandle, job: TrainJob) -> list[tuple[str
         (
             "batch",
             f"{optim.global_batch} images a step, {share} on each worker in passes of "
-            f"{min(scale.images_per_pass, share)}",
+            f"{min(scale.images_per_microbatch, share)}",
         ),
         ("lr", f"{optim.lr:g} = {optim.lr_per_image:g} an image, warm-up {optim.warmup_steps}"),
         ("model", f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"),
@@ -163,7 +164,7 @@ def _facts(checked: Checked, handle: RunHandle, job: TrainJob) -> list[tuple[str
 
 def _start(recipe: Recipe) -> None:
     if recipe.scale.num_workers:
-        from pipeline.training.cluster import start_ray  # noqa: PLC0415  imports ray
+        from pipeline.training.capacity import start_ray  # noqa: PLC0415  imports ray
 
         start_ray(recipe)
 
@@ -184,7 +185,7 @@ def _train(
     if recipe.scale.num_workers == 0:
         outcome = _train_here(checked, job, handle)
     else:
-        from pipeline.training.workers import train_on_workers  # noqa: PLC0415  imports ray
+        from pipeline.training.ray_workers import train_on_workers  # noqa: PLC0415  imports ray
 
         outcome = train_on_workers(job, handle=handle, callbacks=callbacks)
     if outcome.bad:
@@ -209,7 +210,7 @@ def _train_here(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
                 recipe.data,
                 seed=recipe.seed,
                 global_batch=recipe.optim.global_batch,
-                images_per_pass=recipe.scale.images_per_pass,
+                images_per_microbatch=recipe.scale.images_per_microbatch,
                 first_step=first_step,
                 stop_step=recipe.optim.steps,
                 with_masks=reads_masks(recipe.model),
@@ -254,11 +255,11 @@ def _keep_results(
 ) -> RegisteredVersion | None:
     """Put weights and numbers beside the checkpoints, and all of it into the tracking store."""
     recipe, version = checked.identity.recipe, None
-    measured = evidence.Measured.of(
+    measured = provenance.Measured.of(
         evaluation, fingerprint=checked.val_fingerprint, settings=recipe.evaluation
     )
-    trained_on = evidence.TrainedOn.of(read_manifest(checked.train_uri))
-    finished.keep_evidence(checked.run_uri, measured=measured, trained_on=trained_on)
+    trained_on = provenance.TrainedOn.of(read_manifest(checked.train_uri))
+    finished_run.keep_evidence(checked.run_uri, measured=measured, trained_on=trained_on)
     runs.log_metrics(
         handle, {k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}, step=step
     )
@@ -281,7 +282,7 @@ def _keep_results(
                 started_from=checked.started_from,
             )
         weights.unlink()
-        (files / "metrics.json").write_text(evidence.to_json(measured))
+        (files / "metrics.json").write_text(provenance.to_json(measured))
         (files / "run_recipe.json").write_text(to_json(recipe))
         kept = [storage.join(checked.run_uri, "samples.csv")]
         # Folders stay beside the run: they are as large as the split.

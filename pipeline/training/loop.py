@@ -19,15 +19,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bsm.config import build_model, without_weights
+from bsm.build import build_model
+from bsm.configs.models import without_weights
 from pipeline import storage
 from pipeline.data.stream import StepBatch
 from pipeline.errors import TrainingError
 from pipeline.recipe import AnyModel, Recipe
-from pipeline.training import checkpoint, measure, progress
+from pipeline.training import checkpoint, evaluate_checkpoint, progress
 from pipeline.training.checkpoint import Identity, Place
 from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
-from pipeline.training.samples import SampleLog, forget_from
+from pipeline.training.sample_log import SampleLog, forget_from
 from pipeline.training.start_weights import at_hand
 from pipeline.training.step import BadStep, Summary, Window, World, train_step
 
@@ -270,9 +271,9 @@ class _Worker:
         done = item.step + 1
         if not self.recipe.evaluation.every_checkpoint or done == self.recipe.optim.steps:
             return {}
-        metrics = measure.measure(self.model, self.recipe, world=self.world)
+        metrics = evaluate_checkpoint.measure(self.model, self.recipe, world=self.world)
         if self.world.rank == 0:
-            measure.keep(self.job.run_uri, metrics, step=done)
+            evaluate_checkpoint.keep(self.job.run_uri, metrics, step=done)
             self.hooks.log(done, metrics)
             self.hooks.say(progress.measured_line(metrics, done=done))
         return metrics

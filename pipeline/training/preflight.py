@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bsm.config import build_model
-from bsm.semantic.config import DeepLabConfig
+from bsm.build import build_model
+from bsm.configs.semantic import DeepLabConfig
 from pipeline import storage
 from pipeline.data.audit import audit_shards, told
 from pipeline.data.manifest import Category, Manifest, read_manifest

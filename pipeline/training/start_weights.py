@@ -19,9 +19,7 @@ from pipeline import storage
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.recipe import AnyModel, Recipe
-from pipeline.tracking.model_parts import categories_from_json
-from pipeline.tracking.stores import tracking_uri
-from pipeline.tracking.versions import (
+from pipeline.registry.versions import (
     CATEGORIES_FILE,
     DIGEST_TAG,
     WEIGHTS_FILE,
@@ -31,6 +29,8 @@ from pipeline.tracking.versions import (
     is_model_uri,
     read_file,
 )
+from pipeline.serving.categories import categories_from_json
+from pipeline.tracking.stores import tracking_uri
 
 _NOTE = "start.json"
 _COPY = "start.safetensors"

@@ -1,6 +1,6 @@
 """One optimizer step: several passes, one update, and nothing that waits for the device.
 
-A worker's share of the global batch is cut into passes (`scale.images_per_pass`). Each pass's loss
+A worker's share of the global batch is cut into passes (`scale.images_per_microbatch`). Each pass's loss
 is weighted by its share of the worker's images, so the gradients add up to the mean over them; DDP
 takes the mean over workers once, in the last pass. Losses stay on the device as one vector for each
 step. A `Window` keeps them, with the ids of the images that made them, until someone looks; that
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batch import Batch
 from pipeline.recipe import OptimConfig
-from pipeline.training.color import recolored
+from pipeline.training.color_jitter import recolored
 from pipeline.training.optim import FiniteOptimizer, clip_gradients, learning_rate
 
 GRADIENT_NORM = "gradient_norm"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from bsm.instance.config import MaskRCNNConfig
+from bsm.configs.instance import MaskRCNNConfig
 from pipeline import storage
 from pipeline.recipe import Recipe, from_dict
 from pipeline.recipe_json import leaves, to_plain

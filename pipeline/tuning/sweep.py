@@ -26,13 +26,13 @@ from pipeline.recipe_json import leaves, to_plain
 from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle
 from pipeline.tracking.stores import sqlite_path
-from pipeline.training import measure
-from pipeline.training.cluster import start_ray
+from pipeline.training import evaluate_checkpoint
+from pipeline.training.capacity import start_ray
 from pipeline.training.launch import resume_command
 from pipeline.training.preflight import absolute_paths, check
 from pipeline.training.progress import header
-from pipeline.tuning.picture import picture
-from pipeline.tuning.progress import Progress
+from pipeline.tuning.concurrency import trials_at_once
+from pipeline.tuning.plot import picture
 from pipeline.tuning.results import (
     Importance,
     Trial,
@@ -42,10 +42,10 @@ from pipeline.tuning.results import (
     kernel_curve,
     winner,
 )
-from pipeline.tuning.room import trials_at_once
 from pipeline.tuning.search import Halving, search
 from pipeline.tuning.space import Sweep, applied, short, shown, trial_name
 from pipeline.tuning.trial import Setting, number_of, trainable
+from pipeline.tuning.trial_progress import Progress
 
 __all__ = ["run_sweep"]
 
@@ -230,7 +230,7 @@ def _trial(sweep: Sweep, handle: RunHandle, result: Any) -> Trial:  # noqa: ANN4
     last = result.metrics or {}
     folder = storage.join(sweep.recipe.storage, sweep.recipe.name, Path(result.path).name)
     # From the trial's own folder: Tune forgets what was reported before a resume.
-    measured = measure.kept(folder).items()
+    measured = evaluate_checkpoint.kept(folder).items()
     history = {step: metrics[sweep.metric] for step, metrics in measured if sweep.metric in metrics}
     steps = sweep.recipe.optim.steps
     if last.get("step") == steps:

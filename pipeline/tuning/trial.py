@@ -15,7 +15,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.training import launch
 from pipeline.training.launch import PartOf
-from pipeline.tuning.room import CONTROLLER, STARTER
+from pipeline.tuning.concurrency import CONTROLLER, STARTER
 from pipeline.tuning.space import Sweep, Values, trial_recipe
 
 

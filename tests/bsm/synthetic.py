@@ -5,15 +5,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bsm.config import BackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
-from bsm.field import field_frame_xyxy, mask_to_field
-from bsm.instance.config import (
+from bsm.configs.instance import (
     BoxHeadConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
     PointRendConfig,
     ProposalConfig,
 )
+from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
+from bsm.field import field_frame_xyxy, mask_to_field
 from bsm.instance.tensors import Targets
 
 FIELD_SIDE = 56
@@ -34,12 +34,14 @@ def tiny_config(
     """A small detector; kind is a mask head, or "light" or "guided" for a squeeze of that sort."""
     squeeze, guided = SqueezeConfig(), GuidedFlowConfig()
     if kind in {"light", "guided"}:
-        squeeze = SqueezeConfig(wiring="light" if kind == "light" else "released", light_channels=8)
+        squeeze = SqueezeConfig(
+            variant="light" if kind == "light" else "released", light_channels=8
+        )
         guided = GuidedFlowConfig(weight=0.5)
         kind = "squeeze"
     return MaskRCNNConfig(
         num_classes=num_classes,
-        backbone=BackboneConfig(name=trunk, norm="batch", freeze_at=0, fpn_channels=16),
+        backbone=FpnBackboneConfig(name=trunk, norm="batch", freeze_at=0, fpn_channels=16),
         proposals=ProposalConfig(
             anchor_sizes_px=(16.0, 32.0, 64.0, 128.0, 256.0),
             top_k_before_nms_train=100,

@@ -11,13 +11,13 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from bsm.backbone import Backbone, build_trunk, freeze, trunk_features
-from bsm.config import BackboneConfig
+from bsm.configs.shared import FpnBackboneConfig
 from tests.nothing_from_the_host import pretended_gpu
 
 
 def backbone(**fields) -> Backbone:
     defaults = {"name": "resnet10t", "norm": "batch", "freeze_at": 0, "fpn_channels": 8}
-    return Backbone(BackboneConfig(**(defaults | fields)))
+    return Backbone(FpnBackboneConfig(**(defaults | fields)))
 
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -57,7 +57,7 @@ def test_a_trunk_of_one_image_size(name: str):
 
 def test_windows_are_those_that_timm_builds_for_an_image_size():
     """Swin at a size it was not trained with, next to timm's own built for that size."""
-    trunk, _ = build_trunk(BackboneConfig(name=SWIN, freeze_at=0))
+    trunk, _ = build_trunk(FpnBackboneConfig(name=SWIN, freeze_at=0))
     built_for_it = timm.create_model(SWIN, features_only=True, img_size=(256, 352))
     built_for_it.load_state_dict(trunk.state_dict())
     pixels = torch.randn(1, 3, 256, 352)
@@ -140,7 +140,7 @@ def test_what_a_config_cannot_mean():
     with pytest.raises(ValueError, match="convnext_atto has none"):
         backbone(name="convnext_atto", norm_eps=0.0)
     with pytest.raises(ValueError, match=r"norm_eps .*group.*; stride_in_1x1"):
-        BackboneConfig(norm="group", norm_eps=0.0, weights="timm", stride_in_1x1=True)
+        FpnBackboneConfig(norm="group", norm_eps=0.0, weights="timm", stride_in_1x1=True)
 
 
 def test_padding_is_zero_after_normalization():
@@ -267,9 +267,9 @@ def test_weights_of_another_trunk_are_refused_with_their_keys(tmp_path):
 def test_pretrained_weights_out_of_reach_are_told_with_the_ways_on(tmp_path):
     program = (
         "from bsm.backbone import build_trunk\n"
-        "from bsm.config import BackboneConfig\n"
+        "from bsm.configs.shared import FpnBackboneConfig\n"
         "try:\n"
-        "    build_trunk(BackboneConfig(name='resnet18', weights='timm'))\n"
+        "    build_trunk(FpnBackboneConfig(name='resnet18', weights='timm'))\n"
         "except ValueError as error:\n"
         "    print(error)\n"
     )

@@ -1,15 +1,15 @@
 import torch
 from torchvision.ops import batched_nms, box_iou
 
-from bsm.instance.boxes import CODE_WEIGHTS, BoxHead, box_losses, detect_boxes
-from bsm.instance.config import BoxHeadConfig
-from bsm.instance.geometry import (
+from bsm.configs.instance import BoxHeadConfig
+from bsm.instance.box_ops import (
     SCALE_CLAMP,
     clip_boxes,
     decode_boxes,
     encode_boxes,
     pairwise_iou,
 )
+from bsm.instance.boxes import CODE_WEIGHTS, BoxHead, box_losses, detect_boxes
 from bsm.instance.roi import SampledRois
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from bsm.config import build_model
+from bsm.build import build_model
+from bsm.configs.instance import CASCADE_WEIGHTS, BoxHeadConfig
 from bsm.instance import cascade
+from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, pairwise_iou
 from bsm.instance.boxes import CODE_WEIGHTS, BoxHead
-from bsm.instance.cascade import STAGE_WEIGHTS, CascadeBoxHead
-from bsm.instance.config import BoxHeadConfig
-from bsm.instance.geometry import clip_boxes, decode_boxes, encode_boxes, pairwise_iou
+from bsm.instance.cascade import CascadeBoxHead
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import pool_rois, rematch_rois, rois_of_slots
 from tests.bsm.synthetic import shapes_batch, tiny_config
@@ -51,7 +51,7 @@ def test_the_stages_are_a_third_each_of_what_the_originals_have():
     fewer = (320 - 4) * 1025  # one regression instead of 80
     counts = [sum(p.numel() for p in each.parameters()) for each in (*head.stages, single)]
     assert counts[0] == counts[1] == counts[2] == counts[3] - fewer
-    assert (STAGE_WEIGHTS, CONFIG.cascade_ious) == (
+    assert (CASCADE_WEIGHTS, CONFIG.cascade_ious) == (
         ((10.0, 5.0), (20.0, 10.0), (30.0, 15.0)),
         (0.5, 0.6, 0.7),
     )
@@ -69,7 +69,7 @@ def test_each_stage_trains_on_the_boxes_of_the_one_before(monkeypatch):
     rois, targets = sampled()
     losses, last = head_of().losses(pyramid(), rois, targets, SIZES)
     assert set(losses) == {f"loss_{n}_stage{k}" for n in ("class", "box") for k in (1, 2, 3)}
-    assert [options["weights"] for _, options in seen] == list(STAGE_WEIGHTS)
+    assert [options["weights"] for _, options in seen] == list(CASCADE_WEIGHTS)
     boxes = rois.boxes_xyxy
     for (deltas, options), iou_threshold in zip(seen, (0.5, 0.6, 0.7), strict=True):
         at = options["rois"]
@@ -116,7 +116,7 @@ def test_detections_are_scored_by_all_stages_in_the_boxes_of_the_last():
     found = head.detect(levels, proposals, SIZES)
     boxes, probs = rois.boxes_xyxy, []
     every = torch.arange(boxes.shape[0] * boxes.shape[1])
-    for stage, weights in zip(head.stages, STAGE_WEIGHTS, strict=True):
+    for stage, weights in zip(head.stages, CASCADE_WEIGHTS, strict=True):
         if probs:
             boxes = clip_boxes(boxes, SIZES)
         pooled = pool_rois(levels, rois_of_slots(boxes, every), side=CONFIG.roi_side)

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from bsm.backbone import build_trunk
-from bsm.config import BackboneConfig
+from bsm.configs.shared import FpnBackboneConfig
 
 NAMES = {
     "conv_stem.weight": "_conv_stem.weight",
@@ -52,7 +52,7 @@ def test_a_packaged_trunk_loads_and_gives_timms_features(tmp_path, name):
         if "running" in key or ("bn" in key and "num" not in key):
             value.uniform_(0.5, 1.5)
     torch.save(packaged(whole), tmp_path / "lite.pth")
-    config = BackboneConfig(name=name, weights=str(tmp_path / "lite.pth"))
+    config = FpnBackboneConfig(name=name, weights=str(tmp_path / "lite.pth"))
     trunk, _ = build_trunk(config)
     reference = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4)).eval()
     reference.load_state_dict(whole.state_dict(), strict=False)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from bsm.config import build_model
+from bsm.build import build_model
 from bsm.instance.tensors import Detections, Targets
 from tests.bsm.synthetic import shapes_batch, tiny_config
 from tests.nothing_from_the_host import NothingFromTheHost, pretended_gpu
@@ -74,7 +74,7 @@ def test_forward_stays_on_the_gpu(kind, boxes, source, slots):
 def test_torchvisions_geometry_stays_on_the_gpu():
     images, sizes, targets = batch(3)
     with pretended_gpu(), torch.device("cuda"):
-        model = build_model(replace(tiny_config(), geometry="torchvision"))
+        model = build_model(replace(tiny_config(), box_convention="torchvision"))
         moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
         losses = losses_of(model, moved[0], moved[1], Targets(*moved[2:]))
         assert {value.device.type for value in losses.values()} == {"cuda"}

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsm.config import GuidedFlowConfig, SqueezeConfig, TargetConfig
+from bsm.configs.instance import MaskHeadConfig, PointRendConfig
+from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig, TargetConfig
 from bsm.field import field_frame_xyxy, mask_to_field
-from bsm.instance.config import MaskHeadConfig, PointRendConfig
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.roi_targets import MaskRois
 from bsm.instance.tensors import Targets
@@ -28,7 +28,7 @@ HEADS = {
     "pointrend": MaskHeadConfig(kind="pointrend", pointrend=POINTS, **SIZES),
     "squeeze": MaskHeadConfig(**SIZES),
     "squeeze_paper": MaskHeadConfig(
-        squeeze=SqueezeConfig(wiring="paper", fusion="minus", legacy_warp=True),
+        squeeze=SqueezeConfig(variant="paper", fusion="minus", legacy_warp=True),
         targets=TargetConfig(kernel_size=7, unite_boundary=False),
         band_loss="weighted_bce_dice",
         **SIZES,
@@ -37,7 +37,7 @@ HEADS = {
     "squeeze_dgmn": MaskHeadConfig(squeeze=SqueezeConfig(warp="dgmn"), **SIZES),
     "squeeze_guided": MaskHeadConfig(guided_flow=GuidedFlowConfig(weight=0.5), **SIZES),
     "light": MaskHeadConfig(
-        squeeze=SqueezeConfig(wiring="light", light_channels=4),
+        squeeze=SqueezeConfig(variant="light", light_channels=4),
         guided_flow=GuidedFlowConfig(weight=0.5),
         **SIZES,
     ),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bsm.config import GuidedFlowConfig
+from bsm.configs.shared import GuidedFlowConfig
 from bsm.deform import flow_warp
 from bsm.guided_flow import flow_targets, guided_flow_losses, signed_distance
 from bsm.squeeze import Flows

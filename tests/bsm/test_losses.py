@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from bsm.config import LossWeights
+from bsm.configs.shared import LossWeights
 from bsm.field import MaskTargets
 from bsm.losses import (
     SqueezeLogits,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bsm.config import SqueezeConfig
-from bsm.instance.config import MaskHeadConfig
+from bsm.configs.instance import MaskHeadConfig
+from bsm.configs.shared import SqueezeConfig
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.mask_heads.plain import MaskPredictor, PlainMaskHead
 
@@ -16,8 +16,8 @@ HEADS = {
     "plain": MaskHeadConfig(kind="plain"),
     "bmask": MaskHeadConfig(kind="bmask"),
     "squeeze": MaskHeadConfig(),
-    "paper": MaskHeadConfig(squeeze=SqueezeConfig(wiring="paper")),
-    "light": MaskHeadConfig(squeeze=SqueezeConfig(wiring="light")),
+    "paper": MaskHeadConfig(squeeze=SqueezeConfig(variant="paper")),
+    "light": MaskHeadConfig(squeeze=SqueezeConfig(variant="light")),
     "pointrend": MaskHeadConfig(kind="pointrend"),
 }
 

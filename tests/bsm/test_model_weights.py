@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bsm.config import build_model, without_weights
-from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig
-from bsm.weights import save_weights
+from bsm.build import build_model
+from bsm.checkpoints.weights import save_weights
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.models import without_weights
 from tests.bsm.synthetic import tiny_config
 
 DETECTRON2_NAMES = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bsm.weights import read_weights
+from bsm.checkpoints.weights import read_weights
 
 ARRAYS = {
     "float": np.arange(12, dtype=np.float32).reshape(3, 4) / 7,

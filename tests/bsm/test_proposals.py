@@ -1,7 +1,7 @@
 import torch
 
-from bsm.instance.config import ProposalConfig
-from bsm.instance.geometry import pairwise_iou
+from bsm.configs.instance import ProposalConfig
+from bsm.instance.box_ops import pairwise_iou
 from bsm.instance.proposals import ProposalNetwork, make_anchors, match_anchors
 from bsm.sampling import ANCHORS, ROIS, pick, random_keys
 from tests.bsm.synthetic import shapes_batch, targets_from

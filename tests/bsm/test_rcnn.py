@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bsm.config import TargetConfig, build_model
+from bsm.build import build_model
+from bsm.configs.shared import TargetConfig
 from bsm.instance import nms, rcnn, roi
-from bsm.instance.geometry import pairwise_iou
+from bsm.instance.box_ops import pairwise_iou
 from bsm.instance.roi_targets import MaskRois, grid_targets
 from bsm.instance.tensors import Detections, Targets
 from bsm.morphology import crop_masks
@@ -91,10 +92,12 @@ def go_the_way_of_a_gpu(monkeypatch) -> list[str]:
         called.append("nms")
         return nms.keep_without_host(boxes, valid, **options)
 
-    def pool_rois(features, rois, *, side, geometry):
+    def pool_rois(features, rois, *, side, box_convention):
         called.append("pool")
-        level = roi.roi_levels(rois[:, 1:], geometry=geometry)
-        return roi.pool_without_host(features, rois, level, side=side, geometry=geometry)
+        level = roi.roi_levels(rois[:, 1:], box_convention=box_convention)
+        return roi.pool_without_host(
+            features, rois, level, side=side, box_convention=box_convention
+        )
 
     users = [m for n, m in sys.modules.items() if n.startswith("bsm.instance") and m is not roi]
     for function in (used_slots, keep_after_nms, pool_rois):
@@ -279,7 +282,7 @@ def test_a_tiny_model_learns_boxes_and_masks(kind: str, boxes: str):
 
 
 def test_a_saved_model_is_the_same_model(tmp_path):
-    from bsm.weights import load_weights, save_weights
+    from bsm.checkpoints.weights import load_weights, save_weights
 
     a, b = model_of(seed=0).eval(), model_of(seed=1).eval()
     save_weights(a, tmp_path / "model.safetensors")

@@ -1,8 +1,8 @@
 import torch
 from torchvision.ops import roi_align
 
-from bsm.instance.config import BoxHeadConfig
-from bsm.instance.geometry import pairwise_iou
+from bsm.configs.instance import BoxHeadConfig
+from bsm.instance.box_ops import pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import (
     pool_finest,

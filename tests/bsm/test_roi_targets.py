@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from bsm.config import TargetConfig
+from bsm.configs.shared import TargetConfig
 from bsm.instance.roi import read_points
 from bsm.instance.roi_targets import MaskRois, grid_targets, point_targets, points_in_image
 from bsm.points import cell_centers

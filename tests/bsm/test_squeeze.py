@@ -9,14 +9,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bsm
 from bsm import squeeze as squeeze_file
-from bsm.config import SqueezeConfig
+from bsm.configs.shared import SqueezeConfig
 from bsm.deform import flow_warp
 from bsm.field import targets_from_field
 from bsm.light import LightBoundarySqueeze
 from bsm.losses import SqueezeLogits, squeeze_losses
 from bsm.squeeze import BoundarySqueeze
 
-WIRINGS = pytest.mark.parametrize("wiring", ["paper", "released"])
+WIRINGS = pytest.mark.parametrize("variant", ["paper", "released"])
 INITIALIZATIONS = pytest.mark.parametrize("initialization", ["released", "kaiming"])
 
 
@@ -25,7 +25,7 @@ def squeeze_of(channels, fine_channels=None, **options):
 
 
 def light_of(channels, fine_channels=None, **options):
-    config = SqueezeConfig(wiring="light", **options)
+    config = SqueezeConfig(variant="light", **options)
     return LightBoundarySqueeze(channels, fine_channels=fine_channels, config=config)
 
 
@@ -40,16 +40,16 @@ def features(rois=3, channels=8, fine_channels=8):
 PLAIN_HEAD = 4 * (9 * 256 * 256 + 256) + (4 * 256 * 256 + 256) + (80 * 256 + 80)
 
 
-@pytest.mark.parametrize(("wiring", "millions"), [("released", 7.447), ("paper", 5.154)])
-def test_parameters_in_use_at_inference_are_those_of_the_original(wiring, millions):
-    share = sum(p.numel() for p in squeeze_of(256, wiring=wiring).parameters())
+@pytest.mark.parametrize(("variant", "millions"), [("released", 7.447), ("paper", 5.154)])
+def test_parameters_in_use_at_inference_are_those_of_the_original(variant, millions):
+    share = sum(p.numel() for p in squeeze_of(256, variant=variant).parameters())
     assert round((share + PLAIN_HEAD) / 1e6, 3) == millions
 
 
 @pytest.mark.parametrize(("fusion", "sign"), [("plus", 1), ("minus", -1)])
 def test_paper_wiring_is_equation_1_and_one_convolution(fusion, sign):
     m, fine = features()
-    module = squeeze_of(8, wiring="paper", fusion=fusion)
+    module = squeeze_of(8, variant="paper", fusion=fusion)
     squeezed = module(m, fine)
     c, e = squeezed.contraction, squeezed.expansion
     assert torch.equal(squeezed.boundary, c + e + sign * m)
@@ -66,7 +66,7 @@ def test_released_wiring_refines_the_boundary_and_fuses_all_into_the_mask():
     assert torch.equal(squeezed.refined, module.mask_fusion(fused))
     for layer in (module.downsample, module.boundary_to_mask, module.mask_fusion):
         assert isinstance(layer[-1], nn.ReLU)
-    assert not isinstance(squeeze_of(8, wiring="paper").boundary_to_mask[-1], nn.ReLU)
+    assert not isinstance(squeeze_of(8, variant="paper").boundary_to_mask[-1], nn.ReLU)
 
 
 def test_a_flow_that_starts_at_zero_leaves_the_tower_as_it_is():
@@ -89,10 +89,10 @@ def test_without_a_warp_there_is_no_flow():
 
 @pytest.mark.parametrize("warp", ["flow", "dcnv2", "dgmn"])
 @WIRINGS
-def test_each_deformation_trains_in_the_slot(wiring, warp):
+def test_each_deformation_trains_in_the_slot(variant, warp):
     torch.manual_seed(0)
     m, fine = features(channels=64, fine_channels=5)
-    module = squeeze_of(64, fine_channels=5, wiring=wiring, warp=warp)
+    module = squeeze_of(64, fine_channels=5, variant=variant, warp=warp)
     for name, parameter in module.named_parameters():
         # What starts at zero would hide what lies before it.
         if "slot" in name and not parameter.any():
@@ -112,10 +112,10 @@ def subsets():
 
 @WIRINGS
 @pytest.mark.parametrize("branches", subsets(), ids="+".join)
-def test_branches_that_are_left_out_leave_every_sum(wiring, branches):
+def test_branches_that_are_left_out_leave_every_sum(variant, branches):
     torch.manual_seed(0)
     m, fine = features()
-    module = squeeze_of(8, wiring=wiring, branches=branches)
+    module = squeeze_of(8, variant=variant, branches=branches)
     squeezed = module(m, fine)
     for name in ("boundary", "contraction", "expansion"):
         assert (getattr(squeezed, name) is not None) == (name in branches)
@@ -123,7 +123,7 @@ def test_branches_that_are_left_out_leave_every_sum(wiring, branches):
     parts = [part for part in (squeezed.contraction, squeezed.expansion) if part is not None]
     boundary = sum(parts) if parts else summed
     boundary = boundary + m
-    if wiring == "paper":
+    if variant == "paper":
         expected = m + module.boundary_to_mask(boundary)
     else:
         boundary = module.boundary_tower(boundary)
@@ -134,21 +134,21 @@ def test_branches_that_are_left_out_leave_every_sum(wiring, branches):
 
 
 @WIRINGS
-def test_without_the_fine_feature_the_towers_see_the_roi_alone(wiring):
+def test_without_the_fine_feature_the_towers_see_the_roi_alone(variant):
     m, fine = features()
-    module = squeeze_of(8, wiring=wiring, fine_features=False, warp="none")
+    module = squeeze_of(8, variant=variant, fine_features=False, warp="none")
     assert not any("downsample" in name for name, _ in module.named_parameters())
     assert torch.equal(module(m).contraction, module.contraction.tower(m))
     with pytest.raises(ValueError, match=r"fine_features are given to a module .* without"):
         module(m, fine)
     with pytest.raises(ValueError, match="fine_features are missing"):
-        squeeze_of(8, wiring=wiring)(m)
+        squeeze_of(8, variant=variant)(m)
 
 
 @WIRINGS
-def test_equation_1_without_the_mask_feature(wiring):
+def test_equation_1_without_the_mask_feature(variant):
     m, fine = features()
-    module = squeeze_of(8, wiring=wiring, mask_feature=False)
+    module = squeeze_of(8, variant=variant, mask_feature=False)
     squeezed = module(m, fine)
     expected = squeezed.contraction + squeezed.expansion
     if module.boundary_tower is not None:
@@ -157,12 +157,12 @@ def test_equation_1_without_the_mask_feature(wiring):
 
 
 @WIRINGS
-def test_without_boundary_to_mask_the_boundary_itself_is_added(wiring):
+def test_without_boundary_to_mask_the_boundary_itself_is_added(variant):
     m, fine = features()
-    module = squeeze_of(8, wiring=wiring, boundary_to_mask=False, mask_fusion=False)
+    module = squeeze_of(8, variant=variant, boundary_to_mask=False, mask_fusion=False)
     squeezed = module(m, fine)
     expected = m + squeezed.boundary
-    if wiring == "released":
+    if variant == "released":
         expected = expected + squeezed.contraction + squeezed.expansion
     assert torch.equal(squeezed.refined, expected)
 
@@ -190,9 +190,9 @@ def test_the_legacy_warp_reaches_both_generators():
 
 
 @WIRINGS
-def test_the_sum_does_not_train_the_roi_feature(wiring):
+def test_the_sum_does_not_train_the_roi_feature(variant):
     m, fine = features()
-    squeezed = squeeze_of(8, wiring=wiring, warp="none")(m, fine)
+    squeezed = squeeze_of(8, variant=variant, warp="none")(m, fine)
     with pytest.raises(RuntimeError, match="not have been used"):
         torch.autograd.grad(squeezed.contraction.sum(), m, retain_graph=True)
     (fine_grad,) = torch.autograd.grad(squeezed.contraction.sum(), fine)
@@ -201,10 +201,10 @@ def test_the_sum_does_not_train_the_roi_feature(wiring):
 
 @WIRINGS
 @INITIALIZATIONS
-def test_gradients_reach_every_parameter(wiring, initialization):
+def test_gradients_reach_every_parameter(variant, initialization):
     torch.manual_seed(0)
     m, fine = features(fine_channels=5)
-    module = squeeze_of(8, fine_channels=5, wiring=wiring, initialization=initialization)
+    module = squeeze_of(8, fine_channels=5, variant=variant, initialization=initialization)
     sum(feature.square().sum() for feature in module(m, fine)[:4]).backward()
     assert [
         name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()
@@ -228,9 +228,9 @@ def test_initializations_are_what_they_are_called(initialization):
 
 
 @WIRINGS
-def test_a_batch_without_rois_trains(wiring):
+def test_a_batch_without_rois_trains(variant):
     m, fine = features(rois=0)
-    module = squeeze_of(8, wiring=wiring)
+    module = squeeze_of(8, variant=variant)
     sum(feature.sum() for feature in module(m, fine)[:4]).backward()
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 
@@ -242,14 +242,14 @@ def test_fine_features_of_the_wrong_size_are_refused_with_the_right_one():
 
 
 def test_all_wrong_options_are_named_at_once():
-    with pytest.raises(ValueError, match=r"wiring 'cod' .*; fusion 'add' .*branches\[0\] 'rim'"):
-        squeeze_of(8, wiring="cod", fusion="add", branches=("rim",))
+    with pytest.raises(ValueError, match=r"variant 'cod' .*; fusion 'add' .*branches\[0\] 'rim'"):
+        squeeze_of(8, variant="cod", fusion="add", branches=("rim",))
     with pytest.raises(ValueError, match=r"no switch branches, mask_feature; .*dgmn"):
         light_of(8, branches=("boundary",), mask_feature=False, warp="dgmn")
     with pytest.raises(ValueError, match='a head without any is kind "plain"'):
         squeeze_of(8, branches=())
     with pytest.raises(ValueError, match=r"Take LightBoundarySqueeze of bsm\.light"):
-        squeeze_of(8, wiring="light")
+        squeeze_of(8, variant="light")
 
 
 def test_the_light_squeeze_is_what_it_says():
@@ -286,9 +286,9 @@ def test_gradients_reach_every_parameter_of_the_light_squeeze(warp):
         module(m)
 
 
-def training_step(wiring):
+def training_step(variant):
     """Squeeze, predict and compare, all on the default device."""
-    module = squeeze_of(8, wiring=wiring)
+    module = squeeze_of(8, variant=variant)
     predict = nn.ModuleList(nn.ConvTranspose2d(8, 1, 2, stride=2) for _ in range(4))
     field = torch.ones(6, 28, 28, dtype=torch.int8)
     targets = targets_from_field(field, kernel_size=5, unite_boundary=True)
@@ -299,12 +299,12 @@ def training_step(wiring):
 
 @WIRINGS
 @pytest.mark.parametrize(("device", "amp"), [("cuda", False), ("cpu", False), ("cpu", True)])
-def test_a_training_step_never_asks_the_host(wiring, device, amp):
+def test_a_training_step_never_asks_the_host(variant, device, amp):
     # Fake tensors refuse to give a value to the host; torch goes backward through fake CUDA
     # tensors only where there is a CUDA device.
     with FakeTensorMode(), torch.device(device):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
-            module, losses = training_step(wiring)
+            module, losses = training_step(variant)
         if device == "cpu":
             sum(losses.values()).backward()
             assert all(p.grad is not None for p in module.parameters())
@@ -314,11 +314,11 @@ def test_a_training_step_never_asks_the_host(wiring, device, amp):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @WIRINGS
-def test_a_training_step_on_a_real_gpu_never_waits_for_it(wiring):
+def test_a_training_step_on_a_real_gpu_never_waits_for_it(variant):
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.device("cuda"):
-            _, losses = training_step(wiring)
+            _, losses = training_step(variant)
             sum(losses.values()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -11,18 +11,19 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from bsm.build import build_model
 from bsm.checkpoints.torchvision import BACKGROUND_ROWS, to_torchvision
-from bsm.config import BackboneConfig, build_model
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig, ProposalConfig
+from bsm.configs.shared import FpnBackboneConfig
 from bsm.instance import roi
-from bsm.instance.config import MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from bsm.instance.proposals import make_anchors
 from bsm.instance.tensors import Detections
 
 CLASSES = 10
 CONFIG = MaskRCNNConfig(
     num_classes=CLASSES,
-    geometry="torchvision",
-    backbone=BackboneConfig(name="resnet50"),
+    box_convention="torchvision",
+    backbone=FpnBackboneConfig(name="resnet50"),
     proposals=ProposalConfig(top_k_before_nms_test=400, top_k_after_nms=200),
     mask_head=MaskHeadConfig(kind="plain"),
 )
@@ -141,7 +142,7 @@ def test_a_converted_model_finds_what_torchvision_finds(theirs, ours, batch: lis
 
 
 def test_in_the_other_geometry_it_does_not(theirs, path):
-    other = build_model(replace(CONFIG, weights=path, geometry="detectron2"))
+    other = build_model(replace(CONFIG, weights=path, box_convention="detectron2"))
     chosen = images()[:1]
     assert share_found(found_by(other, chosen), answers_of(theirs, chosen)) < 0.05
 
@@ -151,7 +152,7 @@ def test_anchors_are_torchvisions(ours):
     sizes = torch.tensor([[150, 201]])
     generator = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     (theirs,) = generator(ImageList(torch.zeros(1, 3, 160, 224), [(150, 201)]), features)
-    anchors = make_anchors(features, sizes, config=CONFIG.proposals, geometry="torchvision")
+    anchors = make_anchors(features, sizes, config=CONFIG.proposals, box_convention="torchvision")
     assert torch.equal(anchors.boxes_xyxy, theirs)
     assert anchors.inside.all()
     other = make_anchors(features, sizes, config=CONFIG.proposals)
@@ -171,11 +172,11 @@ def test_rois_are_pooled_as_torchvision_does():
         {str(i): f for i, f in enumerate(features)}, list(boxes), [(512, 512), (512, 512)]
     )
     rois = roi.rois_of_slots(boxes, torch.arange(80))
-    assert len(roi.roi_levels(rois[:, 1:], geometry="torchvision").unique()) == 4
-    pooled = roi.pool_rois(features, rois, side=7, geometry="torchvision")
+    assert len(roi.roi_levels(rois[:, 1:], box_convention="torchvision").unique()) == 4
+    pooled = roi.pool_rois(features, rois, side=7, box_convention="torchvision")
     assert torch.allclose(pooled, expected, atol=1e-5)
-    level = roi.roi_levels(rois[:, 1:], geometry="torchvision")
-    dense = roi.pool_without_host(features, rois, level, side=7, geometry="torchvision")
+    level = roi.roi_levels(rois[:, 1:], box_convention="torchvision")
+    dense = roi.pool_without_host(features, rois, level, side=7, box_convention="torchvision")
     assert torch.allclose(dense, expected, atol=1e-5)
     assert not torch.allclose(roi.pool_rois(features, rois, side=7), expected, atol=0.1)
 
@@ -236,7 +237,7 @@ def test_a_model_with_other_parts_is_not_written():
 
 
 def test_the_epsilon_of_published_weights():
-    model = build_model(replace(CONFIG, backbone=BackboneConfig(norm_eps=0.0, freeze_at=2)))
+    model = build_model(replace(CONFIG, backbone=FpnBackboneConfig(norm_eps=0.0, freeze_at=2)))
     norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 53
     assert {norm.eps for norm in norms} == {0.0}

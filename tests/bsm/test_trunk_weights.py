@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bsm.backbone import Backbone, trunk_features
-from bsm.config import BackboneConfig
+from bsm.configs.shared import FpnBackboneConfig
 
 MSRA = {"stride_in_1x1": True, "pixel_std": (1.0, 1.0, 1.0)}
 
@@ -19,7 +19,7 @@ MSRA = {"stride_in_1x1": True, "pixel_std": (1.0, 1.0, 1.0)}
 def trunk(**fields) -> nn.Module:
     """A ResNet with bottlenecks in each stage, as ResNet-50 has, but with two in all but one."""
     defaults = {"name": "resnet26", "norm": "frozen", "fpn_channels": 8}
-    return Backbone(BackboneConfig(**(defaults | fields))).trunk.eval()
+    return Backbone(FpnBackboneConfig(**(defaults | fields))).trunk.eval()
 
 
 def classifier(name: str = "resnet26", seed: int = 0) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bsm.weights import load_weights, save_weights
+from bsm.checkpoints.weights import load_weights, save_weights
 
 
 def model(width: int = 4) -> nn.Sequential:

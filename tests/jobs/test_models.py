@@ -10,13 +10,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from bsm.config import build_model
-from bsm.weights import save_weights
+from bsm.build import build_model
+from bsm.checkpoints.weights import save_weights
 from jobs.models import VERBS
 from pipeline.cli import run_verb
 from pipeline.data.manifest import read_manifest
-from pipeline.tracking.evidence import Measured, TrainedOn
-from pipeline.tracking.registry import register
+from pipeline.registry.provenance import Measured, TrainedOn
+from pipeline.registry.register import register
 from tests.pipeline.evaluation.tiny_split import write_split
 
 ON = "0123456789abcdef, 60 images"
@@ -129,7 +129,7 @@ def test_the_card_says_what_it_is_and_what_stands_behind_it(family, typed, regis
     for part in (
         f"# {family}, version 2",
         "Finds objects of 3 categories in photos, and draws the mask of each: Mask R-CNN with the "
-        "boundary squeeze (released wiring, kernel size 5) on resnet18.",
+        "boundary squeeze (released variant, kernel size 5) on resnet18.",
         "| license | not stated |",
         "Trained on 20 images with 30 annotations, fingerprint tiny: drawn by hand.",
         "kind3 (300), kind17 (7), kind90 (90)",

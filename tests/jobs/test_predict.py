@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 
 from pipeline import storage
 from pipeline.errors import DatasetError, RegistryError, StorageError
-from pipeline.serving.predict import predict_folder, pull
+from pipeline.registry.predict import predict_folder, pull
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "predict.py"
 

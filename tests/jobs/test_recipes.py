@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
-from bsm.config import SqueezeConfig
-from bsm.instance.config import MaskRCNNConfig
-from bsm.semantic.config import DeepLabConfig
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.semantic import DeepLabConfig
+from bsm.configs.shared import SqueezeConfig
 from jobs import ablation_coco_r50, lvis_star
 from jobs.coco_r50 import RECIPE as R50
 from pipeline.recipe import Recipe, differences
@@ -140,7 +140,7 @@ def test_a_recipe_trains_as_the_paper_says(name: str) -> None:
     assert (optim.warmup_steps, optim.warmup_factor) == (schedule.warmup_steps, 1e-3)
     # "All models are trained using 8 GPUs", batches of 16 with two images each.
     assert (recipe.scale.num_workers, recipe.scale.use_gpu) == (8, True)
-    assert recipe.scale.images_per_pass == schedule.batch // 8
+    assert recipe.scale.images_per_microbatch == schedule.batch // 8
     assert (recipe.model.backbone.name, recipe.model.backbone.weights) == (
         TRUNKS[row.trunk],
         "timm",
@@ -167,7 +167,7 @@ def test_an_instance_recipe_has_the_sizes_and_the_model_of_its_row(name: str) ->
     ours = name in {"coco_r50_guided", "coco_r50_light"}
     assert model.mask_head.guided_flow.weight == (0.5 if ours else 0)
     assert model.mask_head.squeeze == SqueezeConfig(
-        wiring="light" if name == "coco_r50_light" else "released"
+        variant="light" if name == "coco_r50_light" else "released"
     )
     assert (recipe.optim.schedule, recipe.optim.decay_factor) == ("multistep", 0.1)
     assert (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bsm.semantic.config import DeepLabConfig
+from bsm.configs.semantic import DeepLabConfig
 from pipeline import cli
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, from_json, to_json
@@ -109,7 +109,7 @@ def test_overrides_are_typed_and_the_rest_stays():
                 "box_head.scores",
                 "mask_head",
             ),
-            *("--model.geometry", "torchvision", "--model.backbone.stride-in-1x1"),
+            *("--model.box-convention", "torchvision", "--model.backbone.stride-in-1x1"),
             *("--model.backbone.weights-color-order", "bgr", "--model.backbone.weights", "r50.pkl"),
             *("--model.backbone.pixel-std", "1", "1", "1"),
         ],
@@ -122,7 +122,7 @@ def test_overrides_are_typed_and_the_rest_stays():
     assert recipe.model.backbone.norm == "group"
     assert recipe.model.weights == "m.pkl"
     assert recipe.model.weights_leave_out == ("box_head.scores", "mask_head")
-    assert recipe.model.geometry == "torchvision"
+    assert recipe.model.box_convention == "torchvision"
     assert recipe.model.backbone.stride_in_1x1
     assert recipe.model.backbone.weights_color_order == "bgr"
     assert recipe.model.backbone.pixel_std == (1.0, 1.0, 1.0)

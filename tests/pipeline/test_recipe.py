@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from bsm.config import BackboneConfig, TrunkConfig, without_weights
-from bsm.instance.config import MaskRCNNConfig
-from bsm.semantic.config import DeepLabConfig, SemanticHeadConfig
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.models import without_weights
+from bsm.configs.semantic import DeepLabConfig, SemanticHeadConfig
+from bsm.configs.shared import BackboneConfig, FpnBackboneConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe import (
     DataConfig,
@@ -24,7 +25,7 @@ from pipeline.recipe import (
 RECIPE = Recipe(
     name="a",
     seed=7,
-    model=MaskRCNNConfig(num_classes=5, backbone=BackboneConfig(name="resnet18")),
+    model=MaskRCNNConfig(num_classes=5, backbone=FpnBackboneConfig(name="resnet18")),
     data=DataConfig(short_edge_px=(128,), test_short_edge_px=128, long_edge_px=128),
     optim=OptimConfig(decay_at=(), clip_norm=1.5),
     evaluation=EvaluationConfig(max_images=3),
@@ -34,7 +35,7 @@ SEMANTIC = Recipe(
     name="a",
     model=DeepLabConfig(
         num_classes=5,
-        backbone=TrunkConfig(name="resnet18", norm="group", freeze_at=0),
+        backbone=BackboneConfig(name="resnet18", norm="group", freeze_at=0),
         head=SemanticHeadConfig(kind="pointrend", aspp_rates=(1, 2)),
     ),
     optim=OptimConfig(schedule="poly", warmup_steps=0),

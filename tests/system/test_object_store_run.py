@@ -13,17 +13,17 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load as load_safetensors
 
-from bsm.config import build_model
+from bsm.build import build_model
 from pipeline import storage
 from pipeline.data.ingest import CocoIngest, ingest_coco
 from pipeline.data.manifest import read_manifest
 from pipeline.data.sources.shapes import write_shapes
 from pipeline.errors import RecipeError, RegistryError
-from pipeline.serving.predict import pull
-from pipeline.tracking.lifecycle import content_of
-from pipeline.tracking.versions import find
+from pipeline.registry.lifecycle import content_of
+from pipeline.registry.predict import pull
+from pipeline.registry.versions import find
 from pipeline.training import checkpoint, launch
-from pipeline.training.finished import register_run
+from pipeline.training.finished_run import register_run
 from pipeline.training.preflight import check
 from tests.object_stores import ACCESS_KEY, SECRET_KEY, everything_in, s3_bucket
 from tests.pipeline.training.tiny_run import tiny_recipe

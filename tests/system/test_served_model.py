@@ -15,7 +15,7 @@ import requests
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from pipeline.serving.predict import pull
+from pipeline.registry.predict import pull
 from tests.object_stores import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

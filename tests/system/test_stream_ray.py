@@ -69,7 +69,7 @@ def drawn(config, names, chapter, *, data, workers, first_step=0):
     def draw(rank):
         here.shard = splits[rank][entered.name]
         batches = worker_batches(
-            chapter, data, **PLAN, rank=rank, world_size=workers, images_per_pass=4,
+            chapter, data, **PLAN, rank=rank, world_size=workers, images_per_microbatch=4,
             first_step=first_step, with_masks=True,
         )  # fmt: skip
         return list(batches)
@@ -82,7 +82,7 @@ def drawn(config, names, chapter, *, data, workers, first_step=0):
 @pytest.fixture(scope="module")
 def local_digests(split):
     batches = local_batches(
-        split, DATA, **PLAN, images_per_pass=4, first_step=0, stop_step=STEPS, with_masks=True
+        split, DATA, **PLAN, images_per_microbatch=4, first_step=0, stop_step=STEPS, with_masks=True
     )
     return {cell: digest for step in batches for cell, digest in digests_of(step).items()}
 
@@ -111,7 +111,7 @@ def test_every_worker_count_trains_the_tensors_of_the_local_stream(
 def test_repeated_images_come_to_workers_as_the_local_stream_has_them(one_ray, split):
     data = replace(DATA, repeat_threshold=0.9)
     batches = local_batches(
-        split, data, **PLAN, images_per_pass=4, first_step=0, stop_step=12, with_masks=True
+        split, data, **PLAN, images_per_microbatch=4, first_step=0, stop_step=12, with_masks=True
     )
     local = {cell: digest for step in batches for cell, digest in digests_of(step).items()}
     names, config = ray_chapters(split, data, **PLAN, chapters=CHAPTERS[:1], with_masks=True)
@@ -170,7 +170,7 @@ def train_worker(config):
             continue
         batches = worker_batches(
             chapter, config["data"], **PLAN, rank=rank, world_size=context.get_world_size(),
-            images_per_pass=4, first_step=first_step,
+            images_per_microbatch=4, first_step=first_step,
         )  # fmt: skip
         for step in batches:
             if step.step == KILLED_AT and rank == 1 and not (folder / "killed").exists():

@@ -21,7 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from pipeline.data.manifest import read_manifest
 from pipeline.recipe import from_json
-from pipeline.training import measure
+from pipeline.training import evaluate_checkpoint
 from pipeline.tuning.search import Halving
 from pipeline.tuning.space import Range, Sweep
 from pipeline.tuning.trial import number_of
@@ -179,7 +179,7 @@ def test_every_trial_is_measured_on_its_way_and_says_how_it_ended(folder, result
     states = {n: (row["state"], row["step"]) for n, row in rows.items()}
     assert states == {1: ("stopped", "2"), 2: ("finished", "8")}
     assert [rows[n][KERNEL] for n in (1, 2)] == ["3", "5"]
-    kept = [list(measure.kept(str(trial_folder(folder, number)))) for number in (1, 2)]
+    kept = [list(evaluate_checkpoint.kept(str(trial_folder(folder, number)))) for number in (1, 2)]
     assert kept == [[2], [2, 4, 6]]
     store = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     for run in children(store, result):

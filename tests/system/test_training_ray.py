@@ -21,8 +21,8 @@ from pipeline.tracking import runs
 from pipeline.training import checkpoint, launch
 from pipeline.training.loop import Outcome, TrainJob
 from pipeline.training.preflight import Checked, check
-from pipeline.training.samples import merge
-from pipeline.training.workers import train_on_workers
+from pipeline.training.ray_workers import train_on_workers
+from pipeline.training.sample_log import merge
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

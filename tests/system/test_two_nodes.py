@@ -36,7 +36,7 @@ from pipeline import storage
 from pipeline.data.sources.shapes import write_shapes
 from pipeline.data.stream import local_batches
 from pipeline.recipe import from_json
-from pipeline.training.samples import SampleLog, merge
+from pipeline.training.sample_log import SampleLog, merge
 from pipeline.training.step import World
 from tests.object_stores import everything_in, free_port, s3_bucket
 from tests.system.two_nodes import CPUS, TwoNodes, two_nodes
@@ -404,7 +404,7 @@ def test_the_samples_are_those_of_a_run_without_ray(road):
         recipe.data,
         seed=recipe.seed,
         global_batch=GLOBAL_BATCH,
-        images_per_pass=1,
+        images_per_microbatch=1,
         first_step=0,
         stop_step=STEPS,
     ):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.instance.config import Geometry, MaskHeadConfig
+from bsm.configs.instance import BoxConvention, MaskHeadConfig
 from bsm.instance.mask_heads.plain import MaskPredictor, conv_relu, conv_tower, tower_width
 from bsm.instance.roi import pool_finest, pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets
@@ -29,10 +29,10 @@ class BMaskHead(nn.Module):
         *,
         num_classes: int,
         config: MaskHeadConfig,
-        geometry: Geometry = "detectron2",
+        box_convention: BoxConvention = "detectron2",
     ) -> None:
         super().__init__()
-        self.config, self.geometry = config, geometry
+        self.config, self.box_convention = config, box_convention
         width = tower_width(in_channels, config=config)
         self.convs = conv_tower(in_channels, config=config)
         self.downsample = conv_relu(in_channels, width, 3, stride=2)
@@ -92,8 +92,8 @@ class BMaskHead(nn.Module):
         return self.masks(*self._pooled(pyramid, rois), category_index)
 
     def _pooled(self, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        side, geometry = self.config.roi_side, self.geometry
+        side, box_convention = self.config.roi_side, self.box_convention
         return (
-            pool_rois(pyramid, rois, side=side, geometry=geometry),
-            pool_finest(pyramid[0], rois, side=2 * side, geometry=geometry),
+            pool_rois(pyramid, rois, side=side, box_convention=box_convention),
+            pool_finest(pyramid[0], rois, side=2 * side, box_convention=box_convention),
         )

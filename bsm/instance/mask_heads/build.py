@@ -9,7 +9,7 @@ all. Its interface:
 
 from typing import TypeAlias
 
-from bsm.instance.config import Geometry, MaskHeadConfig
+from bsm.configs.instance import BoxConvention, MaskHeadConfig
 from bsm.instance.mask_heads.bmask import BMaskHead
 from bsm.instance.mask_heads.plain import PlainMaskHead
 from bsm.instance.mask_heads.pointrend import PointRendMaskHead
@@ -23,7 +23,7 @@ def build_mask_head(
     *,
     num_classes: int,
     config: MaskHeadConfig,
-    geometry: Geometry = "detectron2",
+    box_convention: BoxConvention = "detectron2",
 ) -> MaskHead:
     """Build the head that a config names, for a pyramid of `in_channels`."""
     heads: dict[str, type[MaskHead]] = {
@@ -33,5 +33,5 @@ def build_mask_head(
         "squeeze": SqueezeMaskHead,
     }
     return heads[config.kind](
-        in_channels, num_classes=num_classes, config=config, geometry=geometry
+        in_channels, num_classes=num_classes, config=config, box_convention=box_convention
     )

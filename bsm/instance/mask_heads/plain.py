@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.instance.config import Geometry, MaskHeadConfig
+from bsm.configs.instance import BoxConvention, MaskHeadConfig
 from bsm.instance.roi import pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets
 from bsm.instance.tensors import Targets
@@ -51,10 +51,10 @@ class PlainMaskHead(nn.Module):
         *,
         num_classes: int,
         config: MaskHeadConfig,
-        geometry: Geometry = "detectron2",
+        box_convention: BoxConvention = "detectron2",
     ) -> None:
         super().__init__()
-        self.config, self.geometry = config, geometry
+        self.config, self.box_convention = config, box_convention
         self.convs = conv_tower(in_channels, config=config)
         self.mask = MaskPredictor(tower_width(in_channels, config=config), num_classes=num_classes)
 
@@ -78,7 +78,7 @@ class PlainMaskHead(nn.Module):
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
         """Mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
         side = self.config.roi_side
-        pooled = pool_rois(pyramid, rois, side=side, geometry=self.geometry)
+        pooled = pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)
         logits: Tensor = self(pooled, category_index)
         return logits
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.instance.config import Geometry, MaskHeadConfig
+from bsm.configs.instance import BoxConvention, MaskHeadConfig
 from bsm.instance.mask_heads.plain import conv_relu, init_relu, logits_of_category
 from bsm.instance.roi import pool_cell_centers, read_points
 from bsm.instance.roi_targets import MaskRois, grid_targets, point_targets, points_in_image
@@ -94,7 +94,7 @@ class PointRendMaskHead(nn.Module):
         *,
         num_classes: int,
         config: MaskHeadConfig,
-        geometry: Geometry = "detectron2",
+        box_convention: BoxConvention = "detectron2",
     ) -> None:
         super().__init__()
         self.config = config

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from bsm.configs.instance import BoxConvention, MaskHeadConfig
 from bsm.guided_flow import flow_targets, guided_flow_losses
-from bsm.instance.config import Geometry, MaskHeadConfig
 from bsm.instance.mask_heads.plain import MaskPredictor, conv_tower, tower_width
 from bsm.instance.roi import pool_finest, pool_rois
 from bsm.instance.roi_targets import MaskRois, grid_targets
@@ -32,12 +32,12 @@ class SqueezeMaskHead(nn.Module):
         *,
         num_classes: int,
         config: MaskHeadConfig,
-        geometry: Geometry = "detectron2",
+        box_convention: BoxConvention = "detectron2",
     ) -> None:
         super().__init__()
-        self.config, self.geometry = config, geometry
+        self.config, self.box_convention = config, box_convention
         width = tower_width(in_channels, config=config)
-        kind = LightBoundarySqueeze if config.squeeze.wiring == "light" else BoundarySqueeze
+        kind = LightBoundarySqueeze if config.squeeze.variant == "light" else BoundarySqueeze
         self.convs = conv_tower(in_channels, config=config)
         self.squeeze = kind(width, fine_channels=in_channels, config=config.squeeze)
         self.mask = MaskPredictor(width, num_classes=num_classes)
@@ -124,7 +124,9 @@ class SqueezeMaskHead(nn.Module):
 
     def _pooled(self, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor | None]:
         side = self.config.roi_side
-        pooled = pool_rois(pyramid, rois, side=side, geometry=self.geometry)
+        pooled = pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)
         if not self.config.squeeze.fine_features:
             return pooled, None
-        return pooled, pool_finest(pyramid[0], rois, side=2 * side, geometry=self.geometry)
+        return pooled, pool_finest(
+            pyramid[0], rois, side=2 * side, box_convention=self.box_convention
+        )

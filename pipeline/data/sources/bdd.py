@@ -4,12 +4,12 @@ It has been handed out in two layouts, images/10k/ with labels/sem_seg/masks/, a
 taken, unpacked or not, with or without the folder bdd100k/ around them.
 """
 
-from pipeline.data import places
+from pipeline.data import dataset_files
+from pipeline.data.cityscapes_classes import IGNORED, TRAINED
 from pipeline.data.ingest_config import BddIngest
-from pipeline.data.listing import UNKNOWN_VALUE, LabelRules, Listing
 from pipeline.data.manifest import Category
 from pipeline.data.semantic_fields import VOID
-from pipeline.data.sources.cityscapes_classes import IGNORED, TRAINED
+from pipeline.data.source_index import UNKNOWN_VALUE, LabelRules, Listing
 from pipeline.data.sources.pairs import Pairs, list_pairs, warn_of_missing
 from pipeline.errors import DatasetError
 
@@ -44,7 +44,7 @@ def list_bdd(config: BddIngest) -> Listing:
         told = " and ".join(
             " or ".join(f"{name}/{config.split}" for name in names) for names in wanted
         )
-        there = ", ".join(places.list_names(config.root)[:10]) or "nothing"
+        there = ", ".join(dataset_files.list_names(config.root)[:10]) or "nothing"
         raise DatasetError(
             f"{told}: not in {config.root}, nor in a zip there ({config.root} has {there}); choose "
             f"another --split, or another --root. {_WHERE}"
@@ -70,7 +70,7 @@ def list_bdd(config: BddIngest) -> Listing:
 
 def _find(config: BddIngest, *names: str) -> str:
     folders = [f"{around}{name}/{config.split}" for name in names for around in _AROUND]
-    return places.find_folder(config.root, *folders) or ""
+    return dataset_files.find_folder(config.root, *folders) or ""
 
 
 def _index_of_value() -> tuple[int, ...]:

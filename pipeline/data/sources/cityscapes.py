@@ -8,18 +8,18 @@ make of them.
 import logging
 from collections import Counter
 
-from pipeline.data import places
-from pipeline.data.ingest_config import CityscapesIngest, CityscapesSemanticIngest
-from pipeline.data.listing import UNKNOWN_VALUE, FrameRules, LabelRules, Listing, Rules
-from pipeline.data.manifest import Category
-from pipeline.data.semantic_fields import VOID
-from pipeline.data.sources.cityscapes_classes import (
+from pipeline.data import dataset_files
+from pipeline.data.cityscapes_classes import (
     CLASSES,
     IGNORED,
     INSTANCE_CLASSES,
     TRAINED,
     CityscapesClass,
 )
+from pipeline.data.ingest_config import CityscapesIngest, CityscapesSemanticIngest
+from pipeline.data.manifest import Category
+from pipeline.data.semantic_fields import VOID
+from pipeline.data.source_index import UNKNOWN_VALUE, FrameRules, LabelRules, Listing, Rules
 from pipeline.data.sources.pairs import Pairs, list_pairs, warn_of_missing
 from pipeline.errors import DatasetError
 
@@ -62,7 +62,7 @@ def list_cityscapes_semantic(config: CityscapesSemanticIngest) -> Listing:
         StorageError: it cannot be read.
     """
     _, labels = _folders(config)
-    official = any(name.endswith(_LABEL_IDS) for name in places.list_files(labels))
+    official = any(name.endswith(_LABEL_IDS) for name in dataset_files.list_files(labels))
     ending = _LABEL_IDS if official else _TRAIN_IDS
     rules = LabelRules(index_of_value=_index_of_value(ending))
     return _listing(config, rules, (ending,), TRAINED)
@@ -108,11 +108,11 @@ def _listing(
 def _folders(config: CityscapesIngest | CityscapesSemanticIngest) -> tuple[str, str]:
     """Find photos and labels, or say in one error what is not there."""
     names = [f"{kind}/{config.split}" for kind in ("leftImg8bit", "gtFine")]
-    found = [places.find_folder(config.root, name) for name in names]
+    found = [dataset_files.find_folder(config.root, name) for name in names]
     missing = [name for name, place in zip(names, found, strict=True) if not place]
     photos, labels = found
     if missing or not photos or not labels:
-        there = ", ".join(places.list_names(config.root)[:10]) or "nothing"
+        there = ", ".join(dataset_files.list_names(config.root)[:10]) or "nothing"
         raise DatasetError(
             f"{' and '.join(missing)}: not in {config.root}, nor in a zip there ({config.root} "
             f"has {there}); choose another --split, or another --root. {_WHERE}"

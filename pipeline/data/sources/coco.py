@@ -2,7 +2,7 @@
 
 Here is checked what only the whole file can tell: keys and types of every entry, ids used twice,
 ids that point nowhere, names that leave the image folder. What one image can tell by itself is
-checked where its row is made (pipeline/data/examine.py), by many processes.
+checked where its row is made (pipeline/data/validate_image.py), by many processes.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline import storage
-from pipeline.data import places
+from pipeline.data import dataset_files
+from pipeline.data.dataset_files import leaves_folder
 from pipeline.data.ingest_config import CocoIngest
-from pipeline.data.listing import AnnotationRules, File, Listed, Listing
 from pipeline.data.manifest import Category
-from pipeline.data.places import leaves_folder
 from pipeline.data.problems import INT64, Entry, Problem, is_id, is_name, problem_of, shortened
+from pipeline.data.source_index import AnnotationRules, File, Listed, Listing
 from pipeline.errors import DatasetError
 
 Keys = Mapping[str, Callable[..., bool]]
@@ -89,7 +89,7 @@ def read_top(uri: str) -> tuple[Entry, str]:
         DatasetError: it does not.
         StorageError: it cannot be read.
     """
-    data = places.read_file(uri)
+    data = dataset_files.read_file(uri)
     digest = hashlib.sha256(data).hexdigest()
     try:
         top = json.loads(data)
@@ -171,19 +171,19 @@ def listing_of(
 def _places(config: CocoIngest) -> tuple[str, str]:
     """Find the annotation file and the images, or say in one error what is not there."""
     name = f"instances_{config.split}.json"
-    annotations = config.annotations or places.find_file(config.root, f"annotations/{name}")
-    images = config.images or places.find_folder(config.root, config.split)
+    annotations = config.annotations or dataset_files.find_file(config.root, f"annotations/{name}")
+    images = config.images or dataset_files.find_folder(config.root, config.split)
     wrong = []
-    if not annotations or not places.is_there(annotations):
+    if not annotations or not dataset_files.is_there(annotations):
         folder = storage.join(config.root, "annotations")
-        found = [each for each in places.list_names(folder) if each.endswith(".json")]
+        found = [each for each in dataset_files.list_names(folder) if each.endswith(".json")]
         listed = ", ".join(found[:10]) or "no annotation file"
         place = config.annotations or storage.join(folder, name)
         wrong.append(
             f"{place} is not there ({folder} has {listed}); "
             "choose another --split, or name the file with --annotations"
         )
-    if not images or not places.is_there(images):
+    if not images or not dataset_files.is_there(images):
         place = config.images or storage.join(config.root, config.split)
         wrong.append(f"{place} is not there; name the images' folder with --images")
     if wrong or not annotations or not images:

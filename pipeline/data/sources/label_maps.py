@@ -1,11 +1,11 @@
 """Anyone's images with label maps: a folder of each, and the names of the classes."""
 
 from pipeline import storage
-from pipeline.data import places
+from pipeline.data import dataset_files
 from pipeline.data.ingest_config import SemanticIngest
-from pipeline.data.listing import UNKNOWN_VALUE, LabelRules, Listing
 from pipeline.data.manifest import Category
 from pipeline.data.semantic_fields import VOID
+from pipeline.data.source_index import UNKNOWN_VALUE, LabelRules, Listing
 from pipeline.data.sources.pairs import Pairs, list_pairs
 from pipeline.errors import DatasetError
 
@@ -50,16 +50,20 @@ def list_label_maps(config: SemanticIngest) -> Listing:
 def _folder(config: SemanticIngest, given: str, kind: str) -> str:
     """Find the folder of images or labels: images/SPLIT, SPLIT/images, or images without parts."""
     if given:
-        if places.is_there(given):
+        if dataset_files.is_there(given):
             return given
         raise DatasetError(f"{given} is not there; name another folder with --{kind}")
-    found = places.find_folder(config.root, f"{kind}/{config.split}", f"{config.split}/{kind}")
+    found = dataset_files.find_folder(
+        config.root, f"{kind}/{config.split}", f"{config.split}/{kind}"
+    )
     if found:
         return found
-    whole = places.find_folder(config.root, kind)
-    if whole and places.list_files(whole, recursive=False):
+    whole = dataset_files.find_folder(config.root, kind)
+    if whole and dataset_files.list_files(whole, recursive=False):
         return whole
-    there = places.list_names(storage.join(config.root, kind)) or places.list_names(config.root)
+    there = dataset_files.list_names(storage.join(config.root, kind)) or dataset_files.list_names(
+        config.root
+    )
     raise DatasetError(
         f"{config.root} has neither {kind}/{config.split} nor {config.split}/{kind}, and no files "
         f"in {kind} itself (there are: {', '.join(there[:10]) or 'none'}); choose another --split, "

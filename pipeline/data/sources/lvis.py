@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 from pipeline import storage
-from pipeline.data import places
+from pipeline.data import dataset_files
 from pipeline.data.ingest_config import LvisIngest
-from pipeline.data.listing import File, Listing
 from pipeline.data.manifest import Category
 from pipeline.data.problems import Entry, is_id, is_name, problem_of
 from pipeline.data.schema import FEDERATED
+from pipeline.data.source_index import File, Listing
 from pipeline.data.sources.coco import CocoAnnotations, checked, listing_of, read_top
 from pipeline.data.sources.coco_synsets import COCO_CATEGORIES
 from pipeline.errors import DatasetError
@@ -107,17 +107,17 @@ def _renumbered(image: Entry, new_id: dict[int, int]) -> Entry:
 
 def _annotations(config: LvisIngest) -> str:
     if config.annotations:
-        if places.is_there(config.annotations):
+        if dataset_files.is_there(config.annotations):
             return config.annotations
         raise DatasetError(f"{config.annotations} is not there")
     name = f"lvis_{config.version}_{config.split}.json"
     folder = storage.join(config.root, "annotations")
-    found = places.find_file(config.root, name) or places.find_file(folder, name)
+    found = dataset_files.find_file(config.root, name) or dataset_files.find_file(folder, name)
     if found:
         return found
     there = [
         each
-        for each in places.list_names(config.root) + places.list_names(folder)
+        for each in dataset_files.list_names(config.root) + dataset_files.list_names(folder)
         if "lvis" in each
     ]
     raise DatasetError(
@@ -204,9 +204,9 @@ def _file(image: Entry) -> File:
 
 def _mounts(config: LvisIngest, counts: Counter[str]) -> dict[str, str]:
     """Find the folder of each part of COCO that images come from."""
-    if config.images and not places.is_there(config.images):
+    if config.images and not dataset_files.is_there(config.images):
         raise DatasetError(f"{config.images} is not there. {_WHERE}")
-    find = partial(places.find_folder, config.images or config.root)
+    find = partial(dataset_files.find_folder, config.images or config.root)
     # Photos may also lie in one folder without their parts.
     flat = config.images or find("images")
     mounts = {name: find(name, f"images/{name}") or flat for name in counts}

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from pipeline.data import places
+from pipeline.data import dataset_files
 from pipeline.data.label_png import LabelError, read_header
-from pipeline.data.listing import File, LabelRules, Listed, Listing, Rules
 from pipeline.data.manifest import Category
 from pipeline.data.problems import Problem, problem_of
+from pipeline.data.source_index import File, LabelRules, Listed, Listing, Rules
 from pipeline.errors import DatasetError
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def list_pairs(
         StorageError: a folder cannot be read.
     """
     _log.info("ingest: listing %s and %s", pairs.images, pairs.labels)
-    images, labels = (places.list_files(place) for place in (pairs.images, pairs.labels))
+    images, labels = (dataset_files.list_files(place) for place in (pairs.images, pairs.labels))
     listed, problems = paired(
         images, labels, image_endings=pairs.image_endings, label_endings=pairs.label_endings
     )
@@ -163,7 +163,7 @@ def _nothing_fits(pairs: Pairs, images: dict[str, int], labels: dict[str, int], 
 
 def _check_order(pairs: Pairs, first: Listed) -> None:
     """Look at one pair: a colored label beside a gray image tells that the folders are swapped."""
-    with places.Files() as files:
+    with dataset_files.Files() as files:
         image, label = (
             files.read(place, name, most_bytes=_HEADER_BYTES).data or b""
             for place, name in (

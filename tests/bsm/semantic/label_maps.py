@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsm.config import GuidedFlowConfig, SqueezeConfig, TrunkConfig
-from bsm.semantic.config import (
+from bsm.configs.semantic import (
     CrossEntropyConfig,
     DeepLabConfig,
     SemanticHeadConfig,
@@ -15,6 +14,7 @@ from bsm.semantic.config import (
     SemanticPointRendConfig,
     SemanticTargetConfig,
 )
+from bsm.configs.shared import BackboneConfig, GuidedFlowConfig, SqueezeConfig
 from bsm.semantic.field import VOID, SemanticTargets, label_to_field
 
 KINDS = ("plain", "pointrend", "squeeze", "light", "guided")
@@ -37,11 +37,11 @@ def tiny_config(
     if kind in {"light", "guided"}:
         guided = GuidedFlowConfig(weight=0.5)
         if kind == "light":
-            squeeze = SqueezeConfig(wiring="light", norm="batch", light_channels=8)
+            squeeze = SqueezeConfig(variant="light", norm="batch", light_channels=8)
         kind = "squeeze"
     return DeepLabConfig(
         num_classes=num_classes,
-        backbone=TrunkConfig(name=trunk, norm=norm, freeze_at=0),
+        backbone=BackboneConfig(name=trunk, norm=norm, freeze_at=0),
         output_stride=output_stride,
         head=SemanticHeadConfig(
             kind=kind,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from bsm.config import TrunkConfig, build_model
-from bsm.semantic.config import DeepLabConfig, SemanticHeadConfig, SemanticLossWeights
+from bsm.build import build_model
+from bsm.configs.semantic import DeepLabConfig, SemanticHeadConfig, SemanticLossWeights
+from bsm.configs.shared import BackboneConfig
 from bsm.semantic.decoder import AtrousPyramid, resize
 from bsm.semantic.deeplab import label_map
 from bsm.semantic.field import VOID, SemanticTargets
@@ -256,7 +257,7 @@ def test_a_tiny_model_learns(kind: str):
 
 
 def test_a_saved_model_is_the_same_model(tmp_path):
-    from bsm.weights import load_weights, save_weights
+    from bsm.checkpoints.weights import load_weights, save_weights
 
     a, b = model_of(seed=0).eval(), model_of(seed=1).eval()
     save_weights(a, tmp_path / "model.safetensors")
@@ -284,4 +285,4 @@ def test_everything_that_is_wrong_with_a_config_is_said_at_once():
     with pytest.raises(ValueError, match="no weight may be negative"):
         SemanticLossWeights(auxiliary=-0.1)
     with pytest.raises(ValueError, match="freeze_at must be 0 to 5"):
-        TrunkConfig(freeze_at=6)
+        BackboneConfig(freeze_at=6)

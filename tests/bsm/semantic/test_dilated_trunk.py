@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import save_file
 from torchvision.ops import FrozenBatchNorm2d
 
-from bsm.config import TrunkConfig
-from bsm.semantic.trunk import DilatedTrunk
+from bsm.configs.shared import BackboneConfig
+from bsm.semantic.backbone import DilatedTrunk
 
 
 def trunk(name: str = "resnet10t", *, output_stride: int = 8, **fields) -> DilatedTrunk:
-    config = TrunkConfig(**({"name": name, "norm": "batch", "freeze_at": 0} | fields))
+    config = BackboneConfig(**({"name": name, "norm": "batch", "freeze_at": 0} | fields))
     return DilatedTrunk(config, output_stride=output_stride)
 
 

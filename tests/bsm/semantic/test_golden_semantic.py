@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsm.config import GuidedFlowConfig, SqueezeConfig
-from bsm.semantic.config import CrossEntropyConfig, DeepLabConfig
+from bsm.configs.semantic import CrossEntropyConfig, DeepLabConfig
+from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig
 from bsm.semantic.decoder import Features, PlainHead
 from bsm.semantic.field import VOID
 from bsm.semantic.pointrend import PointRendHead
@@ -36,7 +36,7 @@ CONFIGS = {
     ),
     "pointrend": of("pointrend"),
     "squeeze": of("squeeze"),
-    "squeeze_paper": of("squeeze", squeeze=SqueezeConfig(wiring="paper", norm="group")),
+    "squeeze_paper": of("squeeze", squeeze=SqueezeConfig(variant="paper", norm="group")),
     "squeeze_guided": of("squeeze", guided_flow=GuidedFlowConfig(weight=0.5, reach=1.5)),
     "light": of("light"),
 }

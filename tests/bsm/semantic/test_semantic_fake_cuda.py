@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bsm.config import build_model
+from bsm.build import build_model
 from bsm.semantic.deeplab import label_map
 from bsm.semantic.field import SemanticTargets
 from tests.bsm.semantic.label_maps import KINDS, shapes_batch, tiny_config

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bsm.config import SqueezeConfig, build_model
+from bsm.build import build_model
+from bsm.configs.shared import SqueezeConfig
 from bsm.points import sample_nearest
 from bsm.semantic import pointrend, squeeze
 from bsm.semantic.decoder import Features, full_size
@@ -172,7 +173,7 @@ def test_the_squeeze_has_norms_and_no_last_convolution():
         {"fine_features": False},
         {"mask_feature": False, "boundary_to_mask": False},
         {"warp": "none"},
-        {"wiring": "paper", "fusion": "minus", "initialization": "released"},
+        {"variant": "paper", "fusion": "minus", "initialization": "released"},
         {"mask_fusion": True, "legacy_warp": True},
     ],
     ids=str,
@@ -189,7 +190,7 @@ def test_every_switch_of_the_squeeze_trains(fields: dict):
 
 
 def test_the_light_wiring_has_no_last_convolution_to_leave_out():
-    assert SqueezeConfig(wiring="light", mask_fusion=False).wiring == "light"
+    assert SqueezeConfig(variant="light", mask_fusion=False).variant == "light"
 
 
 @pytest.mark.parametrize("kind", ["squeeze", "pointrend"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bsm.configs.semantic import CrossEntropyConfig
 from bsm.losses import bce_loss, dice_loss
-from bsm.semantic.config import CrossEntropyConfig
 from bsm.semantic.field import VOID, ClassTargets
 from bsm.semantic.losses import class_bce_loss, class_dice_loss, label_loss
 from bsm.semantic.morphology import class_targets_from_labels

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.data.sources.cityscapes_classes import CLASSES
+from pipeline.data.cityscapes_classes import CLASSES
 
 SIZE_HW = (48, 96)
 LABEL_IDS = {each.name: each.label_id for each in CLASSES}

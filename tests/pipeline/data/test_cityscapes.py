@@ -12,13 +12,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.data.audit import audit
-from pipeline.data.examine_frame import draw_ids
 from pipeline.data.ingest import ingest_cityscapes, ingest_cityscapes_semantic
 from pipeline.data.ingest_config import CityscapesIngest, CityscapesSemanticIngest
 from pipeline.data.label_png import LabelError
 from pipeline.data.manifest import read_manifest
 from pipeline.data.run_lengths import read_numbers
 from pipeline.data.semantic_fields import VOID, decode_plane
+from pipeline.data.validate_cityscapes import draw_ids
 from pipeline.errors import DatasetError
 from tests.pipeline.data.street_samples import (
     SIZE_HW,

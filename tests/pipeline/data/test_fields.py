@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
 from bsm import field as reference
-from pipeline.data import fields
+from pipeline.data import instance_fields
 from pipeline.data.run_lengths import MaskError, RunLengths, decode_counts, read_segmentation
 
 
@@ -33,11 +33,16 @@ masks = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(
 def test_equals_the_torch_reference_to_the_last_byte(mask, corner, extent):
     box = np.array([*corner, corner[0] + extent[0], corner[1] + extent[1]], dtype=np.float32)
     expected = reference.field_from_mask(torch.from_numpy(mask), torch.from_numpy(box), side=16)
-    assert np.array_equal(fields.squeeze_field(_lengths(mask), box, side=16), expected.numpy())
+    assert np.array_equal(
+        instance_fields.squeeze_field(_lengths(mask), box, side=16), expected.numpy()
+    )
 
 
 def test_constants_are_those_of_the_reference():
-    assert (fields.FRAME_SCALE, fields.FARTHEST) == (reference.FRAME_SCALE, reference.FARTHEST)
+    assert (instance_fields.FRAME_SCALE, instance_fields.FARTHEST) == (
+        reference.FRAME_SCALE,
+        reference.FARTHEST,
+    )
 
 
 def test_equals_the_reference_on_real_instances(real_data):
@@ -52,7 +57,7 @@ def test_equals_the_reference_on_real_instances(real_data):
         expected = reference.field_from_mask(
             torch.from_numpy(painted), torch.from_numpy(box), side=112
         )
-        assert np.array_equal(fields.squeeze_field(mask, box, side=112), expected.numpy())
+        assert np.array_equal(instance_fields.squeeze_field(mask, box, side=112), expected.numpy())
 
 
 @settings(deadline=None)
@@ -60,7 +65,7 @@ def test_equals_the_reference_on_real_instances(real_data):
 def test_run_lengths_agree_with_pycocotools(mask):
     lengths = _lengths(mask)
     assert lengths.area_px == mask.sum()
-    assert np.array_equal(fields.paint(lengths, 0, mask.shape[1]), mask)
+    assert np.array_equal(instance_fields.paint(lengths, 0, mask.shape[1]), mask)
     if mask.any():
         x0, y0, x1, y1 = lengths.extent_xyxy
         packed = {"size": list(mask.shape), "counts": lengths.encoded}

@@ -11,11 +11,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.data import ingest as ingest_module
-from pipeline.data.examine import check_image, examine
+from pipeline.data.dataset_files import Found
 from pipeline.data.ingest import CocoIngest, ingest_coco, rows_per_shard
 from pipeline.data.manifest import read_manifest
-from pipeline.data.places import Found
 from pipeline.data.schema import INSTANCE_SCHEMA
+from pipeline.data.validate_image import check_image, examine
 from pipeline.errors import DatasetError, StorageError
 from tests.pipeline.data.coco_samples import (
     ALWAYS_STOPS,
@@ -235,7 +235,7 @@ def test_a_disk_that_fails_is_no_data_set_without_images(coco, tmp_path, monkeyp
     def fails(*_):
         raise OSError("connection reset")
 
-    monkeypatch.setattr("pipeline.data.places._open", fails)
+    monkeypatch.setattr("pipeline.data.dataset_files._open", fails)
     with pytest.raises(StorageError, match=r"connection reset.*finished shards are kept"):
         ingest_coco(_config(coco, tmp_path / "out", on_bad="drop"))
 

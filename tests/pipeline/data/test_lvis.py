@@ -16,7 +16,7 @@ from pipeline.data.manifest import read_manifest
 from pipeline.data.schema import FEDERATED, FEDERATED_SCHEMA
 from pipeline.data.sources.coco_synsets import COCO_CATEGORIES
 from pipeline.errors import DatasetError, StorageError
-from pipeline.evaluation.shards import truth_from_shards
+from pipeline.evaluation.split_reader import truth_from_shards
 from tests.pipeline.data.coco_samples import small_coco
 from tests.pipeline.data.lvis_samples import load, lvis, save
 from tests.pipeline.data.street_samples import zipped

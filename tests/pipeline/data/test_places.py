@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.data.places import (
+from pipeline.data.dataset_files import (
     Files,
     find_file,
     find_folder,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.plan import ROWS_PER_CHAPTER, Item, Plan, RowGroup, chapters
-from pipeline.data.repeats import Repeats
+from pipeline.data.repeat_factors import Repeats
 from pipeline.errors import DatasetError, TrainingError
 
 row_groups = st.lists(

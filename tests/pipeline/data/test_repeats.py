@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.manifest import read_manifest
-from pipeline.data.repeats import Repeats, repeat_factors
-from pipeline.data.rows import plan_of
+from pipeline.data.read_rows import plan_of
+from pipeline.data.repeat_factors import Repeats, repeat_factors
 from pipeline.data.seeds import sample_seeds
 from pipeline.data.stream import local_batches
 from pipeline.recipe import DataConfig
@@ -57,7 +57,7 @@ def test_a_repetition_draws_anew_and_the_first_time_as_ever():
 
 
 DATA = DataConfig(short_edge_px=(32, 40, 48), long_edge_px=64, test_short_edge_px=32)
-RUN = {"seed": 3, "global_batch": 4, "images_per_pass": 4}
+RUN = {"seed": 3, "global_batch": 4, "images_per_microbatch": 4}
 
 
 @pytest.fixture(scope="module")

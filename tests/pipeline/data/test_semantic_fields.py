@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.data.cityscapes_classes import CLASSES
 from pipeline.data.semantic_fields import (
     REACH_PX,
     VOID,
@@ -9,7 +10,6 @@ from pipeline.data.semantic_fields import (
     encode_plane,
     nearest_classes,
 )
-from pipeline.data.sources.cityscapes_classes import CLASSES
 
 KERNELS = (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
 

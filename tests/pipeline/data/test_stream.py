@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.data.ahead import ahead
 from pipeline.data.manifest import Manifest, ShardInfo
 from pipeline.data.plan import Chapter
-from pipeline.data.rows import rows_per_item
+from pipeline.data.prefetch import ahead
+from pipeline.data.read_rows import rows_per_item
 from pipeline.data.stream import _steps, local_batches
 from pipeline.errors import DatasetError, TrainingError
 from pipeline.recipe import DataConfig
@@ -19,7 +19,7 @@ from tests.pipeline.data.tiny_maps import write_map_shards
 from tests.pipeline.data.tiny_shards import write_tiny_split
 
 DATA = DataConfig(short_edge_px=(32, 48), test_short_edge_px=32, long_edge_px=64)
-RUN = {"seed": 3, "global_batch": 4, "images_per_pass": 3}
+RUN = {"seed": 3, "global_batch": 4, "images_per_microbatch": 3}
 
 
 @pytest.fixture(scope="module")

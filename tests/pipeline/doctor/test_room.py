@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jobs.coco_r101 import RECIPE
+from pipeline.doctor.capacity import room
 from pipeline.doctor.demand import demand_of, recipe_of, scale_of
 from pipeline.doctor.facts import Demand, Node
-from pipeline.doctor.room import room
 from pipeline.errors import RecipeError
 
 ROOT = Path(__file__).parents[3]

@@ -14,7 +14,7 @@ from cityscapesscripts.helpers.labels import labels
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from pipeline.data.sources.cityscapes_classes import CLASSES, IGNORED, INSTANCE_CLASSES, TRAINED
+from pipeline.data.cityscapes_classes import CLASSES, IGNORED, INSTANCE_CLASSES, TRAINED
 from pipeline.errors import DatasetError
 from pipeline.evaluation.bands import band_of
 from pipeline.evaluation.cityscapes_ap import CityscapesMetrics, cityscapes_metrics

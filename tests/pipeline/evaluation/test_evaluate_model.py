@@ -12,12 +12,12 @@ from pycocotools import mask as mask_api
 
 from pipeline.data.manifest import MANIFEST_FILE
 from pipeline.errors import DatasetError
-from pipeline.evaluation import pieces as pieces_module
+from pipeline.evaluation import chunks as pieces_module
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.instances import instance_work
 from pipeline.evaluation.mask_quality import quality_in_true_boxes
 from pipeline.evaluation.metrics import evaluate_detections
-from pipeline.evaluation.shards import plan_pieces, truth_from_shards
+from pipeline.evaluation.split_reader import plan_pieces, truth_from_shards
 from pipeline.evaluation.table import format_quality
 from pipeline.recipe import DataConfig, EvaluationConfig
 from tests.pipeline.evaluation.tiny_split import FIRST_ID, Knowing, objects_of, write_split
@@ -67,7 +67,7 @@ def test_the_truth_is_that_of_the_shards_without_their_images(split: str) -> Non
 
 
 def test_shares_joined_in_any_order_are_the_whole(split: str) -> None:
-    evaluation = EvaluationConfig(images_per_pass=2)
+    evaluation = EvaluationConfig(images_per_batch=2)
     whole = evaluate_model(Knowing(), split, DATA, evaluation)
     pieces = plan_pieces(split, max_images=None, images_each=2)
     work = instance_work(split, DATA, evaluation, out_uri=None)
@@ -82,7 +82,7 @@ def test_shares_joined_in_any_order_are_the_whole(split: str) -> None:
 
 
 def test_masks_are_judged_in_the_boxes_of_the_truth(split: str) -> None:
-    evaluation = EvaluationConfig(boxes="truth", images_per_pass=4)
+    evaluation = EvaluationConfig(boxes="truth", images_per_batch=4)
     found = evaluate_model(Knowing(), split, DATA, evaluation)
     assert len(found.detections) == 30
     assert {row["score"] for row in found.detections} == {1.0}

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from skimage.morphology import disk
 
-from pipeline.data.sources.cityscapes_classes import CLASSES, TRAINED
+from pipeline.data.cityscapes_classes import CLASSES, TRAINED
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.evaluation.boundary_fscore import RADII_PX, boundary_f, match_boundaries
 from pipeline.evaluation.class_table import format_boundary_f, format_miou

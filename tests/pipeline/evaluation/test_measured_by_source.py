@@ -16,8 +16,8 @@ from pipeline.evaluation.cityscapes_submission import write_submission
 from pipeline.evaluation.instances import Found, instance_work
 from pipeline.evaluation.lvis import LvisMetrics, evaluate_lvis
 from pipeline.evaluation.metrics import evaluate_detections
-from pipeline.evaluation.outcome import Evaluation
-from pipeline.evaluation.shards import truth_from_shards
+from pipeline.evaluation.result import Evaluation
+from pipeline.evaluation.split_reader import truth_from_shards
 from pipeline.recipe import DataConfig, EvaluationConfig
 from tests.pipeline.data.lvis_samples import lvis
 from tests.pipeline.data.street_samples import cityscapes

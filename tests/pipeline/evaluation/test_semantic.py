@@ -13,12 +13,12 @@ from torch import nn
 from pipeline.data.batch import Batch
 from pipeline.data.collate_semantic import collate_images
 from pipeline.errors import DatasetError, RecipeError
+from pipeline.evaluation.chunks import in_order
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.label_files import LabelFolders, evaluate_boundary_f, evaluate_miou
 from pipeline.evaluation.label_maps import label_batch, window_starts
-from pipeline.evaluation.pieces import in_order
 from pipeline.evaluation.semantic import semantic_work
-from pipeline.evaluation.shards import plan_pieces
+from pipeline.evaluation.split_reader import plan_pieces
 from pipeline.recipe import DataConfig, EvaluationConfig
 from tests.pipeline.evaluation.tiny_maps_split import (
     SIZE_HW,

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bsm.config import TrunkConfig, build_model
-from bsm.semantic.config import DeepLabConfig, SemanticHeadConfig
-from bsm.weights import save_weights
+from bsm.build import build_model
+from bsm.checkpoints.weights import save_weights
+from bsm.configs.semantic import DeepLabConfig, SemanticHeadConfig
+from bsm.configs.shared import BackboneConfig
 from pipeline.data.manifest import Category
 from pipeline.errors import RecipeError
 from pipeline.recipe import EvaluationConfig, Recipe
-from pipeline.serving.predict import Pulled, predict_folder
-from pipeline.tracking.registry import package
+from pipeline.registry.predict import Pulled, predict_folder
+from pipeline.registry.register import package
 
 VALUES = (7, 12, 40)
 """Of the classes, in the label files."""
@@ -29,7 +30,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("packaged")
     model = DeepLabConfig(
         num_classes=3,
-        backbone=TrunkConfig(name="test_resnet", norm="batch", freeze_at=0),
+        backbone=BackboneConfig(name="test_resnet", norm="batch", freeze_at=0),
         head=SemanticHeadConfig(aspp_rates=(1, 2), channels=16, low_level_channels=8),
     )
     recipe = Recipe(name="maps", model=model, evaluation=EvaluationConfig(window_px=48))

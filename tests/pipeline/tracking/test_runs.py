@@ -50,7 +50,7 @@ def test_a_run_holds_what_made_it(recipe, tmp_path):
     run = store.get_run(handle.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["optim.steps"] == "90000"
-    assert run.data.params["model.mask_head.squeeze.wiring"] == "released"
+    assert run.data.params["model.mask_head.squeeze.variant"] == "released"
     assert run.data.metrics == {"mask_ap": 0.31}
     assert run.data.tags["data_fingerprint"] == "d4t4"
     assert run.data.tags["version.torch"]

@@ -15,9 +15,9 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.recipe import TrackingConfig
-from pipeline.serving.predict import pull
-from pipeline.tracking.evidence import Measured
-from pipeline.tracking.registry import register
+from pipeline.registry.predict import pull
+from pipeline.registry.provenance import Measured
+from pipeline.registry.register import register
 from pipeline.tracking.runs import MetricLog, finish, log_metrics, open_run, send_spooled
 
 pytestmark = pytest.mark.slow

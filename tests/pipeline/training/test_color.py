@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.training.color import change_colors
+from pipeline.training.color_jitter import change_colors
 from tests.nothing_from_the_host import NothingFromTheHost
 
 NOTHING = [1.0, 1.0, 1.0, 0.0]

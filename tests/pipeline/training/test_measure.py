@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bsm.config import build_model
+from bsm.build import build_model
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.recipe import from_json
-from pipeline.training.measure import measure
+from pipeline.training.evaluate_checkpoint import measure
 from pipeline.training.step import World
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 from tests.pipeline.training.two_processes import in_two_processes

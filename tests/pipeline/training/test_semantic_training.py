@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsm.instance.config import MaskRCNNConfig
+from bsm.configs.instance import MaskRCNNConfig
 from pipeline.data.stream import local_batches
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import ColorConfig
 from pipeline.training import checkpoint, launch
 from pipeline.training.loop import Hooks, TrainJob, train
 from pipeline.training.preflight import check
-from pipeline.training.samples import merge
+from pipeline.training.sample_log import merge
 from pipeline.training.step import World
 from tests.pipeline.training.tiny_semantic_run import semantic_recipe, write_shards
 
@@ -86,7 +86,7 @@ def train_until(checked, stop):
             recipe.data,
             seed=recipe.seed,
             global_batch=4,
-            images_per_pass=2,
+            images_per_microbatch=2,
             first_step=first,
             stop_step=stop,
         ),

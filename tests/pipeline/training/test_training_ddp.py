@@ -34,7 +34,7 @@ def work(recipe, *, rank: int, world_size: int, poisoned: frozenset[int]) -> Out
         batches=partial(
             fake_steps,
             steps=10,
-            images_per_pass=1,
+            images_per_microbatch=1,
             rank=rank,
             world_size=world_size,
             poisoned=poisoned,

@@ -10,11 +10,11 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from bsm.config import build_model
-from bsm.semantic.config import DeepLabConfig
+from bsm.build import build_model
+from bsm.configs.semantic import DeepLabConfig
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.recipe import from_json
-from pipeline.training import launch, measure
+from pipeline.training import evaluate_checkpoint, launch
 from pipeline.training.preflight import check
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
@@ -74,7 +74,7 @@ def test_measuring_at_checkpoints_changes_nothing_but_that_it_is_known(finished,
     for name, value in trained[0].items():
         assert torch.equal(value, trained[1][name]), name
     assert caplog.text.count("step 5  mask_ap ") == 1
-    kept = measure.kept(f"{recipe.storage}/measuring")
+    kept = evaluate_checkpoint.kept(f"{recipe.storage}/measuring")
     assert list(kept) == [5, 10]
     assert {"mask_ap", "boundary_ap"} <= kept[5].keys()
     store = MlflowClient(measured["tracking"].rpartition(" ")[2])

@@ -12,7 +12,7 @@ from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import CheckpointConfig, OptimConfig, ScaleConfig
 from pipeline.training import checkpoint, loop
 from pipeline.training.loop import Hooks, train
-from pipeline.training.samples import merge
+from pipeline.training.sample_log import merge
 from pipeline.training.step import World, train_step
 from tests.pipeline.training.tiny_training import TinyModel, fake_steps, job_of
 
@@ -80,11 +80,11 @@ def test_a_missing_step_in_the_sample_list_is_an_error(job):
 
 def test_accumulated_passes_give_the_gradient_of_the_whole_batch(recipe):
     gradients = []
-    for images_per_pass in (1, 2, 4):
+    for images_per_microbatch in (1, 2, 4):
         torch.manual_seed(0)
         model = TinyModel().eval()
         optimizer = loop.build_optimizer(model, optim=recipe.optim)
-        item = next(fake_steps(0, steps=1, images_per_pass=images_per_pass))
+        item = next(fake_steps(0, steps=1, images_per_microbatch=images_per_microbatch))
         train_step(
             model,
             optimizer,

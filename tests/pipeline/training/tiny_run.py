@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bsm.config import BackboneConfig
-from bsm.instance.config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
+from bsm.configs.instance import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
+from bsm.configs.shared import FpnBackboneConfig
 from pipeline.data.ingest import CocoIngest, ingest_coco
 from pipeline.data.manifest import read_manifest
 from pipeline.data.sources.shapes import write_shapes
@@ -40,7 +40,7 @@ def tiny_recipe(shards: Path | str, storage: Path | str, *, name: str, num_worke
         storage=str(storage),
         model=MaskRCNNConfig(
             num_classes=len(categories),
-            backbone=BackboneConfig(name="resnet18", norm="group", freeze_at=0, fpn_channels=16),
+            backbone=FpnBackboneConfig(name="resnet18", norm="group", freeze_at=0, fpn_channels=16),
             proposals=ProposalConfig(
                 anchor_sizes_px=(8.0, 16.0, 32.0, 64.0, 128.0),
                 top_k_before_nms_train=50,
@@ -63,7 +63,10 @@ def tiny_recipe(shards: Path | str, storage: Path | str, *, name: str, num_worke
             global_batch=4, lr_per_image=0.001, steps=13, warmup_steps=4, decay_at=()
         ),
         scale=ScaleConfig(
-            num_workers=num_workers, cpus_per_worker=0.5, images_per_pass=1, threads_per_worker=1
+            num_workers=num_workers,
+            cpus_per_worker=0.5,
+            images_per_microbatch=1,
+            threads_per_worker=1,
         ),
         checkpoint=CheckpointConfig(every_steps=5),
         tracking=TrackingConfig(log_every=4),

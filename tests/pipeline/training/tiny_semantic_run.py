@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bsm.config import TrunkConfig
-from bsm.semantic.config import DeepLabConfig, SemanticHeadConfig, SemanticTargetConfig
+from bsm.configs.semantic import DeepLabConfig, SemanticHeadConfig, SemanticTargetConfig
+from bsm.configs.shared import BackboneConfig
 from pipeline.recipe import (
     CheckpointConfig,
     DataConfig,
@@ -33,7 +33,7 @@ def semantic_recipe(shards: Path, storage: Path, *, name: str, num_workers: int)
         storage=str(storage),
         model=DeepLabConfig(
             num_classes=3,
-            backbone=TrunkConfig(name="test_resnet", norm="batch", freeze_at=0),
+            backbone=BackboneConfig(name="test_resnet", norm="batch", freeze_at=0),
             head=SemanticHeadConfig(
                 aspp_rates=(1, 2),
                 channels=16,
@@ -53,7 +53,10 @@ def semantic_recipe(shards: Path, storage: Path, *, name: str, num_workers: int)
             decay_at=(),
         ),
         scale=ScaleConfig(
-            num_workers=num_workers, cpus_per_worker=0.5, images_per_pass=2, threads_per_worker=1
+            num_workers=num_workers,
+            cpus_per_worker=0.5,
+            images_per_microbatch=2,
+            threads_per_worker=1,
         ),
         checkpoint=CheckpointConfig(every_steps=3),
         tracking=TrackingConfig(log_every=2),

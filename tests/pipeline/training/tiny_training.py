@@ -65,7 +65,7 @@ def fake_steps(
     *,
     steps: int,
     global_batch: int = 4,
-    images_per_pass: int = 2,
+    images_per_microbatch: int = 2,
     samples: int = 10,
     rank: int = 0,
     world_size: int = 1,
@@ -74,7 +74,10 @@ def fake_steps(
     """Give image (step * G + lane) mod samples: with 10 images an epoch ends inside a step."""
     lanes = list(range(rank, global_batch, world_size))
     for step in range(first_step, steps):
-        passes = [lanes[i : i + images_per_pass] for i in range(0, len(lanes), images_per_pass)]
+        passes = [
+            lanes[i : i + images_per_microbatch]
+            for i in range(0, len(lanes), images_per_microbatch)
+        ]
         yield FakeStep(
             step,
             step * global_batch // samples,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jobs.sweep_quickstart import SWEEP
-from pipeline.tuning.picture import picture
+from pipeline.tuning.plot import picture
 from pipeline.tuning.results import Trial, as_csv, as_table, importance, kernel_curve, winner
 from pipeline.tuning.space import baselines
 

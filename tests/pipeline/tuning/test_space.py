@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from bsm.semantic.config import DeepLabConfig
+from bsm.configs.semantic import DeepLabConfig
 from jobs.sweep_coco_r50 import SWEEP
 from pipeline.errors import RecipeError
 from pipeline.recipe import differences
-from pipeline.tuning.room import room_for
+from pipeline.tuning.concurrency import room_for
 from pipeline.tuning.space import Range, Sweep, applied, baselines, is_baseline, trial_recipe
 
 KERNEL = "model.mask_head.targets.kernel_size"

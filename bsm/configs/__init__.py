@@ -1,0 +1,1 @@
+"""Configs of models as frozen values, importable without torch."""

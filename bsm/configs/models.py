@@ -1,0 +1,20 @@
+"""The configs that describe a whole model."""
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.semantic import DeepLabConfig
+
+ModelConfig = MaskRCNNConfig | DeepLabConfig
+"""The config of any model; `task` says which. It is not in bsm/build.py because recipes and
+`--help` read configs without importing torch."""
+
+_Model = TypeVar("_Model", bound=ModelConfig)
+
+
+def without_weights(config: _Model) -> _Model:
+    """Return the config with random initialization, for weights that are loaded afterwards."""
+    # Each model has its own class of backbone config, and replace keeps it.
+    backbone: Any = replace(config.backbone, weights="")
+    return replace(config, weights="", weights_leave_out=(), backbone=backbone)

@@ -1,0 +1,166 @@
+"""What an evaluation reads of a split: which images, in which pieces, and their truth.
+
+The truth is rebuilt from the shards, so an evaluation needs no annotation file, and it is read
+without the images. A piece of work is a few rows of one row group, the same ones whoever does it:
+images are batched inside a piece, so neither the number of workers nor their order can change a
+number.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.data.manifest import Manifest, ShardInfo, read_manifest
+from pipeline.data.read_rows import read_rows
+from pipeline.data.schema import FEDERATED
+from pipeline.errors import DatasetError
+
+_TRUTH_COLUMNS = [
+    "image_id",
+    "file_name",
+    "height",
+    "width",
+    "boxes_xyxy",
+    "category_index",
+    "is_crowd",
+    "area_px",
+    "rle",
+]
+
+_IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "image"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of one row group."""
+
+    file: str
+    row_group: int
+    rows: tuple[int, ...]
+    image_ids: tuple[int, ...]
+
+
+def plan_pieces(split_uri: str, *, max_images: int | None, images_each: int) -> list[Piece]:
+    """Cut a split, or its first images by id, into pieces of work.
+
+    Args:
+        split_uri: folder of shards.
+        max_images: only so many images, those of the lowest ids; None takes all.
+        images_each: a piece has at most so many.
+    """
+    manifest = read_manifest(split_uri)
+    groups = [
+        (shard.file, number, table["image_id"].to_pylist())
+        for shard in manifest.shards
+        for number, table in enumerate(_row_groups(split_uri, shard, columns=["image_id"]))
+    ]
+    wanted = set(sorted(image_id for *_, ids in groups for image_id in ids)[:max_images])
+    pieces: list[Piece] = []
+    for file, number, ids in groups:
+        rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
+        for start in range(0, len(rows), images_each):
+            part = tuple(rows[start : start + images_each])
+            pieces.append(Piece(file, number, part, tuple(ids[row] for row in part)))
+    return pieces
+
+
+def read_piece(split_uri: str, piece: Piece, *, truth: Sequence[str] = ()) -> pa.Table:
+    """Read the rows of a piece: the encoded images and what names them, and columns of the truth.
+
+    A row group of large images is read a few rows at a time: a piece has a part of it.
+    """
+    return read_rows(
+        storage.join(split_uri, piece.file),
+        piece.row_group,
+        np.array(piece.rows),
+        columns=[*_IMAGE_COLUMNS, *truth],
+    )
+
+
+def truth_from_shards(
+    split_uri: str, *, image_ids: Collection[int] | None = None
+) -> dict[str, Any]:
+    """Rebuild a COCO truth from a split's shards, without reading its images.
+
+    Of a federated split it is a truth of LVIS: images list the categories that were looked for,
+    categories have their frequency, and those that LVIS does not know are left out.
+
+    Args:
+        split_uri: folder of shards.
+        image_ids: only these images; None takes all.
+
+    Raises:
+        DatasetError: the folder is no complete split.
+        StorageError: it cannot be read.
+    """
+    manifest = read_manifest(split_uri)
+    category_ids = [each.category_id for each in manifest.categories]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for row in _truth_rows(split_uri, manifest):
+        if image_ids is not None and row["image_id"] not in image_ids:
+            continue
+        image = {"id": row["image_id"]} | {k: row[k] for k in ("file_name", "height", "width")}
+        if manifest.federated:
+            image |= {k: [category_ids[i] for i in row[name]] for k, name in FEDERATED.items()}
+        images.append(image)
+        for annotation in _annotations_of(row, category_ids):
+            annotations.append(annotation | {"id": len(annotations) + 1})
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": _truth_categories(manifest),
+    }
+
+
+def _truth_categories(manifest: Manifest) -> list[dict[str, Any]]:
+    if not manifest.federated:
+        return [{"id": e.category_id, "name": e.name} for e in manifest.categories]
+    return [
+        {"id": e.category_id, "name": e.name, "frequency": e.frequency}
+        for e in manifest.categories
+        if e.frequency
+    ]
+
+
+def _annotations_of(row: dict[str, Any], category_ids: list[int]) -> Iterator[dict[str, Any]]:
+    columns = ("boxes_xyxy", "category_index", "is_crowd", "area_px", "rle")
+    for box, index, is_crowd, area_px, counts in zip(*(row[c] for c in columns), strict=True):
+        yield {
+            "image_id": row["image_id"],
+            "category_id": category_ids[index],
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "area": area_px,
+            "iscrowd": int(is_crowd),
+            "segmentation": {"size": [row["height"], row["width"]], "counts": counts},
+        }
+
+
+def _truth_rows(split_uri: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    columns = [*_TRUTH_COLUMNS, *(FEDERATED.values() if manifest.federated else ())]
+    for each in manifest.shards:
+        for table in _row_groups(split_uri, each, columns=columns):
+            yield from table.to_pylist()
+
+
+def _row_groups(split_uri: str, shard: ShardInfo, *, columns: list[str]) -> Iterator[pa.Table]:
+    for number in range(len(shard.row_groups)):
+        yield _row_group(split_uri, shard.file, number, columns=columns)
+
+
+def _row_group(split_uri: str, file: str, number: int, *, columns: list[str]) -> pa.Table:
+    uri = storage.join(split_uri, file)
+    fs, path = storage.resolve(uri)
+    try:
+        with fs.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as shard:
+            return shard.read_row_group(number, columns=columns)
+    except (OSError, IndexError, pa.ArrowException) as error:
+        raise DatasetError(
+            f"{uri}, row group {number}: {type(error).__name__}: {error}. The shard is missing, "
+            "damaged or not the one that dataset.json describes; ingest the split again"
+        ) from error

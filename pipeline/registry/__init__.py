@@ -1,0 +1,1 @@
+"""Registered versions: register, compare, promote, roll back, evaluate, predict."""

@@ -1,0 +1,223 @@
+"""A model goes into the registry and comes out in a clean process, the same and without pickle."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from bsm.build import build_model
+from bsm.checkpoints.weights import load_weights, save_weights
+from pipeline.data.collate import collate_images
+from pipeline.data.manifest import Category
+from pipeline.errors import RegistryError
+from pipeline.evaluation.infer import detect
+from pipeline.registry.provenance import Measured
+from pipeline.registry.register import register
+
+LIGHT_IMPORT = """
+import sys
+import pipeline.serving.packaged_model
+print(sorted({"ray", "vernier", "matplotlib"} & set(sys.modules)))
+"""
+
+CLEAN_PROCESS = """
+import ast, base64, importlib.metadata, json, sys
+import mlflow, numpy, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+array, png = numpy.load("a.npy"), open("a.png", "rb").read()
+params = {"score_threshold": 0.0}
+rows = model.predict([array, png, "a.png", base64.b64encode(png).decode()], params=params)
+table = pandas.DataFrame({"id": [7], "image": ["a.png"]})
+ours = ("bsm", "pipeline")
+owned = {n: m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] in ours}
+imported = set()
+for path in owned.values():
+    for node in ast.parse(open(path).read()).body:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+homes = importlib.metadata.packages_distributions()
+foreign = imported - set(sys.stdlib_module_names) - set(ours)
+print(json.dumps({
+    "rows": rows.to_dict("records"),
+    "table_rows": len(model.predict(table, params=params)),
+    "likely_rows": len(model.predict(["a.png"], params={"score_threshold": 1.0})),
+    "modules": sorted(sys.modules),
+    "files": sorted(owned.values()),
+    "distributions": sorted({homes[name][0].lower().replace("_", "-") for name in foreign}),
+}))
+"""
+
+
+@pytest.fixture
+def photo(tmp_path):
+    from PIL import Image
+
+    array = np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    return array
+
+
+def files_of(registered):
+    run = MlflowClient(registered.handle.tracking_uri).get_run(registered.handle.run_id)
+    return Path(run.info.artifact_uri.removeprefix("file://")) / "models"
+
+
+def test_the_artifact_is_code_and_safetensors(registered_model):
+    files = [path for path in files_of(registered_model).rglob("*") if path.is_file()]
+    assert files
+    plain = {".py", ".json", ".txt", ".yaml", ".md", ""}
+    assert {path.suffix for path in files} <= plain | {".safetensors"}
+    assert not any(path.suffix == ".pyc" for path in files)
+    # A pickle begins with its protocol, whatever the file is called.
+    assert not any(path.read_bytes()[:2] in {b"\x80\x04", b"\x80\x05"} for path in files)
+    assert any(path.name == "squeeze.py" for path in files)
+    pins = next(path for path in files if path.name == "requirements.txt").read_text().split()
+    assert all("==" in pin and "+" not in pin for pin in pins)
+    assert not any(pin.startswith("ray") for pin in pins)
+
+
+def test_the_packaged_model_imports_no_ray():
+    command = [sys.executable, "-c", LIGHT_IMPORT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_a_clean_process_predicts_what_the_trained_model_predicts(
+    registered_model, tmp_path, photo
+):
+    keep = {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS"}
+    env = {name: value for name, value in os.environ.items() if name in keep}
+    env["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    uri = f"models:/{registered_model.name}@champion"
+    done = subprocess.run(
+        [sys.executable, "-c", CLEAN_PROCESS, registered_model.handle.tracking_uri, uri],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+
+    model = build_model(registered_model.recipe.model)
+    load_weights(model, registered_model.weights)
+    batch = collate_images([photo], registered_model.recipe.data)
+    expected = detect(model, batch, paste_bytes=2**20)[0]
+    assert len(expected) > 2
+    for image_index in range(4):
+        rows = [row for row in told["rows"] if row["image_index"] == image_index]
+        assert [row["rle"]["counts"].encode() for row in rows] == [e.rle_counts for e in expected]
+        assert rows[0]["rle"]["size"] == [72, 96]
+        for row, each in zip(rows, expected, strict=True):
+            assert row["category_name"] == ["disk", "star", "tube"][row["category_index"]]
+            assert row["category_index"] == each.category_index
+            np.testing.assert_allclose(row["score"], each.score, rtol=1e-5)
+            np.testing.assert_allclose(row["box_xyxy"], each.box_xyxy, rtol=1e-4, atol=1e-3)
+    assert told["table_rows"] == len(expected)
+    assert told["likely_rows"] == 0
+    assert "ray" not in told["modules"]
+    # The code that ran came with the model, not from the checkout.
+    assert all(path.startswith(str(files_of(registered_model))) for path in told["files"])
+    pins = next(files_of(registered_model).rglob("requirements.txt")).read_text().lower().split()
+    pinned = {pin.partition("==")[0].replace("_", "-") for pin in pins}
+    assert {name.replace("_", "-") for name in told["distributions"]} <= pinned
+    assert done.stderr == "", "a user who pulls a model reads nothing but the answer"
+
+
+def measured(*, on="val, 60 images", **metrics):
+    return Measured(evaluated_on=on, metrics=metrics)
+
+
+def again(registered_model, tmp_path, **changes):
+    """Register other weights under the same name."""
+    model = build_model(registered_model.recipe.model)
+    save_weights(model, tmp_path / "other.safetensors")
+    arguments = {
+        "name": registered_model.name,
+        "weights_path": tmp_path / "other.safetensors",
+        "recipe": registered_model.recipe,
+        "categories": registered_model.categories,
+        "measured": measured(boundary_ap=0.3),
+    }
+    return register(registered_model.handle, **(arguments | changes))
+
+
+def champion(registered_model):
+    store = MlflowClient(registered_model.handle.tracking_uri)
+    return store.get_model_version_by_alias(registered_model.name, "champion")
+
+
+def test_champion_moves_only_when_the_metric_improves(registered_model, tmp_path):
+    name = f"{registered_model.name}-contest"
+
+    def made(**metrics):
+        return again(registered_model, tmp_path, name=name, measured=measured(**metrics))
+
+    none = made(boundary_ap=float("nan"))
+    first = made(boundary_ap=0.3)
+    equal = made(boundary_ap=0.3)
+    better = made(boundary_ap=0.35)
+    unknown = made(boundary_ap=float("nan"))
+    elsewhere = made(on="others, 60 images", boundary_ap=0.9)
+    versions = (none, first, equal, better, unknown, elsewhere)
+    assert [each.version for each in versions] == ["1", "2", "3", "4", "5", "6"]
+    assert [each.is_champion for each in versions] == [False, True, False, True, False, False]
+    assert none.decision.endswith("nothing that decides was measured")
+    assert first.decision.endswith("is the first champion: boundary_ap 0.3000")
+    assert equal.decision == (
+        f"{name} version 3 is not the champion: boundary_ap 0.3000 is not above the 0.3000 of "
+        "version 2"
+    )
+    assert better.decision.endswith("boundary_ap 0.3000 (version 2) -> 0.3500")
+    assert f"models:/{name}/5 (measured on val, 60 images) and" in unknown.decision
+    assert f"compare {name} --version 6 --against 4 --data" in elsewhere.decision
+    store = MlflowClient(registered_model.handle.tracking_uri)
+    held = store.get_model_version_by_alias(name, "champion")
+    assert str(held.version) == "4"
+    assert held.tags["metric.boundary_ap"] == "0.350000"
+    assert held.tags["recipe_fingerprint"]
+    assert held.tags["champion_decision"] == better.decision
+
+
+def test_the_same_weights_under_another_name_leave_the_first_alone(registered_model):
+    before = {path: path.read_bytes() for path in files_of(registered_model).rglob("*.*")}
+    other = register(
+        registered_model.handle,
+        name="tiny-renamed",
+        weights_path=registered_model.weights,
+        recipe=registered_model.recipe,
+        categories=[Category(category_id=i, category_index=i, name=f"n{i}") for i in range(3)],
+        measured=measured(boundary_ap=0.2),
+    )
+    assert other.is_champion
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_same_weights_of_a_run_are_one_version(registered_model):
+    arguments = {
+        "name": registered_model.name,
+        "weights_path": registered_model.weights,
+        "recipe": registered_model.recipe,
+        "categories": registered_model.categories,
+        "measured": measured(boundary_ap=0.25),
+    }
+    repeated = register(registered_model.handle, **arguments)
+    assert repeated.version == str(champion(registered_model).version) == "1"
+    assert repeated.is_champion
+
+
+def test_all_that_is_wrong_is_said_at_once(registered_model, tmp_path):
+    with pytest.raises(RegistryError) as raised:
+        again(
+            registered_model, tmp_path, name="a/b", weights_path=tmp_path / "model.pth",
+            categories=registered_model.categories[:2],
+        )  # fmt: skip
+    for part in ("'a/b'", "model.pth", "2 categories", "num_classes 3"):
+        assert part in str(raised.value)

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from bsm.field import MaskTargets, mask_to_field, targets_from_field
     from bsm.losses import SqueezeLogits, squeeze_losses
     from bsm.morphology import targets_from_masks
-    from bsm.squeeze import BoundarySqueeze, Squeezed
+    from bsm.squeeze import BoundarySqueeze, SqueezedFeatures
 
 __all__ = [
     "BoundarySqueeze",
     "MaskRCNNConfig",
     "MaskTargets",
     "SqueezeLogits",
-    "Squeezed",
+    "SqueezedFeatures",
     "build_model",
     "mask_to_field",
     "squeeze_losses",
@@ -30,15 +30,12 @@ _PUBLIC = {
     "bsm.field": ("MaskTargets", "mask_to_field", "targets_from_field"),
     "bsm.losses": ("SqueezeLogits", "squeeze_losses"),
     "bsm.morphology": ("targets_from_masks",),
-    "bsm.squeeze": ("BoundarySqueeze", "Squeezed"),
+    "bsm.squeeze": ("BoundarySqueeze", "SqueezedFeatures"),
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name at its first use.
-
-    Reading a config, and with it the --help of every job, does not wait seconds for torch.
-    """
+    """Import a public name at its first use, so that a config or --help does not wait for torch."""
     for module, names in _PUBLIC.items():
         if name in names:
             return getattr(import_module(module), name)

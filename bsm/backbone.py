@@ -1,4 +1,7 @@
-"""Any timm trunk, and a feature pyramid on top: an image becomes five levels, P2 to P6.
+"""A timm backbone, and a feature pyramid on top: an image becomes five levels, P2 to P6.
+
+Any timm model works that gives features at strides 4 to 32; it is probed on the meta device first,
+so that a model that does not fit is reported before any weights are loaded.
 
 N images, H, W image size, D channels of the pyramid
 """
@@ -20,26 +23,26 @@ from timm.layers.norm_act import (
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from bsm.checkpoints.load import load_trunk
+from bsm.checkpoints.load import load_backbone
 from bsm.configs.shared import BackboneConfig, FpnBackboneConfig
 
 STRIDES = (4, 8, 16, 32)
-"""Of the trunk's features, which become P2 to P5."""
+"""Of the backbone's features, which become P2 to P5."""
 PAD_MULTIPLE = 32
-"""Image sides are padded to this, so that each level is exactly twice the next."""
+"""Image sides are padded to a multiple of this, so each level is exactly twice the next."""
 _GROUPS = 32
 """GroupNorm's usual number of groups; fewer where it does not divide the channels."""
 _PROBE_SIZE_HW = (96, 160)
-"""An image that no trunk was trained with, to see whether it takes any size."""
+"""An image size that no backbone was trained with, to test whether it takes any size."""
 
 
-class Backbone(nn.Module):
-    """A timm trunk and an FPN (detectron2's: 3x3 outputs, no norm, P6 pooled from P5)."""
+class FpnBackbone(nn.Module):
+    """A timm backbone and an FPN (detectron2's: 3x3 outputs, no norm, P6 pooled from P5)."""
 
     def __init__(self, config: FpnBackboneConfig) -> None:
         super().__init__()
-        self.trunk, stages = build_trunk(config)
-        freeze(self.trunk, stages=stages, freeze_at=config.freeze_at)
+        # The timm model, named "trunk" in checkpoints.
+        self.trunk, stages = build_backbone(config)
         channels = [stage["num_chs"] for stage in stages]
         width = config.fpn_channels
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
@@ -54,7 +57,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, image_sizes_hw: Tensor) -> list[Tensor]:
         """Turn RGB images (N, 3, H, W) of 0 to 255, padded, into P2 to P6 (N, D, H / s, W / s)."""
-        features = trunk_features(self.trunk, self.normalize(images, image_sizes_hw))
+        features = extract_features(self.trunk, self.normalize(images, image_sizes_hw))
         merged = self.laterals[-1](features[-1])
         levels = [self.outputs[-1](merged)]
         for feature, lateral, output in zip(
@@ -66,7 +69,7 @@ class Backbone(nn.Module):
         return levels
 
     def normalize(self, images: Tensor, image_sizes_hw: Tensor) -> Tensor:
-        """Take mean and deviation off the pixels; padding is 0 after that, not before."""
+        """Normalize pixels by mean and deviation; padding is 0 after that, not before."""
         return normalize_pixels(
             images, image_sizes_hw, self.pixel_mean, self.pixel_std, pad_multiple=PAD_MULTIPLE
         )
@@ -75,17 +78,19 @@ class Backbone(nn.Module):
 def normalize_pixels(
     images: Tensor, image_sizes_hw: Tensor, mean: Tensor, std: Tensor, *, pad_multiple: int
 ) -> Tensor:
-    """Take mean (3,) and deviation (3,) off pixels (N, 3, H, W); then pad to multiples with 0."""
+    """Normalize pixels (N, 3, H, W) by mean (3,) and deviation (3,), then pad with 0."""
     mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
     height, width = images.shape[-2:]
-    inside = inside_images(image_sizes_hw, (height, width)).unsqueeze(1)
+    inside = make_inside_mask(image_sizes_hw, (height, width)).unsqueeze(1)
     pixels = ((images - mean) / std) * inside
     pad = [-side % pad_multiple for side in (width, height)]
     return F.pad(pixels, (0, pad[0], 0, pad[1])) if any(pad) else pixels
 
 
-def inside_images(image_sizes_hw: Tensor, size_hw: tuple[int, int], *, stride: int = 1) -> Tensor:
-    """Tell which cells (N, h, w) of a map of a batch begin inside their image (N, 2)."""
+def make_inside_mask(
+    image_sizes_hw: Tensor, size_hw: tuple[int, int], *, stride: int = 1
+) -> Tensor:
+    """Mark the cells (N, h, w) of a batch's map that start inside their image (N, 2)."""
     height, width = size_hw
     rows = stride * torch.arange(height, device=image_sizes_hw.device)[:, None]
     columns = stride * torch.arange(width, device=image_sizes_hw.device)
@@ -93,30 +98,30 @@ def inside_images(image_sizes_hw: Tensor, size_hw: tuple[int, int], *, stride: i
     return (rows < heights) & (columns < widths)
 
 
-def build_trunk(
+def build_backbone(
     config: BackboneConfig, *, output_stride: int = 32
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Build the timm model of a config, with its weights and norms.
+    """Build the timm model that a config names: its weights, its norms, its first parts frozen.
 
     Args:
-        config: which one.
-        output_stride: the coarsest stride; below 32 the stages beyond it keep their side and dilate
-            their kernels instead, with the same weights.
+        config: name, weights, norms and frozen parts.
+        output_stride: the coarsest stride; below 32 the stages beyond it keep their resolution and
+            dilate their kernels instead, with the same weights.
 
     Returns:
-        A module whose `trunk_features` come at strides 4 to 32, none coarser than the output
-        stride, and timm's description of each feature.
+        A module for `extract_features`, with features at strides 4 to 32, none coarser than the
+        output stride, and timm's description of each feature.
 
     Raises:
-        ValueError: timm does not know the name, the strides are others, it takes images of one size
-            only, the trunk cannot be dilated, or the weights do not fit or cannot be had.
+        ValueError: timm does not know the name, the strides do not match, the model takes images of
+            one size only or cannot be dilated, or the weights do not fit or cannot be downloaded.
     """
-    stages, options = _four_stages(config.name)
+    stages, options = _find_stages(config.name)
     if output_stride < STRIDES[-1]:
         options = {**options, "output_stride": output_stride}
-        _check_dilated(config.name, stages, output_stride=output_stride)
+        _check_dilation(config.name, stages, output_stride=output_stride)
     try:
-        trunk: nn.Module = timm.create_model(
+        backbone: nn.Module = timm.create_model(
             config.name,
             features_only=True,
             out_indices=[stage["index"] for stage in stages],
@@ -125,34 +130,36 @@ def build_trunk(
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"backbone.weights 'timm': the weights of {config.name} cannot be had "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). Is the hub in reach? "
-            "Else give a file: --model.backbone.weights FILE.safetensors, or start at random: "
+            f"backbone.weights 'timm': cannot download the weights of {config.name} "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). If the hub cannot be "
+            "reached, give a file: --model.backbone.weights FILE.safetensors, or start at random: "
             '--model.backbone.weights "" --model.backbone.norm group --model.backbone.freeze-at 0'
         ) from error
     if config.stride_in_1x1:
-        _step_in_1x1(trunk, name=config.name)
+        _move_strides_to_1x1(backbone, name=config.name)
     if config.norm_eps is not None:
-        _set_norm_eps(trunk, config.norm_eps, name=config.name)
+        _set_norm_eps(backbone, config.norm_eps, name=config.name)
     if config.weights not in {"", "timm"}:
         with torch.device("meta"):
             whole: nn.Module = timm.create_model(config.name)
-        # The classifier and whatever else timm cuts off when it makes a trunk of the whole model.
-        load_trunk(trunk, config, cut_off=set(whole.state_dict()))
-    return convert_norm(trunk, norm=config.norm), stages
+        # timm cuts the classifier, among others, off the whole model.
+        load_backbone(backbone, config, cut_off=set(whole.state_dict()))
+    backbone = convert_norm(backbone, norm=config.norm)
+    freeze(backbone, stages=stages, freeze_at=config.freeze_at)
+    return backbone, stages
 
 
-def trunk_features(trunk: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """The features (N, C, H / s, W / s) of normalized pixels (N, 3, H, W), finest first."""
-    features: list[Tensor] = trunk(pixels)
-    if str(getattr(trunk, "output_fmt", "")).endswith("NHWC"):
+def extract_features(backbone: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """Extract features (N, C, H / s, W / s) from normalized pixels (N, 3, H, W), finest first."""
+    features: list[Tensor] = backbone(pixels)
+    if str(getattr(backbone, "output_fmt", "")).endswith("NHWC"):
         return [feature.permute(0, 3, 1, 2) for feature in features]
     return features
 
 
-def _four_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The stages at our strides, and what timm must be told so that images may have any size."""
-    probe, options = _probe(name)
+def _find_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Find the stages at our strides, and the timm options that allow images of any size."""
+    probe, options = _build_probe(name)
     stages = probe.feature_info.get_dicts()
     strides = [stage["reduction"] for stage in stages]
     wanted = [
@@ -161,32 +168,33 @@ def _four_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if [stage["reduction"] for stage in wanted] != list(STRIDES):
         raise ValueError(
             f"backbone.name {name!r}: gives features at strides {strides}; the pyramid needs "
-            f"{list(STRIDES)}. Take a trunk such as resnet50, convnext_tiny or "
+            f"{list(STRIDES)}. Use a backbone such as resnet50, convnext_tiny or "
             "swin_tiny_patch4_window7_224."
         )
     try:
         with torch.no_grad():
-            features = trunk_features(probe, torch.empty(1, 3, *_PROBE_SIZE_HW, device="meta"))
+            features = extract_features(probe, torch.empty(1, 3, *_PROBE_SIZE_HW, device="meta"))
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"backbone.name {name!r}: does not take images of any size: at "
             f"{_PROBE_SIZE_HW[0]} x {_PROBE_SIZE_HW[1]} it fails with "
-            f"{str(error).splitlines()[0][:200]!r}. Take a convolutional trunk such as resnet50 or "
-            "convnext_tiny, or one with free windows such as swin_tiny_patch4_window7_224."
+            f"{str(error).splitlines()[0][:200]!r}. Use a convolutional backbone such as resnet50 "
+            "or convnext_tiny, or one with free windows such as swin_tiny_patch4_window7_224."
         ) from error
-    given = [tuple(features[stage["index"]].shape[1:]) for stage in wanted]
-    due = [
+    shapes = [tuple(features[stage["index"]].shape[1:]) for stage in wanted]
+    described = [
         (stage["num_chs"], *(s // stage["reduction"] for s in _PROBE_SIZE_HW)) for stage in wanted
     ]
-    if given != due:
+    if shapes != described:
         raise ValueError(
-            f"backbone.name {name!r}: of an image of {_PROBE_SIZE_HW[0]} x {_PROBE_SIZE_HW[1]} it "
-            f"gives features {given}; timm's description of it says {due}. Take another trunk."
+            f"backbone.name {name!r}: for an image of {_PROBE_SIZE_HW[0]} x {_PROBE_SIZE_HW[1]} it "
+            f"gives features {shapes}, but timm describes them as {described}. Use another "
+            "backbone."
         )
     return wanted, options
 
 
-def _probe(name: str) -> tuple[Any, dict[str, Any]]:
+def _build_probe(name: str) -> tuple[Any, dict[str, Any]]:
     try:
         with torch.device("meta"):
             probe: Any = timm.create_model(name, features_only=True)
@@ -199,75 +207,75 @@ def _probe(name: str) -> tuple[Any, dict[str, Any]]:
         ) from error
     if not any(getattr(module, "strict_img_size", False) for module in probe.modules()):
         return probe, {}
-    # Swin and its kin: windows at any image size, and shifted in the last stage too. In training on
-    # small images that stage is one window; Swin's own detectors shift it, as timm does where it is
-    # built for large images.
+    # Swin and similar: windows at any image size, shifted in the last stage too. On small training
+    # images that stage is a single window, which timm would not shift. Swin's own detectors shift
+    # it, and so does timm in a model built for large images.
     options: dict[str, Any] = {"dynamic_img_size": True, "always_partition": True}
     try:
         with torch.device("meta"):
             return timm.create_model(name, features_only=True, **options), options
-    except TypeError:  # it has no such options; what it lacks, the caller finds out
+    except TypeError:  # no such options: the caller tests whether it takes any size
         return probe, {}
 
 
-def _step_in_1x1(trunk: nn.Module, *, name: str) -> None:
+def _move_strides_to_1x1(backbone: nn.Module, *, name: str) -> None:
     """Move the strides of bottlenecks from their 3 x 3 convolution to the 1 x 1 before it."""
-    blocks = [module for module in trunk.modules() if isinstance(module, Bottleneck)]
+    blocks = [module for module in backbone.modules() if isinstance(module, Bottleneck)]
     if not blocks or any(not isinstance(block.aa, nn.Identity) for block in blocks):
         raise ValueError(
-            f"backbone.stride_in_1x1: {name} has no plain bottlenecks to move strides in. It is of "
-            "ResNets such as resnet50 and resnet101; type: --model.backbone.no-stride-in-1x1"
+            f"backbone.stride_in_1x1: {name} has no plain bottlenecks to move strides in; only "
+            "ResNets such as resnet50 and resnet101 do. Type: --model.backbone.no-stride-in-1x1"
         )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
-def _set_norm_eps(trunk: nn.Module, eps: float, *, name: str) -> None:
-    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+def _set_norm_eps(backbone: nn.Module, eps: float, *, name: str) -> None:
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         raise ValueError(
-            f"backbone.norm_eps {eps} is of batch norms, and {name} has none. Leave it out: "
+            f"backbone.norm_eps {eps}: applies to batch norms, and {name} has none. Type: "
             "--model.backbone.norm-eps None"
         )
     for norm in norms:
         norm.eps = eps
 
 
-def _check_dilated(name: str, stages: list[dict[str, Any]], *, output_stride: int) -> None:
+def _check_dilation(name: str, stages: list[dict[str, Any]], *, output_stride: int) -> None:
     wanted = [min(stage["reduction"], output_stride) for stage in stages]
     try:
         with torch.device("meta"):
             probe: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
         features = probe.feature_info.get_dicts()
         strides = [features[stage["index"]]["reduction"] for stage in stages]
-    # timm has no list of the models that it can dilate: the others refuse the argument, each in
-    # its own way.
+    # timm has no list of the models that it can dilate: the others reject the argument, with
+    # various errors.
     except (TypeError, AssertionError, ValueError, RuntimeError):
         strides = []
     if strides != wanted:
         raise ValueError(
             f"backbone.name {name!r}: timm cannot dilate it to an output stride of {output_stride}"
-            f"{f' (strides {strides}, needed {wanted})' if strides else ''}. Take one that it can, "
+            f"{f' (strides {strides}, needed {wanted})' if strides else ''}. Use one that it can, "
             "such as resnet50, resnet50d, resnext101_64x4d, regnety_032, convnext_tiny or "
             "mobilenetv3_large_100."
         )
 
 
-def convert_norm(trunk: nn.Module, *, norm: str) -> nn.Module:
-    """Give a trunk another kind of normalization; names and values of its parameters stay."""
+def convert_norm(module: nn.Module, *, norm: str) -> nn.Module:
+    """Convert batch norms to another norm, with the same parameter names and values."""
     match norm:
         case "frozen":
-            converted: nn.Module = freeze_batch_norm_2d(trunk)  # type: ignore[no-untyped-call]
+            converted: nn.Module = freeze_batch_norm_2d(module)  # type: ignore[no-untyped-call]
         case "sync":
-            converted = convert_sync_batchnorm(trunk)  # type: ignore[no-untyped-call]
+            converted = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         case "group":
-            converted = _with_group_norm(trunk)
+            converted = _convert_to_group_norm(module)
         case _:
-            converted = trunk
+            converted = module
     return converted
 
 
-def _with_group_norm(module: nn.Module) -> nn.Module:
+def _convert_to_group_norm(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             channels = child.num_features
@@ -279,26 +287,26 @@ def _with_group_norm(module: nn.Module) -> nn.Module:
             else:
                 group_norm = nn.GroupNorm(groups, channels)
             if child.affine:
-                # Zero-initialized last norms of residual branches must stay so.
+                # Zero-initialized last norms of residual branches must stay zero.
                 group_norm.load_state_dict({"weight": child.weight.data, "bias": child.bias.data})
             setattr(module, name, group_norm)
         else:
-            _with_group_norm(child)
+            _convert_to_group_norm(child)
     return module
 
 
-def freeze(trunk: nn.Module, *, stages: Sequence[dict[str, Any]], freeze_at: int) -> None:
-    """Stop training the first parts of a trunk: 1 the stem, 2 the stem and the first stage, ...
+def freeze(backbone: nn.Module, *, stages: Sequence[dict[str, Any]], freeze_at: int) -> None:
+    """Freeze the first parts of a backbone: 1 the stem, 2 the stem and the first stage, ...
 
-    Batch norms in them freeze their statistics too. A part is everything up to the module that timm
-    takes the feature from, in the order in which the trunk registers its modules.
+    Their batch norms freeze their statistics too. A part ends at the module that timm takes its
+    feature from, in the order in which the backbone registers its modules.
 
     Raises:
-        ValueError: timm names a module that the trunk does not have, so parts cannot be told.
+        ValueError: timm names a module that the backbone does not have.
     """
     if freeze_at == 0:
         return
-    parameters = list(trunk.named_parameters())
+    parameters = list(backbone.named_parameters())
     # timm flattens "stages.0" to "stages_0" where it cuts, or leaves the whole as "model".
     names = [name.removeprefix("model.").replace(".", "_") + "_" for name, _ in parameters]
     stage = str(stages[max(freeze_at - 2, 0)]["module"])
@@ -306,14 +314,13 @@ def freeze(trunk: nn.Module, *, stages: Sequence[dict[str, Any]], freeze_at: int
     inside = [i for i, name in enumerate(names) if name.startswith(end)]
     if not inside:
         raise ValueError(
-            f"backbone.freeze_at {freeze_at}: timm names the module {stage!r}, which this trunk "
-            "does not have, so it cannot be said where its parts end. Train all of it: "
-            "--model.backbone.freeze-at 0"
+            f"backbone.freeze_at {freeze_at}: this backbone has no module {stage!r}, which timm "
+            "names as the end of a part. Train all of it: --model.backbone.freeze-at 0"
         )
     count = inside[0] if freeze_at == 1 else inside[-1] + 1
     for _, parameter in parameters[:count]:
         parameter.requires_grad = False
-    _freeze_norms(trunk)
+    _freeze_norms(backbone)
 
 
 def _freeze_norms(module: nn.Module) -> None:

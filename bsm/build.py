@@ -23,7 +23,7 @@ def build_model(config: ModelConfig) -> MaskRCNN | DeepLab:
         ValueError: timm does not know the backbone, its features lack the strides that the model
             needs, or the weights do not fit.
     """
-    # A weights file covers the whole model, so its random start and backbone weights are skipped.
+    # A weights file covers the whole model, so backbone.weights is not read.
     start = without_weights(config) if config.weights else config
     model = MaskRCNN(start) if isinstance(start, MaskRCNNConfig) else DeepLab(start)
     if config.weights:

@@ -1,21 +1,20 @@
-"""What fills the squeezed feature generator's slot (Table 1e): a flow warp, DCNv2, DGMN or nothing.
+"""Warps of the squeezed feature generator (Table 1e): a flow warp, DCNv2 or DGMN.
 
-Each takes the feature that a tower made (F'_sum) and the feature of the RoI, and gives the squeezed
-feature. Which variant the authors gave to DCNv2 and DGMN is not released: DCNv2 predicts its offsets
-from both features, as the flow does; DGMN takes one input by its design, and gets the tower's.
+Each takes a tower's feature (F'_sum) and the RoI feature, and returns the squeezed feature. The
+authors did not release which features DCNv2 and DGMN read. Here DCNv2 predicts its offsets from
+both, as the flow warp does; DGMN has one input by design and reads the tower's feature.
 
-A flow says for every cell of a feature where to look instead. Its order is (x, y). Its unit is half
-a cell, which is one cell of the mask, twice as fine: a flow of (2, 0) reads the cell to the right.
-That is the magnitude of the released code, which divides the flow by the size of a grid that is 2
-wide, so weights mean here what they mean there.
+A flow tells each cell of a feature where to read instead. Its order is (x, y). Its unit is half a
+cell, which is one cell of the mask, twice as fine: a flow of (2, 0) reads the cell to the right.
+That is the scale of the released code, which divides the flow by the size of a grid that is 2 wide,
+so weights mean the same here and there.
 
-The released code lays its grid from corner cell to corner cell (align_corners=True) and then
-samples as if from edge to edge (align_corners=False), so even without a flow it stretches the
-feature by W / (W - 1) and darkens the border: edges come out at 0.5, corners at 0.25. Ours is edge
-to edge throughout, and leaves the feature alone when the flow is zero, to the last bit. `legacy` is
-theirs.
+The released code builds its grid from corner cell to corner cell (align_corners=True) and samples
+it from edge to edge (align_corners=False), so even a zero flow stretches the feature by W / (W - 1)
+and darkens the border: edges come out at 0.5, corners at 0.25. Ours is edge to edge throughout, and
+a zero flow leaves the feature unchanged, to the last bit. `legacy` selects the released grid.
 
-    R rois, D channels, H, W size of a feature.
+R rois, D channels, H, W size of a feature
 """
 
 import math
@@ -31,22 +30,22 @@ _TAPS = 9
 """Of a 3 x 3 kernel."""
 
 
-class Deformed(NamedTuple):
-    """What a slot gives."""
+class WarpOutput(NamedTuple):
+    """A squeezed feature, and the flow that made it."""
 
     feature: Float[Tensor, "R D H W"]
     flow: Float[Tensor, "R 2 H W"] | None
-    """Where each cell was read from, for the flow warp alone: (x, y) in half cells."""
+    """Where each cell was read, (x, y) in half cells; only the flow warp has one."""
 
 
 class FlowWarp(nn.Module):
-    """The paper's: one 3 x 3 convolution on both features predicts a flow, and a warp follows it.
+    """The paper's warp: a 3 x 3 convolution on both features predicts a flow.
 
     Args:
         channels: of either feature.
         bias: of the convolution.
-        zero_flow: start from the feature as it is; else torch's own initialization.
-        legacy: the released code's grid.
+        zero_flow: start without a shift; else torch's own initialization.
+        legacy: sample on the released code's grid.
     """
 
     def __init__(
@@ -62,16 +61,16 @@ class FlowWarp(nn.Module):
 
     def forward(
         self, tower: Float[Tensor, "R D H W"], roi_features: Float[Tensor, "R D H W"]
-    ) -> Deformed:
+    ) -> WarpOutput:
         """Warp the tower's feature."""
         flow = self.flow(torch.cat([tower, roi_features], dim=1))
-        return Deformed(flow_warp(tower, flow, legacy=self.legacy), flow)
+        return WarpOutput(flow_warp(tower, flow, legacy=self.legacy), flow)
 
 
 class ModulatedDeformConv(nn.Module):
-    """DCNv2: a 3 x 3 convolution that looks up each of its taps elsewhere, each with a weight.
+    """DCNv2: a 3 x 3 convolution with a predicted offset and weight for each tap.
 
-    Offsets and weights start at zero and one half, as in its paper: a plain convolution, halved.
+    Offsets start at 0 and weights at one half, as in its paper: a plain convolution, halved.
     """
 
     def __init__(self, channels: int) -> None:
@@ -84,20 +83,20 @@ class ModulatedDeformConv(nn.Module):
 
     def forward(
         self, tower: Float[Tensor, "R D H W"], roi_features: Float[Tensor, "R D H W"]
-    ) -> Deformed:
+    ) -> WarpOutput:
         """Convolve the tower's feature."""
-        found = self.offset(torch.cat([tower, roi_features], dim=1)).float()
-        offset, mask = found[:, : 2 * _TAPS], found[:, 2 * _TAPS :].sigmoid()
+        predicted = self.offset(torch.cat([tower, roi_features], dim=1)).float()
+        offset, mask = predicted[:, : 2 * _TAPS], predicted[:, 2 * _TAPS :].sigmoid()
         out = deform_conv2d(tower.float(), offset, self.weight.float(), padding=1, mask=mask)
-        return Deformed(out.to(tower.dtype), None)
+        return WarpOutput(out.to(tower.dtype), None)
 
 
 class DynamicGraph(nn.Module):
-    """DGMN (Zhang et al. 2020): each cell gathers from a few others, with weights of its own.
+    """DGMN (Zhang et al. 2020): each cell gathers a few others with predicted weights.
 
     Four branches look at 3 x 3 neighborhoods with dilations of 1 to 12. In each, a convolution
-    predicts for every cell where its nine taps are, how much each counts, and a filter over them
-    for each group of channels.
+    predicts for every cell the positions and weights of its nine taps, and a filter over them for
+    each group of channels.
     """
 
     _HIDDEN, _GROUPS, _DILATIONS = 64, 4, (1, 4, 8, 12)
@@ -107,27 +106,27 @@ class DynamicGraph(nn.Module):
         hidden = self._HIDDEN
         # For each tap a filter in every group, two offsets and a weight.
         kernel = _TAPS * (self._GROUPS + 3)
-        self.squeeze = _norm_relu(channels, hidden)
+        self.squeeze = _build_conv_norm_relu(channels, hidden)
         kernels = [nn.Conv2d(hidden, kernel, 3, padding=d, dilation=d) for d in self._DILATIONS]
-        for each in kernels:
-            nn.init.zeros_(each.weight)
-            nn.init.zeros_(each.bias)  # type: ignore[arg-type]
+        for layer in kernels:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.kernels = nn.ModuleList(kernels)
-        self.merge = _norm_relu(hidden * (1 + len(self._DILATIONS)), hidden)
-        self.expand = _norm_relu(hidden, channels)
+        self.merge = _build_conv_norm_relu(hidden * (1 + len(self._DILATIONS)), hidden)
+        self.expand = _build_conv_norm_relu(hidden, channels)
 
     def forward(
         self,
         tower: Float[Tensor, "R D H W"],
         roi_features: Float[Tensor, "R D H W"],
-    ) -> Deformed:
-        """Add to the tower's feature what its cells gather."""
+    ) -> WarpOutput:
+        """Add the gathered cells to the tower's feature."""
         x = self.squeeze(tower)
         parts = [x]
         for kernel, dilation in zip(self.kernels, self._DILATIONS, strict=True):
             parts.append(self._gather(x, kernel(x).float(), dilation=dilation))
         gathered: Tensor = self.expand(self.merge(torch.cat(parts, dim=1)))
-        return Deformed(tower + gathered, None)
+        return WarpOutput(tower + gathered, None)
 
     def _gather(self, x: Tensor, kernel: Tensor, *, dilation: int) -> Tensor:
         groups = self._GROUPS
@@ -147,7 +146,7 @@ class DynamicGraph(nn.Module):
         return gathered.to(x.dtype)
 
 
-def build_slot(
+def build_warp(
     warp: Literal["flow", "dcnv2", "dgmn"],
     channels: int,
     *,
@@ -155,7 +154,7 @@ def build_slot(
     zero_flow: bool,
     legacy: bool,
 ) -> FlowWarp | ModulatedDeformConv | DynamicGraph:
-    """Build what fills the slot; the last three arguments are the flow warp's."""
+    """Build the warp that a config names; the last three arguments are the flow warp's."""
     match warp:
         case "flow":
             return FlowWarp(channels, bias=bias, zero_flow=zero_flow, legacy=legacy)
@@ -168,7 +167,7 @@ def build_slot(
 def flow_warp(
     x: Float[Tensor, "R D H W"], flow: Float[Tensor, "R 2 H W"], *, legacy: bool = False
 ) -> Float[Tensor, "R D H W"]:
-    """Read each cell from where its flow points, bilinear; beyond the border is zero (eq. 2).
+    """Read each cell where its flow points, bilinear, with zeros beyond the border (eq. 2).
 
     Args:
         x: features.
@@ -178,24 +177,24 @@ def flow_warp(
     height, width = x.shape[-2:]
     shift = flow.float().permute(0, 2, 3, 1)
     if legacy:
-        grid = _grid(_corner_to_corner(width, x.device), _corner_to_corner(height, x.device))
-        return _sample(x, grid + _divide(shift, width, height))
-    # In a canvas with sides of a power of two, the centers of cells are floats without rounding,
-    # and zeros to the right and below are what lies beyond the border anyway.
-    wide, high = _power_of_two(width), _power_of_two(height)
-    grid = _grid(_centers(width, wide, x.device), _centers(height, high, x.device))
+        corners = [torch.linspace(-1, 1, side, device=x.device) for side in (width, height)]
+        return _sample(x, _make_grid(*corners) + _divide(shift, width, height))
+    # In a canvas with sides of a power of two, cell centers are floats without rounding error. The
+    # zeros to the right and below are the ones that sampling beyond the border gives anyway.
+    wide, high = _round_to_power_of_two(width), _round_to_power_of_two(height)
+    grid = _make_grid(_make_centers(width, wide, x.device), _make_centers(height, high, x.device))
     canvas = F.pad(x, (0, wide - width, 0, high - height))
     return _sample(canvas, grid + _divide(shift, wide, high))
 
 
-def _norm_relu(in_channels: int, channels: int) -> nn.Sequential:
+def _build_conv_norm_relu(in_channels: int, channels: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, channels, 1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(math.gcd(channels, 32), channels), nn.ReLU())
 
 
 def _sample(x: Tensor, grid: Tensor) -> Tensor:
-    # In float32 whatever autocast says: a position in bfloat16 is off by a tenth of a cell.
+    # In float32, even under autocast: a position in bfloat16 is off by a tenth of a cell.
     sampled = F.grid_sample(
         x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
@@ -206,19 +205,15 @@ def _divide(shift: Tensor, width: int, height: int) -> Tensor:
     return torch.stack([shift[..., 0] / width, shift[..., 1] / height], dim=-1)
 
 
-def _grid(x: Tensor, y: Tensor) -> Tensor:
+def _make_grid(x: Tensor, y: Tensor) -> Tensor:
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([columns, rows], dim=-1)
 
 
-def _corner_to_corner(side: int, device: torch.device) -> Tensor:
-    return torch.linspace(-1, 1, side, device=device)
-
-
-def _centers(side: int, canvas_side: int, device: torch.device) -> Tensor:
+def _make_centers(side: int, canvas_side: int, device: torch.device) -> Tensor:
     cell = torch.arange(side, device=device, dtype=torch.float32)
     return (2 * cell + 1) / canvas_side - 1
 
 
-def _power_of_two(side: int) -> int:
+def _round_to_power_of_two(side: int) -> int:
     return 1 << (side - 1).bit_length()

@@ -1,21 +1,20 @@
-"""Guided flow: the squeeze field supervises where the two warps look.
+"""Guided flow: supervise the flows of the two warps with the displacement to the outline.
 
-The paper lets the flows find their way through the losses of the masks. But what it hopes for is
-known: a cell outside the object should read from the outline further in, a cell inside from the
-outline further out, and the shortest way to the outline from any cell is
+In the paper only the mask losses train the flows. But the flow it hopes for is known: a cell
+outside the object should read from the outline further in, a cell inside from the outline further
+out, and the shortest displacement from any cell to the outline is
 
     -d * gradient(d) / |gradient(d)|
 
-with d the signed distance to the outline, positive inside. So the contraction flow is held to that
-way in the band outside the outline, the expansion flow in the band inside, by smooth L1 in cells of
-the feature. It costs nothing at inference.
+with d the signed distance to the outline, positive inside. So a smooth L1 loss, in cells of the
+feature, pulls the contraction flow to it in the band outside the outline and the expansion flow in
+the band inside. It costs nothing at inference.
 
-d is Euclidean: the gradient of the chessboard distance points along an axis or a diagonal and
-nowhere else. It is measured anew on each RoI's own grid, which needs no loop: a square of 28 x 28
-cells has so few columns and rows that the exact transform is two small minima, first along rows,
-then along columns.
+d is Euclidean: the gradient of the chessboard distance points only along an axis or a diagonal. It
+is computed on each RoI's own grid, without a loop: a grid of 28 x 28 cells is so small that the
+exact transform is two minima, first along rows, then along columns.
 
-    R rois, M side of a mask, m side of the feature, half of M.
+R rois, M side of a mask, m side of the feature, half of M
 """
 
 from typing import NamedTuple
@@ -28,15 +27,15 @@ from torch.nn import functional as F
 from bsm.configs.shared import GuidedFlowConfig
 from bsm.squeeze import Flows
 
-_LEAST_SLOPE = 0.3
-"""Where the distance has no clear direction, as on the ridge of a thin object, the way is shorter
-than the distance rather than long into a random direction."""
+_MIN_SLOPE = 0.3
+"""Where the distance has no clear direction, as on the ridge of a thin object, the displacement is
+too short rather than long in a random direction."""
 
 
 class FlowTargets(NamedTuple):
-    """What guides the flows of R rois."""
+    """The targets of the flows of R rois."""
 
-    way: Float[Tensor, "R 2 m m"]
+    displacement: Float[Tensor, "R 2 m m"]
     """From each cell to the outline, (x, y) in cells of the feature."""
     contraction: Float[Tensor, "R m m"]
     """1 in the band outside the outline, where the contraction flow is supervised."""
@@ -44,21 +43,21 @@ class FlowTargets(NamedTuple):
     """1 in the band inside."""
 
 
-def flow_targets(masks: Float[Tensor, "R M M"], *, reach: float) -> FlowTargets:
-    """Find the shortest way to the outline, on a grid half as fine as the masks.
+def make_flow_targets(masks: Float[Tensor, "R M M"], *, reach: float) -> FlowTargets:
+    """Compute the shortest displacement to the outline, on a grid half as fine as the masks.
 
     Args:
         masks: 0/1, as the mask target is; M is even.
-        reach: how far from the outline the bands go, in cells of the feature.
+        reach: width of the bands on either side of the outline, in cells of the feature.
     """
     distance = F.avg_pool2d(signed_distance(masks)[:, None], 2) / 2
-    # A smooth distance has a smooth direction: one mean over 3 x 3 cells takes the stairs away.
+    # A smooth distance has a smooth direction: a mean over 3 x 3 cells removes the stairs.
     smooth = F.avg_pool2d(F.pad(distance, (1, 1, 1, 1), mode="replicate"), kernel_size=3, stride=1)[
         :, 0
     ]
     slope_y, slope_x = torch.gradient(smooth, dim=(1, 2))
     slope = torch.stack([slope_x, slope_y], dim=1)
-    norm = slope.norm(dim=1, keepdim=True).clamp(min=_LEAST_SLOPE)
+    norm = slope.norm(dim=1, keepdim=True).clamp(min=_MIN_SLOPE)
     near = distance[:, 0].abs() < reach
     inside = distance[:, 0] > 0
     return FlowTargets(-distance * slope / norm, (near & ~inside).float(), (near & inside).float())
@@ -67,12 +66,12 @@ def flow_targets(masks: Float[Tensor, "R M M"], *, reach: float) -> FlowTargets:
 def signed_distance(masks: Float[Tensor, "R M M"]) -> Float[Tensor, "R M M"]:
     """Measure each cell's Euclidean distance to the outline, in cells, positive inside.
 
-    The outline lies half a cell from the centers of the cells on either side of it. A mask without
-    an outline on its grid is farther from one than any cell: 2 M.
+    The outline is half a cell from the centers of the cells on either side of it. In a mask without
+    an outline the distance is 2 M, farther than any cell.
     """
     inside = masks > 0.5
-    to_outside = _distance_to(~inside) - 0.5
-    to_inside = _distance_to(inside) - 0.5
+    to_outside = _measure_distance(~inside) - 0.5
+    to_inside = _measure_distance(inside) - 0.5
     return torch.where(inside, to_outside, -to_inside)
 
 
@@ -83,13 +82,13 @@ def guided_flow_losses(
     config: GuidedFlowConfig,
     weights: Float[Tensor, " R"] | None = None,
 ) -> dict[str, Tensor]:
-    """Hold each flow to the way to the outline, in its own band.
+    """Compare each flow with the displacement to the outline, in its own band.
 
     Args:
         flows: of the squeeze; a flow that is left out has no loss.
-        targets: from `flow_targets`.
+        targets: from `make_flow_targets`.
         config: weight of the losses.
-        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
+        weights: 1 for a real roi, 0 for an empty slot; by default every roi is real.
 
     Returns:
         the weighted losses by name: loss_flow_contraction, loss_flow_expansion.
@@ -101,18 +100,19 @@ def guided_flow_losses(
             continue
         band = bands[name] if weights is None else bands[name] * weights[:, None, None]
         # A flow counts half cells (bsm/deform.py).
-        off = F.smooth_l1_loss(flow.float() / 2, targets.way, reduction="none").mean(1)
-        losses[f"loss_flow_{name}"] = config.weight * (off * band).sum() / band.sum().clamp(min=1.0)
+        error = F.smooth_l1_loss(flow.float() / 2, targets.displacement, reduction="none").mean(1)
+        total = (error * band).sum()
+        losses[f"loss_flow_{name}"] = config.weight * total / band.sum().clamp(min=1.0)
     return losses
 
 
-def _distance_to(cells: Tensor) -> Tensor:
-    """The distance of each center to the nearest center of the cells that are true."""
+def _measure_distance(cells: Tensor) -> Tensor:
+    """Measure the distance of each center to the nearest center of the cells that are true."""
     side = cells.shape[-1]
-    place = torch.arange(side, device=cells.device, dtype=torch.float32)
-    apart = (place[:, None] - place).square()  # (M, M)
+    position = torch.arange(side, device=cells.device, dtype=torch.float32)
+    square = (position[:, None] - position).square()  # (M, M)
     # No two cells of the grid are as far apart as this.
     far = 4.0 * side * side
-    in_row = torch.where(cells[:, :, None, :], apart[None, None], far).amin(dim=-1)  # (R, M, M)
-    both = in_row[:, None, :, :] + apart[None, :, :, None]  # (R, row, other row, column)
+    in_row = torch.where(cells[:, :, None, :], square[None, None], far).amin(dim=-1)  # (R, M, M)
+    both = in_row[:, None, :, :] + square[None, :, :, None]  # (R, row, other row, column)
     return both.amin(dim=2).clamp(max=far).sqrt()

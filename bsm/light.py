@@ -1,9 +1,9 @@
-"""A boundary squeeze that is light: the whole of it at a quarter of the width.
+"""A light boundary squeeze: the whole module at a quarter of the width.
 
-The paper calls its module light; the released head costs 1.47 GMAC a RoI where a plain mask head
-costs 0.53. Most of that are 3 x 3 convolutions at full width, and what they compute is thin: three
-outlines. So M is narrowed by a 1 x 1 convolution, everything between it and the mask happens in the
-narrow feature, and a 1 x 1 convolution widens the result:
+The paper calls its module light, but the released head costs 1.47 GMAC per RoI where a plain mask
+head costs 0.53. Most of that is 3 x 3 convolutions at full width, for three thin outlines. So a
+1 x 1 convolution narrows M, everything up to the mask happens in the narrow feature, and a 1 x 1
+convolution widens the result:
 
     N  = narrow(M)
     S  = A(N) + downsample(F')                           3 x 3, stride 2, ReLU, as released
@@ -12,7 +12,7 @@ narrow feature, and a 1 x 1 convolution widens the result:
     B  = tower(C + E + N)  (eq. 1)                       one 3 x 3 convolution
     M' = ReLU(M + widen([B, C, E]))                      1 x 1
 
-    R rois, C channels, Cf channels of the finer feature, w width of the squeeze, m, n sides.
+R rois, C channels, Cf channels of the finer feature, w width of the squeeze, m, n sides
 """
 
 import torch
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from bsm.configs.shared import SqueezeConfig
 from bsm.deform import flow_warp
-from bsm.squeeze import Flows, Squeezed, check_features, conv
+from bsm.squeeze import Flows, SqueezedFeatures, build_conv, check_features
 
 
 class LightBoundarySqueeze(nn.Module):
-    """The interface of `BoundarySqueeze`; boundary, contraction and expansion are w channels wide.
+    """A drop-in for `BoundarySqueeze` whose supervised features have only w channels.
 
     Args:
         channels: of the RoI feature and of the refined one.
-        fine_channels: of the finer feature; without it the same.
+        fine_channels: of the finer feature; by default the same.
         config: its variant must be "light".
     """
 
@@ -46,15 +46,15 @@ class LightBoundarySqueeze(nn.Module):
         self.supervised_channels = width
         self.mask_sign = {"plus": 1, "minus": -1}[config.fusion]
         self.legacy_warp = config.legacy_warp
-        self.narrow = conv(channels, width, 1, config=config)
-        self.downsample = conv(fine_channels or channels, width, 3, stride=2, config=config)
-        self.towers_in = conv(width, 2 * width, 3, config=config)
+        self.narrow = build_conv(channels, width, 1, config=config)
+        self.downsample = build_conv(fine_channels or channels, width, 3, stride=2, config=config)
+        self.towers_in = build_conv(width, 2 * width, 3, config=config)
         self.towers_out = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2, bias=False)
         self.flows: nn.Conv2d | None = None
         if config.warp != "none":
             self.flows = nn.Conv2d(3 * width, 4, 3, padding=1)
-        self.boundary_tower = conv(width, width, 3, config=config, relu=False)
-        self.widen = conv(3 * width, channels, 1, config=config, relu=False)
+        self.boundary_tower = build_conv(width, width, 3, config=config, relu=False)
+        self.widen = build_conv(3 * width, channels, 1, config=config, relu=False)
         self._initialize(config)
 
     def _initialize(self, config: SqueezeConfig) -> None:
@@ -64,7 +64,7 @@ class LightBoundarySqueeze(nn.Module):
             if config.initialization == "released":
                 nn.init.normal_(layer.weight, std=0.01)
             else:
-                # What comes in: the towers' second half sees a group of all channels.
+                # fan_in, because the towers' second convolution reads one group of channels.
                 nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
         if self.flows is not None and config.initialization == "kaiming":
             nn.init.zeros_(self.flows.weight)
@@ -75,11 +75,11 @@ class LightBoundarySqueeze(nn.Module):
         self,
         roi_features: Float[Tensor, "R C m n"],
         fine_features: Float[Tensor, "R Cf 2*m 2*n"] | None = None,
-    ) -> Squeezed:
+    ) -> SqueezedFeatures:
         """Squeeze R rois.
 
         Args:
-            roi_features: M, what the mask would otherwise be predicted from.
+            roi_features: M, from which the mask would be predicted without the squeeze.
             fine_features: F', of the same boxes, with twice as many cells along each side.
 
         Raises:
@@ -99,4 +99,4 @@ class LightBoundarySqueeze(nn.Module):
         boundary = self.boundary_tower(contraction + expansion + self.mask_sign * narrow)
         widened = self.widen(torch.cat([boundary, contraction, expansion], dim=1))
         refined = (roi_features + widened).relu()
-        return Squeezed(refined, boundary, contraction, expansion, flows)
+        return SqueezedFeatures(refined, boundary, contraction, expansion, flows)

@@ -1,10 +1,10 @@
-"""The losses of mask heads: cross-entropy and Dice, on the mask and on the squeeze's bands.
+"""Losses of mask heads: cross-entropy and Dice, on the mask and on the squeeze's bands.
 
 Every loss is a mean over real RoIs. A batch has a fixed number of RoI slots, so each loss takes a
-weight for every slot: 1 for a real RoI, 0 for an empty one. Without any real RoI a loss is exactly
-0, and its gradient too, so that a batch without objects is a step like any other.
+weight for every slot: 1 for a real RoI, 0 for an empty slot. Without any real RoI the loss and its
+gradient are exactly 0, so a batch without objects is a valid step.
 
-    R rois, H, W sides of a mask or of any other grid, M side of a square one.
+R rois, H, W sides of a mask or of any other grid, M side of a square one
 """
 
 from typing import NamedTuple
@@ -19,15 +19,14 @@ from bsm.field import MaskTargets
 
 DICE_SMOOTH = 1.0  # in numerator and denominator (released code)
 
-_MOST_WEIGHT = 20.0
-"""Cap on the weight of a band's cells in weighted cross-entropy: a band of one cell would count 783
-times."""
+_MAX_WEIGHT = 20.0
+"""Cap on the weight of a band's cells in weighted cross-entropy: a single cell would weigh 783."""
 
 
 class SqueezeLogits(NamedTuple):
-    """What the predictors say of R rois, each (R, M, M), of the roi's own category.
+    """Logits of R rois, each (R, M, M), for the roi's own category.
 
-    None where a branch is left out, and where a model takes care of its mask itself.
+    None where a branch is left out, or where the model computes its mask loss itself.
     """
 
     mask: Tensor | None
@@ -41,17 +40,24 @@ def bce_loss(
     targets: Float[Tensor, "R H W"],
     *,
     weights: Float[Tensor, " R"] | None = None,
+    band_weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, ""]:
     """Average the binary cross-entropy over the cells of real rois.
 
     Args:
         logits: before the sigmoid.
         targets: 0/1.
-        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
+        weights: 1 for a real roi, 0 for an empty slot; by default every roi is real.
+        band_weights: weights of the target's cells in each roi; by default 1.
     """
-    cells = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    # A sum and a division, not a mean: the mean of no cells is no number.
-    return _mean_of_rois(cells.flatten(1).sum(1) / _cells_of(logits), weights)
+    cells = F.binary_cross_entropy_with_logits(
+        logits.float(),
+        targets.float(),
+        reduction="none",
+        pos_weight=None if band_weights is None else band_weights[:, None, None],
+    )
+    # A sum and a division, not a mean: the mean over no cells is NaN.
+    return _average_rois(cells.flatten(1).sum(1) / _count_cells(logits), weights)
 
 
 def weighted_bce_loss(
@@ -60,23 +66,20 @@ def weighted_bce_loss(
     *,
     weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Average the cross-entropy with a band's cells weighted up to those outside of it.
+    """Average the cross-entropy with a band's cells weighted as much as those outside of it.
 
-    Neither the paper nor its code says how it weights (Table 1b). Here the cells of a band count
-    (number of others) / (number of theirs) each, roi by roi, at most 20.
+    Neither the paper nor its code says how it weights (Table 1b). Here each cell of a band has the
+    weight (cells outside) / (cells inside), per roi, at most 20.
 
     Args:
         logits: before the sigmoid.
         targets: 0/1.
-        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
+        weights: 1 for a real roi, 0 for an empty slot; by default every roi is real.
     """
-    wanted = targets.float()
-    ones = wanted.flatten(1).sum(1)
-    up = ((_cells_of(logits) - ones) / ones.clamp(min=1.0)).clamp(min=1.0, max=_MOST_WEIGHT)
-    cells = F.binary_cross_entropy_with_logits(
-        logits.float(), wanted, reduction="none", pos_weight=up[:, None, None]
-    )
-    return _mean_of_rois(cells.flatten(1).sum(1) / _cells_of(logits), weights)
+    inside = targets.float().flatten(1).sum(1)
+    ratio = (_count_cells(logits) - inside) / inside.clamp(min=1.0)
+    band_weights = ratio.clamp(min=1.0, max=_MAX_WEIGHT)
+    return bce_loss(logits, targets, weights=weights, band_weights=band_weights)
 
 
 def dice_loss(
@@ -87,16 +90,16 @@ def dice_loss(
 ) -> Float[Tensor, ""]:
     """Average over real rois 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), p = sigmoid(logits).
 
-    Unlike cross-entropy it does not drown a band one or two cells wide in its background.
+    Unlike cross-entropy, it does not drown a band of one or two cells in the background.
 
     Args:
         logits: before the sigmoid.
         targets: 0/1.
-        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
+        weights: 1 for a real roi, 0 for an empty slot; by default every roi is real.
     """
     probs, wanted = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
     shared, total = (probs * wanted).sum(1), probs.sum(1) + wanted.sum(1)
-    return _mean_of_rois(1 - (2 * shared + DICE_SMOOTH) / (total + DICE_SMOOTH), weights)
+    return _average_rois(1 - (2 * shared + DICE_SMOOTH) / (total + DICE_SMOOTH), weights)
 
 
 def band_loss(
@@ -106,13 +109,13 @@ def band_loss(
     kind: BandLoss,
     weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Compare a prediction with its band by one of the losses of Table 1b.
+    """Compute one of the band losses of Table 1b.
 
     Args:
         logits: before the sigmoid.
         targets: 0/1.
         kind: cross-entropy, weighted or not, Dice, or a sum of two.
-        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
+        weights: 1 for a real roi, 0 for an empty slot; by default every roi is real.
     """
     match kind:
         case "bce":
@@ -136,7 +139,7 @@ def squeeze_losses(
     loss_weights: LossWeights | None = None,
     band: BandLoss = "dice",
 ) -> dict[str, Tensor]:
-    """Compare the predictions with their targets (eq. 5).
+    """Compute the losses of all branches (eq. 5).
 
     Cross-entropy for the mask, cross-entropy and Dice for the boundary, Dice for the contraction
     and expansion bands (sec. 3.2).
@@ -144,13 +147,13 @@ def squeeze_losses(
     Args:
         logits: of the roi's own category.
         targets: from the squeeze field or from morphology.
-        weights: 1 for a real roi, 0 for an empty slot; without them every roi is real.
-        loss_weights: weights of the four in the sum; without them all are 1, as in the paper.
+        weights: 1 for a real roi, 0 for an empty slot; by default every roi is real.
+        loss_weights: weights of the four in the sum; by default all are 1, as in the paper.
         band: loss of the contraction and expansion bands (Table 1b).
 
     Returns:
-        the weighted losses by name: loss_mask, loss_boundary, loss_contraction, loss_expansion;
-        without those of a branch that is left out.
+        the weighted losses by name: loss_mask, loss_boundary, loss_contraction, loss_expansion,
+        except for branches that are left out.
     """
     scale = loss_weights or LossWeights()
     kinds: dict[str, BandLoss] = {
@@ -168,12 +171,12 @@ def squeeze_losses(
     return losses
 
 
-def _cells_of(logits: Tensor) -> int:
+def _count_cells(logits: Tensor) -> int:
     return max(logits.shape[-2] * logits.shape[-1], 1)
 
 
-def _mean_of_rois(losses: Tensor, weights: Tensor | None) -> Tensor:
+def _average_rois(losses: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         weights = torch.ones_like(losses)
-    # No host sync for "are there any": the sum of nothing is 0, divided by 1.
+    # No host sync to test for real rois: without any, 0 is divided by 1.
     return (losses * weights).sum() / weights.sum().clamp(min=1.0)

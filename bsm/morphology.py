@@ -1,9 +1,9 @@
-"""The targets as the paper and its released code make them: morphology on each RoI's own mask.
+"""Targets as in the paper and its released code: morphology on each RoI's own mask.
 
-This is the exact reference that the squeeze field is held against, and the "roi" target source. It
-needs the image-sized masks in the batch and K^2 values for every cell, which the field does not.
+This is the exact reference for the squeeze field, and the "roi" target source. Unlike the field, it
+needs image-sized masks in the batch and K^2 values for every cell.
 
-    N images, T target slots, R rois, M side of a target, K side of the kernel, H, W image size.
+N images, T target slots, R rois, M side of a target, K side of the kernel, H, W image size
 """
 
 import torch
@@ -19,8 +19,8 @@ def targets_from_masks(
     """Make the four targets of each mask on its own grid.
 
     The border of the grid does not erode, as in cv2. The boundary is the 3 x 3 Laplacian of the
-    mask, which pads with zeros: what it marks is the mask without its erosion by 3 x 3, and for
-    that erosion alone the border of the grid is outside.
+    mask, which pads with zeros: it marks the mask minus its erosion by 3 x 3, and for that erosion
+    alone the border of the grid counts as outside.
 
     Args:
         masks: 0/1 or bool.
@@ -29,19 +29,19 @@ def targets_from_masks(
             not).
 
     Raises:
-        ValueError: kernel_size is even: its band would lie off center.
+        ValueError: kernel_size is even, so its band would be off center.
     """
-    # Only this target source needs kornia, and it is a second of imports.
+    # Only this target source needs kornia, which takes a second to import.
     from kornia.morphology import dilation, erosion  # noqa: PLC0415
 
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(
-            f"kernel_size {kernel_size}: the band of an even kernel lies off center. "
-            f"Take {kernel_size - 1} or {kernel_size + 1}."
+            f"kernel_size {kernel_size}: the band of an even kernel is off center. "
+            f"Use {kernel_size - 1} or {kernel_size + 1}."
         )
     mask = masks.float()[:, None]
     kernel = mask.new_ones(kernel_size, kernel_size)
-    # The unfold engine is the one that is fast on a CPU and exact; "geodesic" ignores the border.
+    # The unfold engine is fast on a CPU and exact; "geodesic" ignores the border.
     dilated = dilation(mask, kernel, border_type="geodesic", engine="unfold")
     eroded = erosion(mask, kernel, border_type="geodesic", engine="unfold")
     core = erosion(
@@ -63,7 +63,7 @@ def crop_masks(
     *,
     side: int,
 ) -> Float[Tensor, "R M M"]:
-    """Cut each roi's mask out of its image and resample it: RoIAlign, then at least one half.
+    """Crop and resample each roi's mask: RoIAlign, then a threshold of one half.
 
     Args:
         masks: 0/1 or bool, at image size.
@@ -75,14 +75,14 @@ def crop_masks(
     from torchvision.ops import roi_align  # noqa: PLC0415  as kornia above
 
     slots = masks.shape[1]
-    if masks.shape[0] * slots == 0:  # a batch without objects has slots to cut, but no mask
+    if masks.shape[0] * slots == 0:  # a batch without objects has rois, but no mask to crop
         return boxes_xyxy.new_zeros(len(boxes_xyxy), side, side)
     plane = (image_index * slots + slot_index).to(boxes_xyxy.dtype)
-    share: Tensor = roi_align(
+    coverage: Tensor = roi_align(
         masks.flatten(0, 1)[:, None].to(boxes_xyxy.dtype),
         torch.cat([plane[:, None], boxes_xyxy], dim=1),
         output_size=side,
         sampling_ratio=0,  # as many samples as pixels (detectron2)
         aligned=True,
     )
-    return (share[:, 0] >= 0.5).to(boxes_xyxy.dtype)
+    return (coverage[:, 0] >= 0.5).to(boxes_xyxy.dtype)

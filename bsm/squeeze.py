@@ -1,7 +1,7 @@
-"""The boundary squeeze module, alone, for any model that pools features of RoIs.
+"""The boundary squeeze module, on its own, for any model that pools features of RoIs.
 
 It takes the feature of each RoI and a finer feature of the same RoI, squeezes the boundary from the
-outside in (contraction) and from the inside out (expansion), and gives back the refined feature and
+outside in (contraction) and from the inside out (expansion), and returns the refined feature and
 the three that training supervises. Adding it to a model takes five lines, where `predict` are four
 predictors of the model's own, each from (R, 256, 14, 14) to logits (R, 28, 28):
 
@@ -13,8 +13,7 @@ predictors of the model's own, each from (R, 256, 14, 14) to logits (R, 28, 28):
 
 Inference needs `squeezed.refined` alone.
 
-With M the feature of the RoI (after the four convolutions of a mask head), F' the finer feature, A
-the stop of a gradient, and [.,.] concatenation:
+M is the RoI feature, F' the finer feature, A stops the gradient, and [.,.] concatenates:
 
     S  = A(M) + downsample(F')
     C' = contraction tower(S),  C = warp(C', flow([C', M]));  E likewise
@@ -31,20 +30,19 @@ silent, "paper" does what the code does. The third variant, "light", is in bsm/l
     refined feature          M'                       ReLU(conv3x3(M'))
     parameters (256 ch.)     2.51 M                   4.80 M
 
-    only the code says, done in both:
-      M is detached in S; no norm anywhere; a ReLU between the two convolutions of a tower and none
-      after them.
+    only in the code, done in both:
+      M is detached in S; no norm anywhere; a tower has one ReLU, between its two convolutions.
 
     ablations (Table 1):
       branches          (a) A tower that is left out leaves every sum. Without either tower the
-                        boundary is predicted from S (+ M) directly. Boundary is a supervision:
-                        without it B is computed as before, but not given out.
+                        boundary is predicted from S (+ M) directly. The boundary branch is
+                        supervision only: without it B is still computed, but not returned.
       fine_features     (c) S = A(M).
       mask_feature      (d) B = C + E.
       boundary_to_mask  (d) B itself is added to the mask, without convolution and ReLU.
-      warp              (e) What fills the generators' slot, see bsm/deform.py.
+      warp              (e) The warp of the generators, see bsm/deform.py.
 
-    options of their own:
+    options of ours:
       fusion          sign of M in eq. 1: "plus" is the paper and the released cascades, "minus" the
                       released COCO and Cityscapes models.
       mask_fusion     the last convolution of "released".
@@ -54,25 +52,24 @@ silent, "paper" does what the code does. The third variant, "light", is in bsm/l
                       Kaiming, flows zero: training starts from features that are not warped.
       unite_boundary  belongs to the targets, see bsm/field.py.
 
-What stays in the model's head: its convolutions before M, and a deconvolution and predictor for
-each of the four features (bsm/instance/mask_heads/squeeze.py).
+The model's head keeps its convolutions before M, and a deconvolution and predictor for each of the
+four features (bsm/instance/mask_heads/squeeze.py).
 
-    R rois, C channels, Cf channels of the finer feature, m, n its sides (equal for RoIs).
+R rois, C channels, Cf channels of the finer feature, m, n its sides (equal for RoIs)
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bsm.configs.shared import SqueezeConfig
-from bsm.deform import Deformed, build_slot
+from bsm.deform import WarpOutput, build_warp
 
 
 class Flows(NamedTuple):
-    """Where the warps read, each (R, 2, m, m), (x, y) in half cells of the feature.
+    """The flows of the two warps, each (R, 2, m, m), (x, y) in half cells of the feature.
 
     None where the branch or the flow is left out.
     """
@@ -81,30 +78,31 @@ class Flows(NamedTuple):
     expansion: Tensor | None
 
 
-class Squeezed(NamedTuple):
+class SqueezedFeatures(NamedTuple):
     """Features of R rois, each (R, C, m, m); None where the branch is left out."""
 
     refined: Tensor
-    """What the mask is predicted from; the only one inference needs."""
+    """Predicts the mask; inference needs no other."""
     boundary: Tensor | None
-    """What predicts the boundary: F_boundary."""
+    """Predicts the boundary: F_boundary."""
     contraction: Tensor | None
-    """Squeezed from the outside in, predicts the band outside: F_contraction."""
+    """Squeezed from the outside in; predicts the band outside: F_contraction."""
     expansion: Tensor | None
-    """Squeezed from the inside out, predicts the band inside: F_expansion."""
+    """Squeezed from the inside out; predicts the band inside: F_expansion."""
     flows: Flows
-    """What guided flow supervises."""
+    """Supervised by guided flow."""
 
 
 class SqueezedFeatureGenerator(nn.Module):
-    """Make one squeezed feature: a tower, and what the slot makes of it with M (eq. 2)."""
+    """Make one squeezed feature: a tower, then a warp guided by M (eq. 2)."""
 
     def __init__(self, channels: int, *, config: SqueezeConfig) -> None:
         super().__init__()
-        self.tower = tower(channels, config=config)
+        self.tower = build_tower(channels, config=config)
+        # The warp, named "slot" in checkpoints.
         self.slot: nn.Module | None = None
         if config.warp != "none":
-            self.slot = build_slot(
+            self.slot = build_warp(
                 config.warp,
                 channels,
                 bias=config.variant != "released",
@@ -114,22 +112,22 @@ class SqueezedFeatureGenerator(nn.Module):
 
     def forward(
         self, summed: Float[Tensor, "R C m n"], roi_features: Float[Tensor, "R C m n"]
-    ) -> Deformed:
-        """Squeeze F_sum, guided by the feature of the RoI."""
+    ) -> WarpOutput:
+        """Squeeze F_sum, guided by the RoI feature."""
         feature: Tensor = self.tower(summed)
         if self.slot is None:
-            return Deformed(feature, None)
-        deformed: Deformed = self.slot(feature, roi_features)
-        return deformed
+            return WarpOutput(feature, None)
+        warped: WarpOutput = self.slot(feature, roi_features)
+        return warped
 
 
 class BoundarySqueeze(nn.Module):
     """Squeeze the boundary of each RoI from both sides, and refine the RoI's feature with it.
 
     Args:
-        channels: of the RoI feature and of all that comes out.
-        fine_channels: of the finer feature; without it the same.
-        config: variant and ablations; without it the released variant with all branches. The light
+        channels: of the RoI feature and of every output.
+        fine_channels: of the finer feature; by default the same.
+        config: variant and ablations; by default the released variant with all branches. The light
             variant is another class, `bsm.light.LightBoundarySqueeze`.
 
     Raises:
@@ -157,7 +155,7 @@ class BoundarySqueeze(nn.Module):
         self.is_released = released
         self.downsample: nn.Module | None = None
         if config.fine_features:
-            self.downsample = conv(
+            self.downsample = build_conv(
                 fine_channels or channels, channels, 3 if released else 1, stride=2, config=config
             )
         self.contraction, self.expansion = (
@@ -168,27 +166,27 @@ class BoundarySqueeze(nn.Module):
         self.boundary_to_mask: nn.Module | None = None
         self.mask_fusion: nn.Module | None = None
         if released:
-            self.boundary_tower = tower(channels, config=config)
+            self.boundary_tower = build_tower(channels, config=config)
         if config.boundary_to_mask:
-            self.boundary_to_mask = conv(channels, channels, 1, config=config, relu=released)
+            self.boundary_to_mask = build_conv(channels, channels, 1, config=config, relu=released)
         if released and config.mask_fusion:
-            self.mask_fusion = conv(channels, channels, 3, config=config)
+            self.mask_fusion = build_conv(channels, channels, 3, config=config)
 
     def forward(
         self,
         roi_features: Float[Tensor, "R C m n"],
         fine_features: Float[Tensor, "R Cf 2*m 2*n"] | None = None,
-    ) -> Squeezed:
+    ) -> SqueezedFeatures:
         """Squeeze R rois.
 
         Args:
-            roi_features: M, what the mask would otherwise be predicted from.
+            roi_features: M, from which the mask would be predicted without the squeeze.
             fine_features: F', of the same boxes, with twice as many cells along each side; None in
                 the ablation without them.
 
         Raises:
             ValueError: fine_features do not have twice the cells of roi_features, are missing, or
-                there are some that the ablation does not take.
+                are given in the ablation without them.
         """
         check_features(roi_features, fine_features, wanted=self.downsample is not None)
         summed = roi_features.detach()
@@ -198,8 +196,8 @@ class BoundarySqueeze(nn.Module):
             None if generator is None else generator(summed, roi_features)
             for generator in (self.contraction, self.expansion)
         )
-        squeezed = [each.feature for each in (contraction, expansion) if each is not None]
-        boundary = add(squeezed or [summed])
+        squeezed = [branch.feature for branch in (contraction, expansion) if branch is not None]
+        boundary = sum(squeezed[1:], squeezed[0]) if squeezed else summed
         if self.mask_sign:
             boundary = boundary + self.mask_sign * roi_features  # eq. 1
         if self.boundary_tower is not None:
@@ -207,10 +205,10 @@ class BoundarySqueeze(nn.Module):
         refined = boundary if self.boundary_to_mask is None else self.boundary_to_mask(boundary)
         refined = roi_features + refined
         if self.is_released:
-            refined = add([refined, *squeezed])
+            refined = sum(squeezed, refined)
         if self.mask_fusion is not None:
             refined = self.mask_fusion(refined)
-        return Squeezed(
+        return SqueezedFeatures(
             refined,
             boundary if self.gives_boundary else None,
             None if contraction is None else contraction.feature,
@@ -222,20 +220,12 @@ class BoundarySqueeze(nn.Module):
         )
 
 
-def add(features: Sequence[Tensor]) -> Tensor:
-    """Sum features from left to right."""
-    total = features[0]
-    for feature in features[1:]:
-        total = total + feature
-    return total
-
-
-def tower(channels: int, *, config: SqueezeConfig) -> nn.Sequential:
-    """Two 3 x 3 convolutions with a ReLU between them and none after them."""
+def build_tower(channels: int, *, config: SqueezeConfig) -> nn.Sequential:
+    """Build two 3 x 3 convolutions with a ReLU between them and none after them."""
     bias = config.variant != "released"
     layers = [
-        *conv(channels, channels, 3, config=config, bias=bias),
-        *conv(channels, channels, 3, config=config, bias=bias, relu=False),
+        *build_conv(channels, channels, 3, config=config, bias=bias),
+        *build_conv(channels, channels, 3, config=config, bias=bias, relu=False),
     ]
     for layer in layers:
         if isinstance(layer, nn.Conv2d) and config.initialization == "released":
@@ -243,7 +233,7 @@ def tower(channels: int, *, config: SqueezeConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def conv(
+def build_conv(
     in_channels: int,
     channels: int,
     side: Literal[1, 3],
@@ -253,7 +243,7 @@ def conv(
     bias: bool = True,
     relu: bool = True,
 ) -> nn.Sequential:
-    """Build a convolution with the config's norm and a ReLU; a norm takes the bias's place."""
+    """Build a convolution with the config's norm and a ReLU; a norm replaces the bias."""
     norm: nn.Module | None = None
     match config.norm:
         case "batch":
@@ -272,23 +262,23 @@ def conv(
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     layers = [layer, norm, nn.ReLU() if relu else None]
-    return nn.Sequential(*(each for each in layers if each is not None))
+    return nn.Sequential(*(part for part in layers if part is not None))
 
 
 def check_features(roi_features: Tensor, fine_features: Tensor | None, *, wanted: bool) -> None:
-    """Raise if the two features of a squeeze do not belong together."""
-    if fine_features is None or not wanted:
-        if wanted:
-            raise ValueError(
-                "BoundarySqueeze: fine_features are missing. Give them, or build the module with "
-                "SqueezeConfig(fine_features=False)."
-            )
-        if fine_features is not None:
-            raise ValueError(
-                "BoundarySqueeze: fine_features are given to a module that was built without them. "
-                "Leave them out, or build it with SqueezeConfig(fine_features=True)."
-            )
+    """Raise if the two features of a squeeze do not fit together."""
+    if wanted and fine_features is None:
+        raise ValueError(
+            "BoundarySqueeze: fine_features are missing. Give them, or build the module with "
+            "SqueezeConfig(fine_features=False)."
+        )
+    if fine_features is None:
         return
+    if not wanted:
+        raise ValueError(
+            "BoundarySqueeze: fine_features are given to a module that was built without them. "
+            "Leave them out, or build it with SqueezeConfig(fine_features=True)."
+        )
     (rois, _, *coarse), (fine_rois, _, *fine) = roi_features.shape, fine_features.shape
     if rois != fine_rois or fine != [2 * side for side in coarse]:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""The experiments: one recipe and one call each."""
+"""The experiments and the commands, one file each."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check that a folder of shards is whole; --deep reads every row.
+"""Audit a folder of shards; --deep checks every row.
 
 python jobs/audit.py --data data/shards/val2017
 """

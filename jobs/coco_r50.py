@@ -1,19 +1,25 @@
 #!/usr/bin/env python
-"""Mask R-CNN with the boundary squeeze, ResNet-50 FPN, on COCO, 1x schedule.
+"""Mask R-CNN with the boundary squeeze and its controls on COCO, ResNet-50 FPN, 1x schedule.
 
 ray job submit --working-dir . -- python jobs/coco_r50.py --data.root s3://data/coco
 
-The paper reports mask AP 36.9 and boundary AP 23.6 on val2017 (Table 2). Not yet run at full scale
-by us. The trunk starts from timm's pretrained weights, which timm fetches once; without a way out,
-name a file: --model.backbone.weights resnet50.safetensors
+ray job submit --working-dir . -- python jobs/coco_r50.py plain --data.root s3://data/coco
+
+The backbone starts from timm's pretrained weights, which timm downloads once. Without internet
+access, name a file: --model.backbone.weights resnet50.safetensors
 """
 
-from bsm.configs.instance import MaskRCNNConfig
-from bsm.configs.shared import FpnBackboneConfig
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig
 from pipeline import main
 from pipeline.recipe import DataConfig, OptimConfig, Recipe, ScaleConfig, TrackingConfig
+from pipeline.rows import Paper, Row
 
-# Each number is that of the released configuration (playground/detection/coco/bs_mask).
+# Each number is from the released configuration (playground/detection/coco/bs_mask).
 RECIPE = Recipe(
     name="coco_r50",
     model=MaskRCNNConfig(
@@ -39,5 +45,78 @@ RECIPE = Recipe(
     tracking=TrackingConfig(model_name="bsm-coco"),
 )
 
+MaskHead = Literal["squeeze", "plain", "pointrend", "bmask"]
+
+METHODS: dict[MaskHead, tuple[str, str]] = {
+    "squeeze": ("BSM", "bsm"),
+    "plain": ("Mask R-CNN", "mask-rcnn"),
+    "pointrend": ("PointRend", "pointrend"),
+    "bmask": ("BMask R-CNN", "bmask"),
+}
+"""For each mask head its name in the paper, and the prefix of its registered models."""
+
+
+def head_rows(
+    recipe: Recipe[MaskRCNNConfig], papers: Mapping[MaskHead, tuple[Paper, ...]]
+) -> dict[str, Row]:
+    """Make a row for each mask head from the recipe of the squeeze."""
+    return {
+        head: Row(with_head(recipe, head), METHODS[head][0], reported)
+        for head, reported in papers.items()
+    }
+
+
+def with_head(recipe: Recipe[MaskRCNNConfig], head: MaskHead) -> Recipe[MaskRCNNConfig]:
+    """Replace the squeeze of a recipe by another mask head."""
+    if head == "squeeze":
+        return recipe
+    model_name = recipe.tracking.model_name.replace("bsm", METHODS[head][1])
+    return replace(
+        recipe,
+        name=f"{recipe.name}_{head}",
+        model=replace(recipe.model, mask_head=MaskHeadConfig(kind=head)),
+        tracking=replace(recipe.tracking, model_name=model_name),
+    )
+
+
+# Ours: the flows are also trained along the way to the outline (bsm/guided_flow.py).
+GUIDED = replace(
+    RECIPE,
+    name="coco_r50_guided",
+    model=replace(
+        RECIPE.model,
+        mask_head=replace(RECIPE.model.mask_head, guided_flow=GuidedFlowConfig(weight=0.5)),
+    ),
+)
+
+# Ours: two fifths of the work of the released squeeze (bsm/light.py).
+LIGHT = replace(
+    GUIDED,
+    name="coco_r50_light",
+    model=replace(
+        GUIDED.model,
+        mask_head=replace(GUIDED.model.mask_head, squeeze=SqueezeConfig(variant="light")),
+    ),
+)
+
+ROWS = head_rows(
+    RECIPE,
+    {
+        "squeeze": (
+            Paper(table="2", split="val2017", mask_ap=36.9, boundary_ap=23.6),
+            Paper(table="3", split="test-dev2017", mask_ap=37.0),
+        ),
+        "plain": (Paper(table="2", split="val2017", mask_ap=35.2, boundary_ap=21.3),),
+        "pointrend": (Paper(table="2", split="val2017", mask_ap=36.2, boundary_ap=23.3),),
+        "bmask": (
+            Paper(table="2", split="val2017", mask_ap=36.6, boundary_ap=23.4),
+            Paper(table="3", split="test-dev2017", mask_ap=36.7),
+        ),
+    },
+) | {
+    "guided": Row(GUIDED, "BSM with guided flow (ours)"),
+    "light": Row(LIGHT, "light BSM with guided flow (ours)"),
+}
+
 if __name__ == "__main__":
-    main(RECIPE)
+    main(ROWS)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Say whether this cluster can train, and what to do where it cannot.
+"""Check whether a cluster can train, and suggest fixes.
 
 ray job submit --working-dir . -- python jobs/doctor.py --job jobs/coco_r101.py \
     --storage s3://bucket/runs --tracking-uri http://mlflow:5000
 python jobs/doctor.py
 
-The second one looks at the cluster of RAY_ADDRESS, or at this machine alone.
+The second command checks the cluster in RAY_ADDRESS, or this machine.
 """
 
 from pipeline.cli import run_verb

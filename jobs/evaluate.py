@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Measure what any model gave, from files: COCO, LVIS, Cityscapes instances, or label maps.
+"""Evaluate the predictions of any model from files: COCO, LVIS, Cityscapes or label maps.
 
     python jobs/evaluate.py --truth instances.json --detections results.json --metric boundary
     python jobs/evaluate.py --truth lvis_v1_val.json --detections results.json --metric lvis-segm
     python jobs/evaluate.py --truth gtFine/val --detections out --metric cityscapes-instance
     python jobs/evaluate.py --truth gtFine/val --detections out --metric miou --truth-ids label
 
-Needs no model and no Ray. Prints a table and, as the last line, RESULT {json} with its numbers.
+Needs no model and no Ray. Prints a table, and RESULT {json} with the numbers as the last line.
 """
 
 import math
@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from pipeline.cli import run_verb
 from pipeline.errors import RecipeError
+from pipeline.evaluation.ap_engine import MetricName
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, COCO_DILATION_RATIO
 from pipeline.evaluation.boundary_fscore import RADII_PX, Absent
 from pipeline.evaluation.cityscapes_files import evaluate_cityscapes
 from pipeline.evaluation.class_table import format_boundary_f, format_cityscapes, format_miou
 from pipeline.evaluation.label_files import Ids, LabelFolders, evaluate_boundary_f, evaluate_miou
-from pipeline.evaluation.lvis import LvisMetrics, evaluate_lvis
-from pipeline.evaluation.metrics import MetricName, Metrics, evaluate_detections
-from pipeline.evaluation.table import Categories, format_lvis, format_metrics
+from pipeline.evaluation.metrics import Rules, evaluate_detections
+from pipeline.evaluation.table import Categories, format_metrics
 
 Metric = Literal[
     "segm",
@@ -36,12 +36,13 @@ Metric = Literal[
     "boundary-f",
 ]
 
-_OF_COCO: dict[Metric, MetricName] = {"segm": "segm", "bbox": "bbox", "boundary": "boundary"}
-
-_OF_LVIS: dict[Metric, MetricName] = {
-    "lvis-segm": "segm",
-    "lvis-bbox": "bbox",
-    "lvis-boundary": "boundary",
+_AP_METRICS: dict[Metric, tuple[MetricName, Rules]] = {
+    "segm": ("segm", "coco"),
+    "bbox": ("bbox", "coco"),
+    "boundary": ("boundary", "coco"),
+    "lvis-segm": ("segm", "lvis"),
+    "lvis-bbox": ("bbox", "lvis"),
+    "lvis-boundary": ("boundary", "lvis"),
 }
 
 _BANDS: tuple[Metric, ...] = ("boundary", "lvis-boundary", "cityscapes-instance")
@@ -61,30 +62,31 @@ def evaluate(  # noqa: PLR0913  each is a flag
     radii_px: tuple[int, ...] | None = None,
     absent: Absent | None = None,
 ) -> dict[str, Any]:
-    """Measure what any model gave, from files: COCO, LVIS, Cityscapes instances, or label maps.
+    """Evaluate the predictions of any model from files: COCO, LVIS, Cityscapes or label maps.
 
     Args:
-        truth: COCO or LVIS annotation file; gtFine's folder of a split (gtFine/val); or a folder of
-            label PNGs. A path or URI, as is the next.
-        detections: COCO results file: a list of image_id, category_id, score, segmentation or bbox;
-            a folder in Cityscapes' submission format: a txt for each frame with lines of mask path,
-            class id, score; or a folder of predicted label PNGs.
-        metric: segm and bbox are pycocotools' numbers, boundary those of boundary-iou-api, lvis-*
-            those of the lvis package, cityscapes-instance those of cityscapesScripts (by mask and
-            by boundary), miou the mean IoU of label maps, boundary-f their boundary F-score.
-        categories: of COCO and LVIS, list the best and worst categories, all (then RESULT has them
-            too), or none.
-        dilation_ratio: width of the boundary's band in image diagonals; 0.02 for COCO and LVIS,
-            0.005 for Cityscapes, unless said.
-        classes: of label maps: cityscapes (unless said), bdd, or how many there are.
-        truth_ids: label maps of the truth hold train ids (unless said) or Cityscapes' label ids.
-        detections_ids: the same of the predicted ones.
-        radii_px: of boundary-f: distances that count as near; 3 5 9 12 unless said.
-        absent: of boundary-f: an image without a class counts as F = 1 (one, as in published
-            numbers, unless said), or not at all (skip).
+        truth: COCO or LVIS annotation file, gtFine folder of a split (gtFine/val), or folder of
+            label PNGs; a path or URI.
+        detections: COCO results file (a list of image_id, category_id, score, segmentation or
+            bbox), folder in Cityscapes' submission format (one txt per frame with lines of mask
+            path, class id, score), or folder of predicted label PNGs; a path or URI.
+        metric: segm and bbox as in pycocotools, boundary as in boundary-iou-api, lvis-* as in the
+            lvis package, cityscapes-instance as in cityscapesScripts (by mask and by boundary);
+            miou is the mean IoU of label maps, boundary-f their boundary F-score.
+        categories: for COCO and LVIS, list the best and worst categories, all (also in RESULT), or
+            none.
+        dilation_ratio: width of the boundary band in image diagonals; default 0.02 for COCO and
+            LVIS, 0.005 for Cityscapes.
+        classes: of label maps: cityscapes (default), bdd, or the number of classes.
+        truth_ids: whether label maps of the truth hold train ids (default) or Cityscapes' label
+            ids.
+        detections_ids: the same for predicted label maps.
+        radii_px: for boundary-f, largest distances of a match; default 3 5 9 12.
+        absent: for boundary-f, whether an image without a class counts as F = 1 (one, as in
+            published numbers; default) or is left out (skip).
     """
     started = time.perf_counter()
-    _refuse_idle(
+    _refuse_unused(
         metric,
         {
             "--dilation-ratio": (dilation_ratio, _BANDS),
@@ -104,50 +106,46 @@ def evaluate(  # noqa: PLR0913  each is a flag
             detections_ids=detections_ids or "train",
         )
         if metric == "miou":
-            text, result = _miou(folders)
+            text, result = _measure_miou(folders)
         else:
-            text, result = _boundary_f(folders, tuple(radii_px or RADII_PX), absent or "one")
+            radii_px = tuple(radii_px or RADII_PX)
+            text, result = _measure_boundary_f(folders, radii_px, absent or "one")
     elif metric == "cityscapes-instance":
         ratio = CITYSCAPES_DILATION_RATIO if dilation_ratio is None else dilation_ratio
-        text, result = _cityscapes(truth, detections, ratio)
+        text, result = _measure_cityscapes(truth, detections, ratio)
     else:
         ratio = COCO_DILATION_RATIO if dilation_ratio is None else dilation_ratio
-        text, result = _annotations(truth, detections, metric, categories, ratio)
+        text, result = _measure_ap(truth, detections, metric, categories, ratio)
     print(text)
     seconds = round(time.perf_counter() - started, 3)
     return {"metric": metric, **_for_json(result), "seconds": seconds}
 
 
-def _refuse_idle(metric: Metric, flags: dict[str, tuple[object, tuple[Metric, ...]]]) -> None:
-    """Refuse flags that would change nothing."""
-    idle = [
-        f"{flag} is of --metric {' or '.join(metrics)}"
+def _refuse_unused(metric: Metric, flags: dict[str, tuple[object, tuple[Metric, ...]]]) -> None:
+    """Refuse flags that would have no effect."""
+    unused = [
+        f"{flag} needs --metric {' or '.join(metrics)}"
         for flag, (value, metrics) in flags.items()
         if value is not None and metric not in metrics
     ]
-    if idle:
-        raise RecipeError(f"--metric {metric} takes no such flag: {'; '.join(idle)}")
+    if unused:
+        raise RecipeError(f"--metric {metric} does not use these flags: {'; '.join(unused)}")
 
 
 Report = tuple[str, dict[str, Any]]
-"""What is printed, and what RESULT holds."""
+"""Text to print, and the content of RESULT."""
 
 
-def _annotations(
+def _measure_ap(
     truth: str, detections: str, metric: Metric, categories: Categories, ratio: float
 ) -> Report:
-    measured: Metrics | LvisMetrics
-    if metric in _OF_LVIS:
-        measured = evaluate_lvis(truth, detections, metric=_OF_LVIS[metric], dilation_ratio=ratio)
-        text, numbers = format_lvis(measured, categories=categories), measured.by_lvis_name()
-    else:
-        measured = evaluate_detections(
-            truth, detections, metric=_OF_COCO[metric], dilation_ratio=ratio
-        )
-        text, numbers = format_metrics(measured, categories=categories), measured.by_coco_name()
+    name, rules = _AP_METRICS[metric]
+    measured = evaluate_detections(
+        truth, detections, metric=name, rules=rules, dilation_ratio=ratio
+    )
     per_category = {"per_category": measured.per_category} if categories == "all" else {}
-    return text, {
-        **numbers,
+    return format_metrics(measured, categories=categories), {
+        **measured.by_published_name(),
         **per_category,
         "images": measured.images,
         "annotations": measured.annotations,
@@ -157,7 +155,7 @@ def _annotations(
     }
 
 
-def _cityscapes(truth: str, detections: str, ratio: float) -> Report:
+def _measure_cityscapes(truth: str, detections: str, ratio: float) -> Report:
     measured = evaluate_cityscapes(truth, detections, dilation_ratio=ratio)
     names = ("AP", "AP50", "boundary_AP", "boundary_AP50")
     return format_cityscapes(measured), {
@@ -178,7 +176,7 @@ def _cityscapes(truth: str, detections: str, ratio: float) -> Report:
     }
 
 
-def _miou(folders: LabelFolders) -> Report:
+def _measure_miou(folders: LabelFolders) -> Report:
     measured = evaluate_miou(folders)
     return format_miou(measured), {
         "mIoU": measured.miou,
@@ -188,7 +186,7 @@ def _miou(folders: LabelFolders) -> Report:
     }
 
 
-def _boundary_f(folders: LabelFolders, radii_px: tuple[int, ...], absent: Absent) -> Report:
+def _measure_boundary_f(folders: LabelFolders, radii_px: tuple[int, ...], absent: Absent) -> Report:
     measured = evaluate_boundary_f(folders, radii_px=radii_px, absent=absent)
     names = [f"F_{radius}px" for radius in measured.radii_px]
     return format_boundary_f(measured), {
@@ -202,8 +200,8 @@ def _boundary_f(folders: LabelFolders, radii_px: tuple[int, ...], absent: Absent
     }
 
 
-def _for_json(value: Any) -> Any:  # noqa: ANN401  whatever RESULT holds
-    """Say null where there is no number: JSON knows no NaN."""
+def _for_json(value: Any) -> Any:  # noqa: ANN401  any value of RESULT
+    """Replace NaN, which JSON does not have, with null."""
     if isinstance(value, dict):
         return {name: _for_json(each) for name, each in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

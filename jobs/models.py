@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What happens to registered models: register, evaluate, compare, promote, roll back, list, show.
+"""List, show, register, evaluate, compare, promote and roll back registered models.
 
     python jobs/models.py list
     python jobs/models.py show bsm-coco
@@ -21,219 +21,217 @@ import tyro
 from pipeline.cli import Result, Verb, run_verb
 
 if TYPE_CHECKING:
-    from pipeline.registry.lifecycle import Measure
+    from pipeline.registry.lifecycle import VersionEvaluator
     from pipeline.registry.versions import Version
 
-Model = Annotated[str, tyro.conf.Positional]
+Positional = Annotated[str, tyro.conf.Positional]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measuring:
-    """How a version is measured where it was not yet."""
+class EvaluationOptions:
+    """Options for the evaluation of a version."""
 
     max_images: int | None = None
-    """Only the first so many images; all without it."""
+    """Number of images to evaluate; by default all."""
     num_workers: int = 0
-    """Ray workers that share the images; 0 works in this process, without Ray."""
+    """Ray workers that share the images; 0 evaluates in this process, without Ray."""
     use_gpu: bool = False
-    """On a GPU, one for each worker."""
+    """Use a GPU, one per worker."""
 
 
-HOW = Measuring()
-How = Annotated[Measuring, tyro.conf.arg(name="")]
+DEFAULTS = EvaluationOptions()
+Options = Annotated[EvaluationOptions, tyro.conf.arg(name="")]
 
 
-def list_models(
-    *, model: Annotated[str, tyro.conf.Positional] = "", tracking_uri: str = ""
-) -> Result:
-    """List the versions of a model, or of all models, the newest first.
+def list_models(*, model: Positional = "", tracking_uri: str = "") -> Result:
+    """List the versions of a model, or of all models, newest first.
 
     Args:
-        model: NAME; without it all models.
-        tracking_uri: where they are registered: http://HOST:PORT, or sqlite:///FILE.
+        model: NAME; by default all models.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE.
     """
     from pipeline.registry.version_table import format_versions
-    from pipeline.registry.versions import find_all
+    from pipeline.registry.versions import list_versions
 
-    versions = find_all(_registry(tracking_uri), name=model)
-    print(format_versions(versions) if versions else f"no version of {model or 'any model'}")
+    versions = list_versions(_resolve_registry(tracking_uri), name=model)
+    print(format_versions(versions) if versions else f"no versions of {model or 'any model'}")
     return {"versions": [{"uri": each.uri, "aliases": list(each.aliases)} for each in versions]}
 
 
-def show(*, model: Model, version: str = "", tracking_uri: str = "") -> Result:
+def show(*, model: Positional, version: str = "", tracking_uri: str = "") -> Result:
     """Print the model card of a version.
 
     Args:
         model: NAME, models:/NAME@ALIAS or models:/NAME/VERSION.
-        version: of NAME; its champion without it.
-        tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
+        version: version of NAME; by default its champion.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE.
     """
-    from pipeline.registry.lifecycle import content_of
-    from pipeline.registry.model_card import card
+    from pipeline.registry.lifecycle import read_card_content
+    from pipeline.registry.model_card import format_card
 
     found = _find(model, version, tracking_uri)
-    print(card(found, content_of(found)))
+    print(format_card(found, read_card_content(found)))
     return {"model": found.uri, "aliases": list(found.aliases), "metrics": found.metrics}
 
 
 def register(
     *,
-    run: Annotated[str, tyro.conf.Positional],
+    run: Positional,
     name: str = "",
     license: str = "",
     tracking_uri: str = "",
 ) -> Result:
-    """Register the model of a finished run, where training did not.
+    """Register the model of a finished run, if training did not.
 
     Args:
         run: folder or URI of the run: STORAGE/NAME of its recipe.
-        name: the registered model; what the recipe names without it.
-        license: under which the weights may be used; it stands in the model card.
-        tracking_uri: where to register: http://HOST:PORT, or sqlite:///FILE; what the recipe says
-            without it.
+        name: name of the registered model; by default the recipe's.
+        license: license of the weights, for the model card; by default the recipe's.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the recipe's.
     """
     from pipeline.training.finished_run import register_run
 
-    made = register_run(run, name=name, tracking=tracking_uri, license=license)
-    # The decision is in the log already.
-    print(f"registered {made.uri}")
-    return {"model": made.uri, "is_champion": made.is_champion, "decision": made.decision}
+    registered = register_run(run, name=name, tracking=tracking_uri, license=license)
+    # The decision has been logged already.
+    print(f"registered {registered.uri}")
+    return {
+        "model": registered.uri,
+        "is_champion": registered.is_champion,
+        "decision": registered.decision,
+    }
 
 
 def evaluate(
     *,
-    model: Model,
+    model: Positional,
     data: str,
     version: str = "",
-    how: How = HOW,
+    how: Options = DEFAULTS,
     tracking_uri: str = "",
 ) -> Result:
-    """Measure a version on a split, and keep the numbers with it.
+    """Evaluate a version on a split, and keep the metrics with it.
 
     Args:
         model: NAME, models:/NAME@ALIAS or models:/NAME/VERSION.
         data: folder or URI of a split's shards.
-        version: of NAME; its champion without it.
-        how: see `Measuring`.
-        tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
+        version: version of NAME; by default its champion.
+        how: see `EvaluationOptions`.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE.
     """
-    from pipeline.registry.lifecycle import content_of
-    from pipeline.registry.model_card import numbers
-    from pipeline.registry.provenance import without_nan
+    from pipeline.registry.lifecycle import read_card_content
+    from pipeline.registry.model_card import format_evaluation
+    from pipeline.registry.provenance import replace_nan
 
     found = _find(model, version, tracking_uri)
-    measure = _measuring(found, data, how)
-    measured = measure(found)
-    print("\n".join(numbers(measured, content_of(found))))
-    return {"model": found.uri, **without_nan(asdict(measured))}
+    record = _make_evaluator(found, data, how)(found)
+    print("\n".join(format_evaluation(record, read_card_content(found))))
+    return {"model": found.uri, **replace_nan(asdict(record))}
 
 
 def compare(
     *,
-    model: Model,
+    model: Positional,
     version: str = "",
     against: str = "",
     data: str = "",
-    how: How = HOW,
+    how: Options = DEFAULTS,
     tracking_uri: str = "",
 ) -> Result:
-    """Put a version beside the champion, both measured on the same images.
+    """Compare a version with the champion on the same images.
 
     Args:
         model: NAME with --version, models:/NAME@ALIAS or models:/NAME/VERSION.
-        version: of NAME.
-        against: another version than the champion, by its number.
-        data: folder or URI of a split's shards, to measure there what was not yet; without it the
-            recorded numbers count, where both were measured on the same images.
-        how: see `Measuring`.
-        tracking_uri: where they are registered: http://HOST:PORT, or sqlite:///FILE.
+        version: version of NAME.
+        against: number of the version to compare with; by default the champion.
+        data: folder or URI of a split's shards, to evaluate both versions there; by default the
+            recorded metrics are compared, if both have some on the same images.
+        how: see `EvaluationOptions`.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE.
     """
     from pipeline.errors import RegistryError
     from pipeline.registry.comparison import format_comparison
-    from pipeline.registry.lifecycle import comparison_of, incomparable
-    from pipeline.registry.provenance import without_nan
-    from pipeline.registry.versions import find
+    from pipeline.registry.lifecycle import compare_versions, format_incomparable
+    from pipeline.registry.provenance import replace_nan
+    from pipeline.registry.versions import find_version
 
     after = _find(model, version, tracking_uri)
-    before = find(after.name, registry=after.registry, version=against)
+    before = find_version(after.name, registry=after.registry, version=against)
     if before.version == after.version:
         raise RegistryError(
-            f"{after.uri} would be compared with itself: name another version with --version, or "
-            "with --against"
+            f"{after.uri} would be compared with itself: choose another version with --version or "
+            "--against"
         )
-    measure = _measuring(after, data, how) if data else None
-    found = comparison_of(before, after, measure=measure)
+    evaluate_version = _make_evaluator(after, data, how) if data else None
+    found = compare_versions(before, after, evaluate=evaluate_version)
     if found is None:
-        raise RegistryError(incomparable(before, after))
+        raise RegistryError(format_incomparable(before, after))
     names = (f"version {each.version}" for each in (before, after))
     print(format_comparison(found, before=next(names), after=next(names)))
-    return {"before": before.uri, "after": after.uri, **without_nan(found.numbers())}
+    return {"before": before.uri, "after": after.uri, **replace_nan(found.numbers())}
 
 
 def promote(
     *,
-    model: Model,
+    model: Positional,
     version: str = "",
     force: bool = False,
     reason: str = "",
     data: str = "",
-    how: How = HOW,
+    how: Options = DEFAULTS,
     tracking_uri: str = "",
 ) -> Result:
-    """Make a version the champion; refused where the number that decides falls.
+    """Make a version the champion; refused if the deciding metric falls.
 
     Args:
         model: NAME with --version, models:/NAME@ALIAS or models:/NAME/VERSION.
-        version: of NAME.
-        force: also where boundary AP (of label maps: the boundary F-score, or the mean IoU) falls,
-            or was not measured on the same images.
+        version: version of NAME.
+        force: promote it even if boundary AP (for label maps the boundary F-score or mean IoU)
+            falls or cannot be compared.
         reason: why it is forced; kept in the registry and in the model card.
-        data: folder or URI of a split's shards, to measure there what was not yet; without it the
-            recorded numbers count, where both were measured on the same images.
-        how: see `Measuring`.
-        tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
+        data: folder or URI of a split's shards, to evaluate both versions there; by default the
+            recorded metrics are compared, if both have some on the same images.
+        how: see `EvaluationOptions`.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE.
     """
     from pipeline.registry import lifecycle
 
     found = _find(model, version, tracking_uri)
-    measure = _measuring(found, data, how) if data else None
-    decision = lifecycle.promote(found, force=force, reason=reason, measure=measure)
+    evaluate_version = _make_evaluator(found, data, how) if data else None
+    decision = lifecycle.promote(found, force=force, reason=reason, evaluate=evaluate_version)
     print(decision.text)
     return {"model": decision.uri, "is_champion": True, "decision": decision.text}
 
 
-def rollback(
-    *, model: Annotated[str, tyro.conf.Positional], reason: str = "", tracking_uri: str = ""
-) -> Result:
-    """Return to the champion before; again goes one further back.
+def rollback(*, model: Positional, reason: str = "", tracking_uri: str = "") -> Result:
+    """Return to the previous champion; each further call goes back one more.
 
     Args:
         model: NAME.
-        reason: why; kept in the registry and in the model cards.
-        tracking_uri: where it is registered: http://HOST:PORT, or sqlite:///FILE.
+        reason: kept in the registry and in the model cards.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE.
     """
     from pipeline.registry import lifecycle
 
-    decision = lifecycle.rollback(model, registry=_registry(tracking_uri), reason=reason)
+    decision = lifecycle.rollback(model, registry=_resolve_registry(tracking_uri), reason=reason)
     print(decision.text)
     return {"model": decision.uri, "is_champion": True, "decision": decision.text}
 
 
-def _registry(tracking: str) -> str:
-    from pipeline.tracking.stores import tracking_uri
+def _resolve_registry(tracking: str) -> str:
+    from pipeline.tracking.stores import resolve_tracking_uri
 
-    return tracking_uri(tracking, storage_uri="runs")
+    return resolve_tracking_uri(tracking, storage_uri="runs")
 
 
 def _find(model: str, version: str, tracking: str) -> "Version":
-    from pipeline.registry.versions import find
+    from pipeline.registry.versions import find_version
 
-    return find(model, registry=_registry(tracking), version=version)
+    return find_version(model, registry=_resolve_registry(tracking), version=version)
 
 
-def _measuring(reference: "Version", data: str, how: Measuring) -> "Measure":
-    """Measure versions by the settings of one of them."""
-    from pipeline.registry.evaluate_version import measuring, settings_of
+def _make_evaluator(reference: "Version", data: str, how: EvaluationOptions) -> "VersionEvaluator":
+    """Create an evaluator with the evaluation settings of one version."""
+    from pipeline.registry.evaluate_version import make_evaluator, read_evaluation_config
 
     workers = how.num_workers
     if workers:
@@ -242,8 +240,8 @@ def _measuring(reference: "Version", data: str, how: Measuring) -> "Measure":
 
         scale = ScaleConfig(num_workers=workers, use_gpu=how.use_gpu)
         start_ray(Recipe(name="measure", scale=scale, optim=OptimConfig(global_batch=workers)))
-    settings = replace(settings_of(reference), max_images=how.max_images)
-    return measuring(data, settings, num_workers=workers, use_gpu=how.use_gpu)
+    settings = replace(read_evaluation_config(reference), max_images=how.max_images)
+    return make_evaluator(data, settings, num_workers=workers, use_gpu=how.use_gpu)
 
 
 VERBS: dict[str, Verb] = {

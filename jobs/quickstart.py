@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""From nothing to a registered model and its pictures, on a laptop, in minutes.
+"""Train and register a model on a laptop in minutes, from generated images.
 
 python jobs/quickstart.py        (or: make quickstart)
 
-Writes the embedded data set as COCO files, ingests it, trains Mask R-CNN with the boundary squeeze
-on two workers, measures it on images it has not seen, registers it, pulls it back by its alias and
-predicts. Everything lands in runs/quickstart; a second call goes on where the first one stopped.
+Writes a generated dataset as COCO files, ingests it, trains Mask R-CNN with the boundary squeeze on
+two workers, evaluates it on held-out images, registers it, loads it back by its alias and predicts.
+All outputs are in runs/quickstart; a second call resumes where the first one stopped.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any
 from bsm.configs.instance import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig
 from pipeline.cli import Result, run_verb
+from pipeline.progress import format_duration
 from pipeline.recipe import (
     CheckpointConfig,
     DataConfig,
@@ -28,7 +29,7 @@ from pipeline.recipe import (
     TrackingConfig,
 )
 
-# The paper's model made small: images of 128 px, from scratch, in about three minutes on two cores.
+# A small version of the paper's model: 128 px images, about three minutes on two cores.
 RECIPE = Recipe(
     name="shapes",
     storage="runs/quickstart",
@@ -74,9 +75,9 @@ RECIPE = Recipe(
 
 MODEL = f"models:/{RECIPE.tracking.model_name}@champion"
 
-SHOWN_IMAGES = 4
-SHOWN_OBJECTS = 3
-"""The picture shows the first so many held-out images with at least so many objects."""
+MAX_IMAGES = 4
+MIN_OBJECTS = 3
+"""The picture shows the first MAX_IMAGES held-out images with at least MIN_OBJECTS objects."""
 
 
 def quickstart(
@@ -87,14 +88,14 @@ def quickstart(
     val_images: int = 60,
     num_workers: int = RECIPE.scale.num_workers,
 ) -> Result:
-    """Generate, ingest, train, evaluate, register, pull back, predict and draw.
+    """Generate, ingest, train, evaluate, register, load, predict and draw.
 
     Args:
-        out: folder for all of it; delete it to start over.
-        steps: optimizer steps of the training.
+        out: folder for all outputs; delete it to start over.
+        steps: optimizer steps.
         train_images: images to generate for training.
         val_images: images to generate for evaluation.
-        num_workers: Ray Train workers; 0 works in this process, without Ray.
+        num_workers: Ray Train workers; 0 trains in this process, without Ray.
     """
     clock = _Clock()
     recipe = replace(
@@ -111,10 +112,10 @@ def quickstart(
     _ingest(images, recipe)
     clock.begin("train", f"{steps} steps of {recipe.optim.global_batch} images; evaluate; register")
     trained = _train(recipe)
-    clock.begin("predict", f"pull {MODEL}, as anyone would, and draw")
+    clock.begin("predict", f"load {MODEL} and draw its predictions")
     picture = _predict(recipe, images / "val", truth=images / "annotations" / "instances_val.json")
     clock.end()
-    # The training phase in its own parts: check, train, evaluate, register.
+    # Split the training phase into check, train, evaluate and register.
     phases = clock.phases | trained["seconds_by_phase"]
     _print_summary(recipe, trained, phases=phases, seconds=clock.seconds, picture=picture)
     return {
@@ -126,7 +127,7 @@ def quickstart(
 
 
 class _Clock:
-    """Prints a line at the start of each phase, with the time since the beginning."""
+    """Times the phases, and prints a line at the start of each."""
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
@@ -138,10 +139,10 @@ class _Clock:
     def seconds(self) -> float:
         return time.monotonic() - self._begin
 
-    def begin(self, phase: str, what: str) -> None:
+    def begin(self, phase: str, text: str) -> None:
         self.end()
         self._phase, self._phase_begin = phase, self.seconds
-        print(f"\n[{_clock_time(self.seconds)}] {phase.upper()}: {what}")
+        print(f"\n[{format_duration(self.seconds)}] {phase.upper()}: {text}")
 
     def end(self) -> None:
         if self._phase:
@@ -152,12 +153,12 @@ class _Clock:
 def _generate(root: Path, *, train_images: int, val_images: int) -> None:
     from pipeline.data.sources.shapes import write_shapes
 
-    made = write_shapes(root, train_images=train_images, val_images=val_images)
-    print(f"{made['images']} images, {made['annotations']} annotations, as COCO lays them out")
+    counts = write_shapes(root, train_images=train_images, val_images=val_images)
+    print(f"{counts['images']} images, {counts['annotations']} annotations, in COCO format")
 
 
 def _ingest(root: Path, recipe: Recipe) -> None:
-    from pipeline.data.ingest import CocoIngest, ingest_coco
+    from pipeline.data.ingest import CocoIngest, ingest_dataset
 
     on_ray = recipe.scale.num_workers > 0
     if on_ray:
@@ -165,7 +166,7 @@ def _ingest(root: Path, recipe: Recipe) -> None:
 
         start_ray(recipe)
     for split in (recipe.data.train_split, recipe.data.val_split):
-        ingest_coco(
+        ingest_dataset(
             CocoIngest(
                 root=str(root),
                 split=split,
@@ -182,38 +183,41 @@ def _train(recipe: Recipe) -> Result:
 
 
 def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
-    """Use the registered model as anyone would, and draw what it finds beside the truth."""
+    """Load the registered model, and draw its predictions next to the ground truth."""
     from pycocotools.coco import COCO
 
-    from pipeline.registry.predict import pull
-    from pipeline.report.boundary_picture import Panel, boundary_picture
-    from pipeline.report.draw import shape, shapes_of
+    from pipeline.registry.predict import load_registered_model
+    from pipeline.report.boundary_picture import Panel, draw_boundary_errors
+    from pipeline.report.draw import decode_instance, decode_instances
     from pipeline.serving.photos import read_photo
 
-    pulled = pull(MODEL, storage_uri=recipe.storage)
-    print(f"loaded {pulled.uri}")
+    registered = load_registered_model(MODEL, storage_uri=recipe.storage)
+    print(f"loaded {registered.uri}")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(truth))
-    index = {each.category_id: each for each in pulled.categories}
-    crowded = [i for i in sorted(coco.imgs) if len(coco.getAnnIds(i)) >= SHOWN_OBJECTS]
+    index = {each.category_id: each for each in registered.model.categories}
+    crowded = [i for i in sorted(coco.imgs) if len(coco.getAnnIds(i)) >= MIN_OBJECTS]
     panels = []
-    for image_id in crowded[:SHOWN_IMAGES]:
+    for image_id in crowded[:MAX_IMAGES]:
         name = coco.imgs[image_id]["file_name"]
         photo = read_photo(images / name, name=name)
-        table: Any = pulled.model.predict([photo])
+        table: Any = registered.model.predict([photo])
         found = table.to_dict("records")
         true = [(coco.annToRLE(a), index[a["category_id"]]) for a in coco.imgToAnns[image_id]]
         panels.append(
             Panel(
                 name,
                 photo,
-                [shape(rle, category_index=c.category_index, name=c.name) for rle, c in true],
-                shapes_of(found),
+                [
+                    decode_instance(rle, category_index=c.category_index, name=c.name)
+                    for rle, c in true
+                ],
+                decode_instances(found),
             )
         )
-        print(f"{name}: {len(found)} objects found, {len(true)} there")
+        print(f"{name}: {len(found)} of {len(true)} objects found")
     picture = Path(recipe.storage) / "quickstart.png"
-    boundary_picture(panels, picture)
+    draw_boundary_errors(panels, picture)
     return picture
 
 
@@ -229,8 +233,8 @@ def _print_summary(
     for name in ("mask", "boundary", "box"):
         numbers = (trained[f"{name}_ap{level}"] for level in ("", "50", "75"))
         print(f"{name:12}" + "".join("       -" if n is None else f"{n:8.3f}" for n in numbers))
-    parts = ", ".join(f"{name} {_clock_time(value)}" for name, value in phases.items())
-    print(f"\ntime        {_clock_time(seconds)}: {parts}")
+    parts = ", ".join(f"{name} {format_duration(value)}" for name, value in phases.items())
+    print(f"\ntime        {format_duration(seconds)}: {parts}")
     print(f"picture     {picture}")
     store = Path(recipe.storage) / "mlflow.db"
     print(
@@ -242,10 +246,6 @@ def _print_summary(
         f"  mlflow ui --backend-store-uri sqlite:///{store}\n"
         "  your own photos: README.md\n"
     )
-
-
-def _clock_time(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from pipeline.errors import RecipeError
 def shapes(*, out: Path, train_images: int = 1000, val_images: int = 60, seed: int = 0) -> Result:
     """Write the embedded data set of procedural shapes in the COCO layout.
 
-    The same arguments give the same bytes; what is there already is kept.
+    Equal arguments give equal bytes; a complete split is kept.
 
     Args:
         out: folder to write train/, val/ and annotations/ into.
-        train_images: images of the split "train".
-        val_images: images of the split "val".
-        seed: another seed gives other images.
+        train_images: number of images in the split "train".
+        val_images: number of images in the split "val".
+        seed: of the random shapes.
     """
     if min(train_images, val_images) < 1 or seed < 0:
         raise RecipeError(

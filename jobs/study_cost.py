@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What every detector of the paper costs next to Mask R-CNN, on this machine.
+"""Measure the cost of the paper's detectors relative to Mask R-CNN, on this machine.
 
     python jobs/study_cost.py
 
-Prints parameters and multiply-adds of each mask head, and how long a whole detector takes in
-inference (ResNet-50, 800 px, 100, 50 and 20 detections) and in a training step, as ratios to Mask
-R-CNN, timed in turn in one process, beside the ratios that the paper reports for a V100. On a GPU
-(--use-gpu) inference is in float32 and the training step in bfloat16, as recipes have it.
+Prints parameters and multiply-adds of each mask head, and the time of a whole detector (ResNet-50,
+800 px, 100, 50 and 20 detections) for inference and for a training step. Times are ratios to Mask
+R-CNN, timed in turn in one process; the last column has the paper's ratios on a V100. On a GPU
+(--use-gpu), inference runs in float32 and the training step in bfloat16, as in recipes.
 """
 
 import time
@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
 from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig
 from pipeline.cli import Result, run_verb
 from pipeline.errors import RecipeError
 from pipeline.recipe import OptimConfig
+from pipeline.text import format_markdown
 
 DETECTORS = {
     "plain": MaskHeadConfig(kind="plain"),
@@ -33,7 +32,7 @@ DETECTORS = {
 }
 
 PAPER = {"bmask": 58 / 48, "pointrend": 73 / 48, "bsm": 54 / 48}
-"""Inference times of Table 2 over Mask R-CNN's, one V100."""
+"""Inference times of Table 2 relative to Mask R-CNN, one V100."""
 
 
 def cost(
@@ -52,13 +51,15 @@ def cost(
     Args:
         short_edge_px: of the image.
         long_edge_px: of the image.
-        detections: numbers of detections to time inference at.
-        rounds: rounds of inference after the first, which does not count.
-        training_rounds: the same of training steps; 0 leaves them out.
-        training_images: of a training step.
-        threads: torch threads; 0 leaves torch's own choice.
-        use_gpu: on the GPU of this machine; without, on its CPUs.
+        detections: numbers of detections per image to time.
+        rounds: rounds of inference after the warm-up.
+        training_rounds: rounds of training steps after the warm-up; 0 skips them.
+        training_images: images per training step.
+        threads: number of torch threads; 0 keeps torch's default.
+        use_gpu: use the GPU of this machine.
     """
+    import torch
+
     from pipeline.study import cost as engine
 
     began = time.perf_counter()
@@ -67,66 +68,64 @@ def cost(
     torch.manual_seed(0)
     if use_gpu and not torch.cuda.is_available():
         raise RecipeError(
-            "--use-gpu: torch finds no GPU here. Leave it out to measure on the CPUs."
+            "--use-gpu: torch finds no GPU here. Omit the flag to measure on the CPUs."
         )
     device = torch.device("cuda" if use_gpu else "cpu")
     size_hw = (short_edge_px, long_edge_px)
     base = MaskRCNNConfig(backbone=FpnBackboneConfig(name="resnet50", norm="frozen"))
     models = {name: replace(base, mask_head=head) for name, head in DETECTORS.items()}
-    counts = {
-        name: engine.head_cost(head, in_channels=256, num_classes=80)
-        for name, head in DETECTORS.items()
-    }
-    inference = engine.inference_ratios(
-        models, detections=detections, size_hw=size_hw, rounds=rounds, say=print, device=device
+    counts = {name: engine.count_head(model) for name, model in models.items()}
+    inference = engine.time_inference(
+        models,
+        detections=detections,
+        size_hw=size_hw,
+        rounds=rounds,
+        print_line=print,
+        device=device,
     )
     training = {}
     if training_rounds:
-        training = engine.training_ratios(
+        training = engine.time_training(
             models,
             images=training_images,
             size_hw=size_hw,
             objects=8,
             rounds=training_rounds,
-            say=print,
+            print_line=print,
             device=device,
             amp=OptimConfig().amp,
         )
-    heads = [*(f"inference, {n} detections" for n in detections), "training step"]
-    lines = [
-        "| head | in use, M | train only, M | GMAC a RoI | "
-        + " | ".join(heads)
-        + " | paper, inference |",
-        "|" + "---|" * (5 + len(heads)),
-    ]
+    columns = [*(f"inference, {n} detections" for n in detections), "training step"]
+    rows = [["head", "inference, M", "train only, M", "GMAC per RoI", *columns, "paper, inference"]]
     for name, count in counts.items():
         timed = [inference[name, n] for n in detections]
         timed += [training[name, training_images]] if training else []
-        cells = [
-            name,
-            f"{count.parameters_m:.3f}",
-            f"{count.train_only_m:.3f}",
-            f"{count.gmac_per_roi:.3f}",
-            *(f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" for r in timed),
-            *([] if training else ["-"]),
-            f"{PAPER[name]:.3f}" if name in PAPER else "-",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    print("\n".join(lines))
+        rows.append(
+            [
+                name,
+                f"{count.parameters_m:.3f}",
+                f"{count.train_only_m:.3f}",
+                f"{count.gmac_per_roi:.3f}",
+                *(f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" for r in timed),
+                *([] if training else ["-"]),
+                f"{PAPER[name]:.3f}" if name in PAPER else "-",
+            ]
+        )
+    print(format_markdown(rows))
     return {
         "device": torch.cuda.get_device_name(device) if use_gpu else "cpu",
         "seconds": round(time.perf_counter() - began, 1),
         **{f"gmac_{name}": round(count.gmac_per_roi, 4) for name, count in counts.items()},
         **{f"inference_{k}_{n}": round(r.median, 3) for (k, n), r in inference.items()},
         **{f"training_{k}": round(r.median, 3) for (k, _), r in training.items()},
-        **(_on_the_gpu(inference, training) if use_gpu else {}),
+        **(_gpu_results(inference, training) if use_gpu else {}),
     }
 
 
-def _on_the_gpu(
+def _gpu_results(
     inference: Mapping[tuple[str, int], Any], training: Mapping[tuple[str, int], Any]
 ) -> Result:
-    """What a GPU tells beside the ratios: the reference's own time, and everybody's memory."""
+    """Return the times and the memory that are measured on a GPU only."""
     return {
         **{f"inference_{k}_{n}_ms": round(1000 * r.seconds, 2) for (k, n), r in inference.items()},
         **{f"training_{k}_ms": round(1000 * r.seconds, 2) for (k, _), r in training.items()},

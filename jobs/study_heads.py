@@ -1,17 +1,20 @@
 #!/usr/bin/env python
-"""Which mask head draws the sharpest masks: all of them at an equal budget, on two cores.
+"""Compare mask heads at an equal training budget, on two CPU cores.
 
-    python jobs/study_heads.py --shards runs/coco_mini --trunk-weights lite0.safetensors
+    python jobs/study_heads.py --shards runs/coco_mini --backbone-weights lite0.safetensors
 
-Trains every head on the same photos in the same order, with an ImageNet trunk that stays as it is,
-in the boxes of the truth; judges the masks in the boxes of the truth, so that no detector's luck is
-in the numbers; and writes a table and a plot. --shards is a folder with the splits train2017 and
-val2017 as jobs/ingest.py writes them. A run takes some 20 minutes on a core; what is done stays
-done, and a second process with other --seeds or --heads halves the time.
+Trains every head on the same photos in the same order, with a frozen ImageNet backbone and the
+ground truth boxes; evaluates the masks in the ground truth boxes, so that no detector affects the
+numbers; and writes a table and a plot. --shards is a folder with the splits train2017 and val2017
+as written by jobs/ingest.py. A run takes about 20 minutes on one core. Finished runs are kept, and
+a second process with other --seeds or --heads halves the time.
 """
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
 from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
@@ -83,30 +86,30 @@ REFERENCE = "bmask"
 def study(
     *,
     shards: str,
-    trunk_weights: str = "timm",
+    backbone_weights: Annotated[str, tyro.conf.arg(aliases=("--trunk-weights",))] = "timm",
     out: Path = Path("runs/study_heads"),
     heads: tuple[str, ...] = tuple(HEADS),
     seeds: tuple[int, ...] = (0, 1, 2),
     steps: int = STEPS,
     use_gpu: bool = False,
 ) -> Result:
-    """Train, judge, and lay out what all runs in the folder have given.
+    """Train and evaluate the heads, and summarize all runs in the folder.
 
     Args:
         shards: folder with the splits train2017 and val2017.
-        trunk_weights: of tf_efficientnet_lite0: timm fetches them, or a file.
+        backbone_weights: of tf_efficientnet_lite0: "timm" downloads them, or a file.
         out: folder for the runs, table.md and heads.png.
-        heads: which to train; the table has all that are done.
+        heads: heads to train; the table has all finished runs.
         seeds: one run each.
         steps: optimizer steps of a run.
-        use_gpu: on the GPU of this machine, in bfloat16 (OptimConfig.amp).
+        use_gpu: use the GPU of this machine, in bfloat16 (OptimConfig.amp).
     """
     from pipeline.study import heads as engine
 
     unknown = [name for name in heads if name not in HEADS]
     if unknown:
         raise RecipeError(
-            f"--heads: no head is called {', '.join(unknown)}. There are: {', '.join(HEADS)}"
+            f"--heads: unknown head {', '.join(unknown)}. Known heads: {', '.join(HEADS)}"
         )
     recipe = replace(
         RECIPE,
@@ -114,34 +117,34 @@ def study(
         optim=replace(RECIPE.optim, steps=steps, warmup_steps=round(0.3 * steps)),
         scale=replace(RECIPE.scale, use_gpu=use_gpu),
     )
-    recipes = {name: recipe_of(recipe, name, trunk_weights=trunk_weights) for name in HEADS}
+    recipes = {name: with_head(recipe, name, backbone_weights=backbone_weights) for name in HEADS}
     folder = str(out.absolute())
-    engine.run_trials({name: recipes[name] for name in heads}, seeds=seeds, out=folder)
-    trials = engine.read_trials(recipes, out=folder)
-    rows = engine.summarize(trials, heads=tuple(HEADS), reference=REFERENCE)
-    table = engine.format_rows(rows, reference=REFERENCE)
+    engine.train_heads({name: recipes[name] for name in heads}, seeds=seeds, out=folder)
+    runs = engine.read_runs(recipes, out=folder)
+    summaries = engine.summarize(runs, heads=tuple(HEADS), reference=REFERENCE)
+    table = engine.format_summaries(summaries, reference=REFERENCE)
     print(table)
     (out / "table.md").write_text(table + "\n")
-    title = f"{steps} steps of {recipe.optim.global_batch} images, masks in the boxes of the truth"
-    engine.draw_rows(rows, trials, out / "heads.png", title=title)
+    title = f"{steps} steps of {recipe.optim.global_batch} images, masks in the ground truth boxes"
+    engine.draw_summaries(summaries, runs, out / "heads.png", title=title)
     return {
-        "runs": len(trials),
+        "runs": len(runs),
         "table": str(out / "table.md"),
         "plot": str(out / "heads.png"),
-        **{f"boundary_iou_{row.head}": round(row.means["boundary_iou"], 5) for row in rows},
+        **{f"boundary_iou_{row.head}": round(row.means["boundary_iou"], 5) for row in summaries},
     }
 
 
-def recipe_of(
-    recipe: Recipe[MaskRCNNConfig], head: str, *, trunk_weights: str
+def with_head(
+    recipe: Recipe[MaskRCNNConfig], head: str, *, backbone_weights: str
 ) -> Recipe[MaskRCNNConfig]:
-    """Give the study's recipe another head, of the study's width."""
+    """Return the recipe with another head, of the study's width."""
     model = recipe.model
     return replace(
         recipe,
         model=replace(
             model,
-            backbone=replace(model.backbone, weights=trunk_weights),
+            backbone=replace(model.backbone, weights=backbone_weights),
             mask_head=replace(HEADS[head], channels=CHANNELS),
         ),
     )

@@ -3,23 +3,23 @@
 
 ray job submit --working-dir . -- python jobs/sweep_coco_r50.py --data.root s3://data/coco
 
-python jobs/sweep_coco_r50.py --resume        goes on where it was stopped
+python jobs/sweep_coco_r50.py --resume        resume a stopped sweep
 
-Trials are a quarter of the 1x schedule, measured four times on the first 1,000 images of val2017,
-and at the end. The paper tried the kernel sizes alone (Fig. 6) and found 5 best. Not yet run at
-full scale by us.
+Trials train for a quarter of the 1x schedule. They are evaluated on the first 1,000 images of
+val2017, four times and at the end. The paper varied only the kernel size (Fig. 6) and found 5 best.
+We have not run this at full scale yet.
 """
 
 from dataclasses import replace
 
 from jobs.coco_r50 import RECIPE as R50
-from pipeline.cli import main_of_sweep
+from pipeline.cli import main_sweep
 from pipeline.recipe import Recipe
 from pipeline.tuning.space import Range, Sweep
 
 
 def ranges_around(recipe: Recipe) -> tuple[Range, ...]:
-    """Search the weights of the bands' losses and the learning rate, from 1/4 to 4 times."""
+    """Return ranges of a quarter to four times the boundary loss weights and the learning rate."""
     rate = recipe.optim.lr_per_image
     bands = ("boundary", "contraction", "expansion")
     return (
@@ -41,4 +41,4 @@ SWEEP = Sweep(
 )
 
 if __name__ == "__main__":
-    main_of_sweep(SWEEP)
+    main_sweep(SWEEP)

@@ -1,20 +1,20 @@
 #!/usr/bin/env python
-"""The sweep of sweep_coco_r50.py on a laptop: the quickstart's model and shapes, 12 short trials.
+"""Run the sweep of sweep_coco_r50.py on a laptop: 12 short trials of the quickstart's model.
 
-python jobs/quickstart.py              once: it makes the shards
+python jobs/quickstart.py              run once, to write the shards
 
 python jobs/sweep_quickstart.py
 
-python jobs/sweep_quickstart.py --resume        goes on where it was stopped
+python jobs/sweep_quickstart.py --resume        resume a stopped sweep
 
-The shards are the quickstart's own: one set serves every kernel size, and no trial ingests.
+All trials use the quickstart's shards, which work for every kernel size.
 """
 
 from dataclasses import replace
 
 from jobs.quickstart import RECIPE as QUICKSTART
 from jobs.sweep_coco_r50 import ranges_around
-from pipeline.cli import main_of_sweep
+from pipeline.cli import main_sweep
 from pipeline.tuning.space import Sweep
 
 SWEEP = Sweep(
@@ -29,4 +29,4 @@ SWEEP = Sweep(
 )
 
 if __name__ == "__main__":
-    main_of_sweep(SWEEP)
+    main_sweep(SWEEP)

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from pipeline.rows import Row
 
 __all__ = ["main"]
 
 
-def main(recipe: "Recipe | Mapping[str, Recipe]") -> None:
-    """Run the recipe of a job file, with what the command line changes; see pipeline/cli.py."""
+def main(job: "Recipe | Mapping[str, Row]") -> None:
+    """Train a recipe of a job file, with the overrides of the command line; see pipeline/cli.py."""
     from pipeline.cli import main as run  # noqa: PLC0415  importing the package stays cheap
 
-    run(recipe)
+    run(job)

@@ -1,8 +1,8 @@
-"""The frame that every job runs in: command line in, progress, one RESULT line, an exit code.
+"""The command line of every job: arguments, errors, the RESULT line and the exit code.
 
-Training jobs call `main(RECIPE)`, the verbs call `run_verb(function)`. In both, bad input ends with
-a sentence for the user and exit code 2 before anything expensive starts; the last line of standard
-output is `RESULT {json}`, so a script can read what a person reads above it.
+Training jobs call `main(ROWS)`, all others `run_verb(function)`. Bad input ends with an error
+message and exit code 2 before anything expensive starts. The last line of standard output is
+`RESULT {json}`, for scripts.
 """
 
 import dataclasses
@@ -13,67 +13,79 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeAlias, get_type_hints
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import tyro
 
+from bsm.configs.rules import suspend_checks, violations
 from pipeline import storage
 from pipeline.errors import ClusterError, PipelineError, RecipeError
-from pipeline.recipe import Recipe, differences, fingerprint, from_dict, from_json, to_json
-from pipeline.recipe_json import to_plain
+from pipeline.recipe import (
+    OLD_NAMES,
+    Model_co,
+    Recipe,
+    differences,
+    fingerprint,
+    from_json,
+    raise_problems,
+    to_json,
+)
+from pipeline.recipe_json import leaves, to_plain
+from pipeline.rows import NOT_RUN, Row, compare_with_paper, format_rows
 from pipeline.tuning.space import Sweep
 
 Result: TypeAlias = dict[str, Any]
-"""What a job returns: metrics by name, seconds, paths. It must fit into JSON."""
+"""The result of a job: metrics by name, seconds, paths. JSON can hold it."""
 
 Verb: TypeAlias = Callable[..., Result]
 
-Kind: TypeAlias = Any
-"""A dataclass that exists only while the command line is parsed."""
-
 INTERRUPTED = 130
-"""What shells report for a program that ended by Ctrl-C."""
+"""The exit code of a program that Ctrl-C ended."""
 
 
-def main(recipe: Recipe | Mapping[str, Recipe]) -> None:
-    """Train the recipe, with the fields that the command line overrides.
+def main(job: Recipe | Mapping[str, Row]) -> None:
+    """Train a recipe, with the overrides of the command line.
 
-    Ends the process with 2 when the command line or the recipe is wrong, and with the error's own
-    code when the run fails in a way that is written for the user.
-
-    Args:
-        recipe: what the job file declares; or several, of which the first argument names one.
-    """
-    _run_in_frame(functools.partial(_train, recipe))
-
-
-def main_of_file() -> None:
-    """Train the recipe in the file that the first argument names, with the overrides after it."""
-    _run_in_frame(_train_file)
-
-
-def main_of_sweep(sweep: Sweep) -> None:
-    """Search as a sweep says, with the fields that the command line overrides.
+    Exits with 2 if the command line or the recipe is wrong, and with the error's own code if the
+    run fails with a PipelineError.
 
     Args:
-        sweep: what the job file declares.
+        job: a recipe, or rows by name. The first argument names the row; the default is the first
+            row.
     """
-    _run_in_frame(functools.partial(_search, sweep))
+    _run_job(functools.partial(_train, job))
+
+
+def main_file() -> None:
+    """Train the recipe in the file named by the first argument, with the overrides after it."""
+    _run_job(_train_file)
+
+
+def main_sweep(sweep: Sweep) -> None:
+    """Run a sweep, with the overrides of the command line."""
+    _run_job(functools.partial(_search, sweep))
 
 
 def run_verb(verb: Verb | Mapping[str, Verb]) -> None:
-    """Call a function with typed arguments from the command line, and print what it returns.
+    """Call a function with arguments from the command line, and print its RESULT line.
 
     Args:
-        verb: a function whose parameters become flags and whose docstring becomes the help, or
-            several of them by the name of their subcommand. It returns the dict of the RESULT line.
+        verb: a function whose parameters are the flags and whose docstring is the help, or several
+            functions by subcommand.
     """
-    _run_in_frame(functools.partial(_call_verb, verb))
+    _run_job(functools.partial(_call_verb, verb))
 
 
-def parse_recipe(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, bool]:
+def parse_recipe(
+    recipe: Recipe, arguments: list[str], *, description: str | None = None
+) -> tuple[Recipe, bool]:
     """Apply overrides such as `--optim.steps 10` to a recipe.
+
+    Args:
+        recipe: the recipe to override.
+        arguments: the command line.
+        description: text for --help; None is the docstring of the job.
 
     Returns:
         The recipe, and whether --print-recipe was given.
@@ -82,9 +94,9 @@ def parse_recipe(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, bool]:
         RecipeError: values break rules; all of them in one message.
         SystemExit: with 2 for an unknown flag or a value of the wrong type, with 0 after --help.
     """
-    plain = _parsed_recipe(recipe, arguments, extra=[("print_recipe", bool, _PRINT_RECIPE)])
-    wants_print = plain.pop("print_recipe")
-    return from_dict(plain), wants_print
+    parsed = _parse(_RecipeFlags(recipe=recipe), arguments, description=description)
+    raise_problems(violations(parsed.recipe))
+    return parsed.recipe, parsed.print_recipe
 
 
 def parse_sweep(sweep: Sweep, arguments: list[str]) -> tuple[Sweep, bool, bool]:
@@ -97,56 +109,130 @@ def parse_sweep(sweep: Sweep, arguments: list[str]) -> tuple[Sweep, bool, bool]:
         RecipeError: values break rules.
         SystemExit: see `parse_recipe`.
     """
-    flags = [
-        ("trials", int, _flag("Trials, with those that are stopped early.", default=sweep.trials)),
-        (
-            "parallel",
-            int,
-            _flag("Trials at once; 0 takes all there is room for.", default=sweep.parallel),
-        ),
-        ("resume", bool, _flag("Go on with the sweep of this name.", default=False)),
-        ("print_recipe", bool, _PRINT_RECIPE),
-    ]
-    plain = _parsed_recipe(sweep.recipe, arguments, extra=flags)
-    trials, parallel, resume, wants_print = (plain.pop(name) for name, _, _ in flags)
-    changed = dataclasses.replace(sweep, recipe=from_dict(plain), trials=trials, parallel=parallel)
-    return changed, resume, wants_print
+    flags = _SweepFlags(recipe=sweep.recipe, trials=sweep.trials, parallel=sweep.parallel)
+    parsed = _parse(flags, arguments)
+    with suspend_checks():
+        changed = dataclasses.replace(
+            sweep, recipe=parsed.recipe, trials=parsed.trials, parallel=parsed.parallel
+        )
+    raise_problems([problem.removeprefix("recipe.") for problem in violations(changed)])
+    return changed, parsed.resume, parsed.print_recipe
 
 
-def _parsed_recipe(
-    recipe: Recipe, arguments: list[str], *, extra: list[tuple[str, Any, Any]]
-) -> dict[str, Any]:
-    loose = _without_rules(recipe, extra=extra)
-    parsed = tyro.cli(
-        loose,
-        default=_copy(recipe, loose),
-        args=arguments,
-        description=_job_docstring(),
-    )
-    plain: dict[str, Any] = to_plain(parsed)
-    return plain
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RecipeFlags(Generic[Model_co]):
+    recipe: Annotated[Recipe[Model_co], tyro.conf.arg(name="")]
+    print_recipe: bool = False
+    """Print the whole recipe as JSON and stop."""
 
 
-def _flag(text: str, *, default: object) -> Any:  # noqa: ANN401  a dataclass field
-    return dataclasses.field(default=default, metadata={"help": text})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _SweepFlags(_RecipeFlags[Model_co]):
+    trials: int
+    """Number of trials, including those that are stopped early."""
+    parallel: int
+    """Largest number of trials at once; 0 is the capacity of the cluster."""
+    resume: bool = False
+    """Resume the sweep of this name."""
 
 
-def _train(job: Recipe | Mapping[str, Recipe]) -> Result | None:
-    return _train_with(*_named(job, sys.argv[1:]))
+_Flags = TypeVar("_Flags", bound=_RecipeFlags[Any])
 
 
-def _train_with(declared: Recipe, arguments: list[str]) -> Result | None:
-    recipe, wants_print = parse_recipe(declared, arguments)
+def _parse(flags: _Flags, arguments: list[str], *, description: str | None = None) -> _Flags:
+    _reject_misplaced_flags(flags.recipe, arguments)
+    # The flags are those of the recipe's own model.
+    kind: Any = type(flags)
+    # Checks are suspended because tyro stops at the first one that fails.
+    with suspend_checks():
+        parsed: _Flags = tyro.cli(
+            kind[type(flags.recipe.model)],
+            default=flags,
+            args=arguments,
+            description=description or _job_docstring(),
+        )
+    return parsed
+
+
+def _reject_misplaced_flags(recipe: Recipe, arguments: list[str]) -> None:
+    """Name the right flag for one that was renamed or is in the wrong section; tyro does not."""
+    known = leaves(to_plain(recipe))
+    problems = []
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        path = flag.removeprefix("--").replace("-", "_").replace(".no_", ".")
+        section, dot, name = path.rpartition(".")
+        if not (flag.startswith("--") and dot) or path in known:
+            continue
+        if path in OLD_NAMES:
+            right = f"{section}.{OLD_NAMES[path]}"
+        else:
+            right = _find_in_other_section(section, name, known)
+        if right:
+            right = "--" + right.replace("_", "-")
+            problems.append(f"unknown flag {flag}; perhaps you meant {right}")
+    raise_problems(problems)
+
+
+def _find_in_other_section(section: str, name: str, known: Collection[str]) -> str:
+    """Return the path of a similar field; tyro itself suggests those of the same section."""
+    by_name = {path.rpartition(".")[2]: path for path in known}
+    siblings = [path.rpartition(".")[2] for path in known if path.startswith(f"{section}.")]
+    if not siblings or difflib.get_close_matches(name, siblings, n=1):
+        return ""
+    near = difflib.get_close_matches(name, by_name, n=1)
+    return by_name[near[0]] if near else ""
+
+
+def _train(job: Recipe | Mapping[str, Row]) -> Result | None:
+    arguments = sys.argv[1:]
+    if isinstance(job, Recipe):
+        return _train_row(Row(job), arguments)
+    if "--list" in arguments:
+        print("\n".join([*format_rows(job), "", NOT_RUN]))  # noqa: T201  the answer to --list
+        return None
+    row, arguments = _choose_row(job, arguments)
+    return _train_row(row, arguments, description=_describe_rows(job))
+
+
+def _choose_row(rows: Mapping[str, Row], arguments: list[str]) -> tuple[Row, list[str]]:
+    """Return the row that the first argument names, or the first row, and the other arguments."""
+    if not arguments or arguments[0].startswith("-"):
+        return next(iter(rows.values())), arguments
+    name = arguments[0]
+    if name not in rows:
+        program = os.path.relpath(sys.argv[0])
+        near = difflib.get_close_matches(name, rows, n=1)
+        hint = f", perhaps you meant {near[0]}" if near else ""
+        raise RecipeError(
+            f"{name!r} is not a row of {program}{hint}; the first argument is one of: "
+            f"{', '.join(rows)}. To list them: python {program} --list"
+        )
+    return rows[name], arguments[1:]
+
+
+def _describe_rows(rows: Mapping[str, Row]) -> str:
+    # Indented lines stay lines.
+    table = "\n".join(f"    {line}" for line in format_rows(rows))
+    usage = f"The first argument names a row: {os.path.relpath(sys.argv[0])} [ROW] [OPTIONS]"
+    return f"{_job_docstring() or ''}\n\n{usage}\n\n{table}\n\n{NOT_RUN}"
+
+
+def _train_row(row: Row, arguments: list[str], *, description: str | None = None) -> Result | None:
+    recipe, wants_print = parse_recipe(row.recipe, arguments, description=description)
     if wants_print:
         print(to_json(recipe))  # noqa: T201  the answer to --print-recipe
         return None
     _check_paths(recipe)
     log = logging.getLogger(__name__)
     log.info("recipe %s, fingerprint %s", recipe.name, fingerprint(recipe))
-    log.info("overrides: %s", "; ".join(differences(declared, recipe)) or "none")
-    from pipeline.training import launch  # noqa: PLC0415  Ray comes in only for a recipe without faults
+    log.info("overrides: %s", "; ".join(differences(row.recipe, recipe)) or "none")
+    from pipeline.training import launch  # noqa: PLC0415  imports ray, only for a valid recipe
 
-    return launch.run(recipe)
+    result = launch.run(recipe)
+    for line in compare_with_paper(row, recipe, result):
+        log.info("%s", line)
+    return result
 
 
 def _search(declared: Sweep) -> Result | None:
@@ -172,46 +258,28 @@ def _train_file() -> Result | None:
         sys.exit(0)
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError(
-            f"no recipe is named; the first argument is a recipe's file, such as a run's "
-            f"recipe.json or a sweep's winner.json: python {program} runs/NAME/recipe.json"
+            f"no recipe file is given; the first argument is a run's recipe.json or a sweep's "
+            f"winner.json: python {program} runs/NAME/recipe.json"
         )
     uri = arguments.pop(0)
     if not storage.exists(uri):
-        raise RecipeError(f"there is no file {uri}; name a recipe's file, local or in a bucket")
+        raise RecipeError(f"file not found: {uri}; give a recipe file, local or in a bucket")
     try:
-        # Of what is no text, reading JSON says so.
+        # Bytes that are not text become a JSON error.
         recipe = from_json(storage.read_bytes(uri).decode(errors="replace"))
     except RecipeError as error:
         raise RecipeError(
             f"{uri}: {error}\nThe first argument is a run's recipe.json or a sweep's winner.json."
         ) from None
-    return _train_with(recipe, arguments)
-
-
-def _named(job: Recipe | Mapping[str, Recipe], arguments: list[str]) -> tuple[Recipe, list[str]]:
-    """Take the recipe that the first argument names, where a job declares several."""
-    if isinstance(job, Recipe):
-        return job, arguments
-    program, name = os.path.relpath(sys.argv[0]), arguments[0] if arguments else ""
-    if name in {"-h", "--help"}:
-        print(  # noqa: T201  the answer to --help
-            f"usage: {program} ROW [OPTIONS]\n\n{_job_docstring() or ''}\nROW is one of: "
-            f"{', '.join(job)}.\nThe options of a row: {program} {next(iter(job))} --help"
-        )
-        sys.exit(0)
-    if name not in job:
-        told = f"{name!r} is no row of this job" if name else "no row is named"
-        if near := difflib.get_close_matches(name, job, n=1):
-            told += f", perhaps you meant {near[0]}"
-        raise RecipeError(
-            f"{told}; the first argument is one of: {', '.join(job)}. "
-            f"Such as: python {program} {next(iter(job))} --print-recipe"
-        )
-    return job[name], arguments[1:]
+    return _train_row(Row(recipe), arguments)
 
 
 def _check_paths(recipe: Recipe) -> None:
-    """A job that `ray job submit` started runs in a temporary copy of the working directory."""
+    """Reject relative paths in a job that `ray job submit` started.
+
+    Raises:
+        RecipeError: a path is relative.
+    """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return
     paths = {"--storage": recipe.storage, "--data.root": recipe.data.root}
@@ -220,9 +288,9 @@ def _check_paths(recipe: Recipe) -> None:
     ]
     if relative:
         raise RecipeError(
-            f"relative in a submitted job: {', '.join(relative)}. The job runs in a temporary copy "
-            "of the working directory, so what lies there is lost. Give an absolute path, or a URI "
-            "that every node reaches, such as s3://bucket/folder"
+            f"relative path in a submitted job: {', '.join(relative)}. The job runs in a temporary "
+            "copy of the working directory, which is deleted. Give an absolute path, or a URI that "
+            "every node can reach, such as s3://bucket/folder"
         )
 
 
@@ -230,18 +298,20 @@ def _call_verb(verb: Verb | Mapping[str, Verb]) -> Result:
     call: Callable[[], Result]
     if isinstance(verb, Mapping):
         call = tyro.extras.subcommand_cli_from_dict(
-            {name: _parsed(function) for name, function in verb.items()},
+            {name: _bind_arguments(function) for name, function in verb.items()},
             args=sys.argv[1:],
             description=_job_docstring(),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     else:
-        call = tyro.cli(_parsed(verb), args=sys.argv[1:], config=(tyro.conf.FlagCreatePairsOff,))
+        call = tyro.cli(
+            _bind_arguments(verb), args=sys.argv[1:], config=(tyro.conf.FlagCreatePairsOff,)
+        )
     return call()
 
 
-def _parsed(function: Verb) -> Callable[..., Callable[[], Result]]:
-    """Parse now and call later: an error of the call is not an error of a flag."""
+def _bind_arguments(function: Verb) -> Callable[..., Callable[[], Result]]:
+    """Delay the call until after parsing, so that its errors are not reported as usage errors."""
 
     @functools.wraps(function)
     def bind(*args: object, **kwargs: object) -> Callable[[], Result]:
@@ -250,9 +320,9 @@ def _parsed(function: Verb) -> Callable[..., Callable[[], Result]]:
     return bind
 
 
-def _run_in_frame(call: Callable[[], Result | None]) -> None:
+def _run_job(call: Callable[[], Result | None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Progress shows at once, also in a pipe or a job's log.
+        # Show progress immediately, also in a pipe or a job's log.
         sys.stdout.reconfigure(line_buffering=True)
     _set_up_logging()
     try:
@@ -263,19 +333,35 @@ def _run_in_frame(call: Callable[[], Result | None]) -> None:
         _stop_ray()
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        if not _is_reader_gone():
+            raise
+        sys.exit(1)
     if result is not None:
         _stop_ray()
         print("RESULT " + json.dumps(result), flush=True)  # noqa: T201
 
 
+def _is_reader_gone() -> bool:
+    """Check whether nobody reads standard output any more, as after `--help | head`."""
+    try:
+        sys.stdout.flush()
+        print(flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def _fail(error: PipelineError) -> NoReturn:
     # A remote task raises a subclass whose text is the worker's traceback; its cause is our error.
-    told = getattr(error, "cause", None) or error
+    cause = getattr(error, "cause", None) or error
     _stop_ray()
     sys.stdout.flush()
-    print(f"{type(told).__name__}: {told}", file=sys.stderr, flush=True)  # noqa: T201
-    if isinstance(told, ClusterError):
-        print("RESULT " + json.dumps(told.result), flush=True)  # noqa: T201
+    print(f"{type(cause).__name__}: {cause}", file=sys.stderr, flush=True)  # noqa: T201
+    if isinstance(cause, ClusterError):
+        print("RESULT " + json.dumps(cause.result), flush=True)  # noqa: T201
     sys.exit(error.exit_code)
 
 
@@ -287,55 +373,12 @@ def _stop_ray() -> None:
 
 
 def _set_up_logging() -> None:
-    """Plain lines on standard output: ours from INFO on, everyone else's warnings."""
+    """Log to standard output: our lines from INFO, and warnings of other packages."""
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
     for ours in ("bsm", "pipeline", "jobs", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
 
 
 def _job_docstring() -> str | None:
-    """The first docstring of the file that runs, shown by --help."""
+    """Return the docstring of the job file, which --help shows."""
     return getattr(sys.modules.get("__main__"), "__doc__", None)
-
-
-_PRINT_RECIPE = _flag("Print the whole recipe as JSON and stop.", default=False)
-
-
-def _without_rules(value: Kind, *, extra: list[tuple[str, Any, Any]] | None = None) -> Kind:
-    """Derive a dataclass that takes whatever has the types of a value's fields.
-
-    The parser stops at the first error that a constructor raises. With the rules left out it gets
-    to the end, and `from_dict` then says everything that is wrong at once. Where a field may hold
-    several dataclasses, it has the one that the value has: a job's flags are those of its model.
-    """
-    kind = type(value)
-    items = {f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}
-    parts = [
-        (name, _without_rules(item))
-        for name, item in items.items()
-        if dataclasses.is_dataclass(item)
-    ]
-    return dataclasses.make_dataclass(
-        kind.__name__,
-        # The default is never used: parsing starts from the job's own recipe.
-        [*((name, part, None) for name, part in parts), *(extra or [])],
-        bases=(kind,),
-        namespace={
-            "__post_init__": lambda _: None,
-            "__doc__": kind.__doc__,
-            "__module__": kind.__module__,
-        },
-        frozen=True,
-        kw_only=True,
-    )
-
-
-def _copy(value: Kind, kind: Kind) -> Kind:
-    hints = get_type_hints(kind)
-    items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return kind(
-        **{
-            name: _copy(item, hints[name]) if dataclasses.is_dataclass(item) else item
-            for name, item in items.items()
-        }
-    )

@@ -1,6 +1,6 @@
-"""The errors that users see: what was wrong, where, the rule, and what to type next.
+"""Errors for users: the wrong value, its place, the rule, and the next command.
 
-A job prints such an error without a traceback and exits with the error's own code.
+A job prints such an error without a traceback and exits with its exit code.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ class PipelineError(Exception):
 
 
 class RecipeError(PipelineError):
-    """A recipe or a command line that cannot be run."""
+    """An invalid recipe or command line."""
 
     exit_code = 2
 
 
 class DatasetError(PipelineError):
-    """A data set, shard or results file that breaks a rule."""
+    """An invalid data set, shard or results file."""
 
     exit_code = 2
 
@@ -32,7 +32,7 @@ class StorageError(PipelineError):
 
 
 class TrainingError(PipelineError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class RegistryError(PipelineError):
@@ -42,9 +42,8 @@ class RegistryError(PipelineError):
 
 
 class ClusterError(PipelineError):
-    """A cluster that cannot train as it is; what was found out is told all the same."""
+    """A cluster that cannot train; carries the findings for the RESULT line."""
 
     def __init__(self, text: str, *, result: Mapping[str, Any]) -> None:
         super().__init__(text)
         self.result = dict(result)
-        """What the job's RESULT line holds."""

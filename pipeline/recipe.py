@@ -5,369 +5,258 @@ A job derives its recipe with `dataclasses.replace`; the command line overrides 
 model.
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, cast, get_args
+from urllib.parse import parse_qsl, urlsplit
 
+from annotated_types import Ge, Interval, MinLen
 from typing_extensions import TypeVar
 
 from bsm.configs.instance import MaskRCNNConfig
-from bsm.configs.semantic import DeepLabConfig
+from bsm.configs.models import ModelConfig
+from bsm.configs.rules import (
+    Config,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 from pipeline.errors import RecipeError
 from pipeline.recipe_json import from_plain, leaves, to_plain
-from pipeline.recipe_rules import holds_secret, raise_all
 
-AnyModel = MaskRCNNConfig | DeepLabConfig
+_EdgePx: TypeAlias = Annotated[int, Ge(32)]
+_Jitter: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
 
-Model_co = TypeVar("Model_co", bound=AnyModel, covariant=True, default=AnyModel)
-"""The kind of model of a recipe: whoever derives a job from another one knows it."""
+Model_co = TypeVar("Model_co", bound=ModelConfig, covariant=True, default=ModelConfig)
+"""The model class of a recipe, known to jobs that derive a recipe from another one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ColorConfig:
-    """How far training changes the colors of an image, on the device; 0 leaves them.
+class RecipePart(Config):
+    """Base of all parts of a recipe."""
 
-    Each sample has its own changes, in this order.
+    error_type: ClassVar[type[Exception]] = RecipeError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColorConfig(RecipePart):
+    """Color jitter in training, on the device; 0 turns a change off.
+
+    Each sample draws its own changes, in this order.
     """
 
-    brightness: float = 0.0
-    """Values are multiplied by 1 - x to 1 + x; 0.4 is usual, for the next two as well."""
-    contrast: float = 0.0
-    """Distances from the image's mean are multiplied by 1 - x to 1 + x."""
-    saturation: float = 0.0
-    """Distances from gray are multiplied by 1 - x to 1 + x."""
-    hue: float = 0.0
-    """The circle of hues is turned by up to this share, either way; 0.1 is usual."""
+    brightness: _Jitter = 0.0
+    """Multiply values by 1 - x to 1 + x; 0.4 is usual, for contrast and saturation as well."""
+    contrast: _Jitter = 0.0
+    """Multiply distances from the image's mean by 1 - x to 1 + x."""
+    saturation: _Jitter = 0.0
+    """Multiply distances from gray by 1 - x to 1 + x."""
+    hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
+    """Rotate hues by up to this share of the color circle, either way; 0.1 is usual."""
 
     @property
     def is_on(self) -> bool:
         """Whether anything changes."""
         return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
 
-    def __post_init__(self) -> None:
-        factors = (self.brightness, self.contrast, self.saturation)
-        raise_all(
-            "color",
-            [
-                (
-                    min(factors) >= 0 and max(factors) < 1,
-                    f"brightness, contrast and saturation must be in [0, 1), got {factors}",
-                ),
-                (0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}"),
-            ],
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Which shards, and how an image is prepared."""
+class DataConfig(RecipePart):
+    """The shards, and how an image is prepared."""
 
     root: str = "data/shards"
-    """Folder or URI with one folder of shards for each split, as jobs/ingest.py writes them."""
+    """Folder or URI with one folder of shards per split, as written by jobs/ingest.py."""
     train_split: str = "train2017"
     """Folder under root to train on."""
     val_split: str = "val2017"
     """Folder under root to evaluate on."""
-    short_edge_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    short_edge_px: Annotated[tuple[_EdgePx, ...], MinLen(1)] = (640, 672, 704, 736, 768, 800)
     """Instance: training draws the short edge from these (detectron2)."""
-    test_short_edge_px: int = 800
-    """Instance: the short edge in evaluation and inference."""
-    long_edge_px: int = 1333
-    """Instance: the long edge is at most this; then the short edge is shorter than drawn."""
-    scale_range: tuple[float, float] = (0.75, 2.0)
-    """Semantic: training draws a factor between these by which an image is resized (sec. 4.2)."""
-    crop_px: int = 832
-    """Semantic: side of the square that is cut out of it; smaller images are padded with void."""
-    test_size_hw: tuple[int, int] | None = None
-    """Semantic: images are resized to this height and width in evaluation and inference; None
-    leaves them as they are. Label maps always have the image's own size."""
+    test_short_edge_px: _EdgePx = 800
+    """Instance: short edge in evaluation and inference."""
+    long_edge_px: _EdgePx = 1333
+    """Instance: limit of the long edge; larger images get a shorter short edge."""
+    scale_range: tuple[PositiveFloat, PositiveFloat] = (0.75, 2.0)
+    """Semantic: training resizes an image by a factor drawn from this range (sec. 4.2)."""
+    crop_px: _EdgePx = 832
+    """Semantic: side of the square crop; smaller images are padded with void."""
+    test_size_hw: tuple[_EdgePx, _EdgePx] | None = None
+    """Semantic: height and width that images are resized to in evaluation and inference; None keeps
+    their size. Label maps always have the image's own size."""
     color: ColorConfig = field(default_factory=ColorConfig)
-    flip_probability: float = 0.5
-    """Chance of a horizontal flip."""
-    repeat_threshold: float = 0.0
-    """Images with a category in a smaller share of the images are trained more often; 0 trains each
-    once an epoch (LVIS: 0.001)."""
+    flip_probability: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    repeat_threshold: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Repeat images with a category in a smaller share of the images; 0 trains each image once per
+    epoch (LVIS: 0.001)."""
     decode_in: Literal["trainer", "tasks"] = "trainer"
     """Decode in the trainer's collate threads, or in Ray Data tasks that CPU-only nodes can run."""
-    prefetch_batches: int = 2
+    prefetch_batches: PositiveInt = 2
     """Batches prepared ahead on each worker."""
 
-    def __post_init__(self) -> None:
-        edges = (*self.short_edge_px, self.test_short_edge_px)
-        raise_all(
-            "data",
-            [
-                (len(self.short_edge_px) > 0, "short_edge_px needs at least one value"),
-                (min(edges) >= 32, f"an image edge must be at least 32 px, got {min(edges)}"),
-                (self.crop_px >= 32, f"crop_px must be at least 32, got {self.crop_px}"),
-                (
-                    0 < self.scale_range[0] <= self.scale_range[1],
-                    f"scale_range must be positive and not fall, got {self.scale_range}",
-                ),
-                (
-                    self.test_size_hw is None or min(self.test_size_hw) >= 32,
-                    f"test_size_hw must be at least 32 32, or None, got {self.test_size_hw}",
-                ),
-                (
-                    self.long_edge_px >= max(edges),
-                    f"long_edge_px {self.long_edge_px} is below a short edge of {max(edges)}",
-                ),
-                (
-                    0 <= self.flip_probability <= 1,
-                    f"flip_probability must be in [0, 1], got {self.flip_probability}",
-                ),
-                (
-                    0 <= self.repeat_threshold < 1,
-                    f"repeat_threshold must be in [0, 1), got {self.repeat_threshold}",
-                ),
-                (
-                    self.prefetch_batches >= 1,
-                    f"prefetch_batches must be at least 1, got {self.prefetch_batches}",
-                ),
-            ],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check the order of edges and of the scale range."""
+        short = max(*self.short_edge_px, self.test_short_edge_px, 0)
+        if self.long_edge_px < short:
+            yield (
+                "long_edge_px",
+                f"must be at least the short edge {short}, got {self.long_edge_px}",
+            )
+        if list(self.scale_range) != sorted(self.scale_range):
+            yield "scale_range", f"must not decrease, got {self.scale_range}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """The optimizer, with linear warm-up and a schedule counted in its steps."""
+class OptimConfig(RecipePart):
+    """The optimizer, linear warm-up and the learning rate schedule, counted in steps."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD reproduces the paper; AdamW learns faster in short runs from scratch."""
-    global_batch: int = 16
-    """Images in one optimizer step, over all workers and accumulated passes."""
-    lr_per_image: float = 0.02 / 16
-    """Learning rate of one image; the rate is this times global_batch (linear scaling rule)."""
-    momentum: float = 0.9
+    global_batch: PositiveInt = 16
+    """Images per optimizer step, over all workers and accumulated microbatches."""
+    lr_per_image: PositiveFloat = 0.02 / 16
+    """Learning rate per image, multiplied by global_batch (linear scaling rule)."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
     """Momentum of SGD; AdamW keeps torch's betas."""
-    weight_decay: float = 1e-4
-    """Not applied to normalization layers."""
-    steps: int = 90_000
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay; normalization layers have none."""
+    steps: PositiveInt = 90_000
     """Optimizer steps of the whole run."""
-    warmup_steps: int = 1000
-    """The rate rises linearly over these."""
-    warmup_factor: float = 1e-3
-    """Share of the rate at step 0."""
+    warmup_steps: NonNegativeInt = 1000
+    """Steps of linear warm-up."""
+    warmup_factor: PositiveFraction = 1e-3
+    """Share of the learning rate at step 0."""
     schedule: Literal["multistep", "poly", "cosine"] = "multistep"
-    """How the rate falls: in steps, as instance models train; as (1 - step / steps) to a power, as
-    semantic ones do; or after warm-up along half a cosine to 0, for short runs."""
+    """Learning rate after warm-up: in steps, as for instance models; (1 - step / steps) to a power,
+    as for semantic models; or half a cosine to 0, for short runs."""
     decay_at: tuple[int, ...] = (60_000, 80_000)
-    """Multistep: steps at which the rate is multiplied by decay_factor."""
+    """Multistep: steps at which the learning rate is multiplied by decay_factor."""
     decay_factor: float = 0.1
-    """Multistep: see decay_at."""
-    poly_power: float = 0.9
+    """Multistep: factor at each of these steps."""
+    poly_power: PositiveFloat = 0.9
     """Poly: the power (sec. 4.2: 0.9)."""
-    clip_norm: float | None = None
-    """Gradients are scaled down to this norm; None leaves them."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradients; None does not clip them."""
     amp: bool = True
-    """Mixed precision (bfloat16) where the device is a GPU."""
+    """Train in mixed precision (bfloat16) on GPUs."""
 
     @property
     def lr(self) -> float:
         """The learning rate after warm-up."""
         return self.lr_per_image * self.global_batch
 
-    def __post_init__(self) -> None:
-        raise_all(
-            "optim",
-            [
-                (
-                    self.global_batch >= 1,
-                    f"global_batch must be at least 1, got {self.global_batch}",
-                ),
-                (self.lr_per_image > 0, f"lr_per_image must be positive, got {self.lr_per_image}"),
-                (0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}"),
-                (
-                    self.weight_decay >= 0,
-                    f"weight_decay may not be negative, got {self.weight_decay}",
-                ),
-                (self.steps >= 1, f"steps must be at least 1, got {self.steps}"),
-                (
-                    self.warmup_steps >= 0,
-                    f"warmup_steps may not be negative, got {self.warmup_steps}",
-                ),
-                (
-                    0 < self.warmup_factor <= 1,
-                    f"warmup_factor must be in (0, 1], got {self.warmup_factor}",
-                ),
-                (self.poly_power > 0, f"poly_power must be positive, got {self.poly_power}"),
-                (
-                    list(self.decay_at) == sorted(self.decay_at),
-                    f"decay_at must rise, got {self.decay_at}",
-                ),
-                (
-                    self.clip_norm is None or self.clip_norm > 0,
-                    f"clip_norm must be positive or None, got {self.clip_norm}",
-                ),
-            ],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check the order of the decay steps."""
+        if list(self.decay_at) != sorted(self.decay_at):
+            yield "decay_at", f"must not decrease, got {self.decay_at}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScaleConfig:
-    """How many machines do the work; nothing here changes which images a step trains."""
+class ScaleConfig(RecipePart):
+    """The workers and their resources; nothing here changes which images a step trains."""
 
-    num_workers: int = 2
+    num_workers: NonNegativeInt = 2
     """Ray Train workers; 0 trains in this process, without Ray Train."""
     use_gpu: bool = False
-    """One GPU for each worker."""
-    cpus_per_worker: float = 1.0
-    """CPUs that each worker reserves; leave at least one CPU of every node to Ray Data."""
-    images_per_microbatch: int = 2
-    """Images of one forward and backward pass; the rest of a worker's batch is accumulated."""
+    """Give each worker one GPU."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs reserved by each worker; leave at least one CPU of every node to Ray Data."""
+    images_per_microbatch: PositiveInt = 2
+    """Images per forward and backward pass; a worker accumulates the rest of its batch."""
     threads_per_worker: int = 0
-    """Torch threads of each worker; 0 leaves torch's own choice."""
-    max_failures: int = 3
+    """Torch threads of each worker; 0 keeps torch's default."""
+    max_failures: NonNegativeInt = 3
     """Restarts after a lost worker or node, each from the last checkpoint."""
 
-    def __post_init__(self) -> None:
-        raise_all(
-            "scale",
-            [
-                (self.num_workers >= 0, f"num_workers may not be negative, got {self.num_workers}"),
-                (
-                    self.images_per_microbatch >= 1,
-                    f"images_per_microbatch must be at least 1, got {self.images_per_microbatch}",
-                ),
-                (
-                    self.cpus_per_worker > 0,
-                    f"cpus_per_worker must be positive, got {self.cpus_per_worker}",
-                ),
-                (
-                    self.max_failures >= 0,
-                    f"max_failures may not be negative, got {self.max_failures}",
-                ),
-            ],
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointConfig:
-    """When everything that a resume needs is written."""
+class CheckpointConfig(RecipePart):
+    """Checkpoints, from which a run resumes."""
 
-    every_steps: int = 1000
+    every_steps: PositiveInt = 1000
     """Optimizer steps between two checkpoints."""
-    keep: int = 2
-    """The newest so many stay."""
-
-    def __post_init__(self) -> None:
-        raise_all(
-            "checkpoint",
-            [
-                (self.every_steps >= 1, f"every_steps must be at least 1, got {self.every_steps}"),
-                (self.keep >= 1, f"keep must be at least 1, got {self.keep}"),
-            ],
-        )
+    keep: PositiveInt = 2
+    """Number of recent checkpoints to keep."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """What is measured after training, and perhaps while it goes on."""
+class EvaluationConfig(RecipePart):
+    """Evaluation after training, and optionally at each checkpoint."""
 
     every_checkpoint: bool = False
-    """Measure at each checkpoint too, each worker its share of the images; a sweep does so."""
-    max_images: int | None = None
-    """Only the first so many images of the split; None takes all."""
-    images_per_batch: int = 1
-    """Images of one forward pass."""
+    """Also evaluate at each checkpoint, split over the workers; sweeps do."""
+    max_images: PositiveInt | None = None
+    """Evaluate only the first images of the split; None takes all."""
+    images_per_batch: PositiveInt = 1
+    """Images per forward pass."""
     paste_bytes: int = 64 * 2**20
-    """Instance: masks are pasted in chunks of at most so many bytes."""
+    """Instance: memory limit in bytes for pasting masks."""
     boxes: Literal["predicted", "truth"] = "predicted"
-    """Instance: judge what the model finds, or its masks alone, drawn in the boxes of the truth."""
-    dilation_ratio: float | None = None
+    """Instance: evaluate predicted boxes and masks, or only the masks, in ground truth boxes."""
+    dilation_ratio: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """Instance: width of boundary AP's band in image diagonals; None is boundary-iou-api's: 0.005
     for Cityscapes, 0.02 for all others."""
     submission: bool = False
-    """Instance: write what was found in a split of Cityscapes in its official format too."""
-    window_px: int | None = None
-    """Semantic: look through square windows of this side, for images that do not fit into memory;
-    None looks at the whole image at once."""
-    window_overlap: float = 0.25
-    """Semantic: neighboring windows share at least this part of their side; logits are averaged."""
-    radii_px: tuple[int, ...] = (3, 5, 9, 12)
-    """Semantic: distances within which the boundary F-score takes outlines for the same."""
+    """Instance: also write Cityscapes detections in the official format."""
+    window_px: _EdgePx | None = None
+    """Semantic: side of the sliding window, for images that do not fit into memory; None predicts
+    the whole image at once."""
+    window_overlap: Annotated[float, Interval(ge=0, lt=1)] = 0.25
+    """Semantic: least overlap of neighboring windows as a share of their side; logits are
+    averaged."""
+    radii_px: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (3, 5, 9, 12)
+    """Semantic: distances within which the boundary F-score matches outlines."""
     absent: Literal["one", "skip"] = "one"
-    """Semantic: an image in which a class has no outline counts as F = 1, as in published numbers,
-    or not at all."""
-
-    def __post_init__(self) -> None:
-        raise_all(
-            "evaluation",
-            [
-                (
-                    self.max_images is None or self.max_images >= 1,
-                    f"max_images must be at least 1 or None, got {self.max_images}",
-                ),
-                (
-                    self.images_per_batch >= 1,
-                    f"images_per_batch must be at least 1, got {self.images_per_batch}",
-                ),
-                (
-                    self.dilation_ratio is None or 0 < self.dilation_ratio < 1,
-                    f"dilation_ratio must be between 0 and 1, or None, got {self.dilation_ratio}",
-                ),
-                (
-                    self.window_px is None or self.window_px >= 32,
-                    f"window_px must be at least 32 or None, got {self.window_px}",
-                ),
-                (
-                    0 <= self.window_overlap < 1,
-                    f"window_overlap must be in [0, 1), got {self.window_overlap}",
-                ),
-                (
-                    len(self.radii_px) > 0 and min(self.radii_px) >= 1,
-                    f"radii_px needs whole numbers from 1 on, got {self.radii_px}",
-                ),
-            ],
-        )
+    """Semantic: an image where a class has no outline counts as F = 1, as in published numbers, or
+    is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrackingConfig:
-    """Where MLflow writes, and under which name the model is registered."""
+class TrackingConfig(RecipePart):
+    """MLflow's tracking server, experiment and registered model."""
 
     uri: str = ""
-    """Tracking server; "" is what MLFLOW_TRACKING_URI names, and where that is not set an SQLite
-    file and local artifacts under the storage folder."""
+    """Tracking server; "" is MLFLOW_TRACKING_URI, or without it an SQLite file and local artifacts
+    under the storage folder."""
     experiment: str = "boundary-squeeze"
     """MLflow experiment."""
     model_name: str = ""
     """Registered model; "" registers nothing."""
     license: str = ""
-    """Under which the registered weights may be used; the model card says it."""
-    log_every: int = 20
+    """License of the registered weights, shown in the model card."""
+    log_every: PositiveInt = 20
     """Optimizer steps between two progress lines and metric points."""
 
-    def __post_init__(self) -> None:
-        raise_all(
-            "tracking",
-            [
-                (self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}"),
-                (
-                    not holds_secret(self.uri),
-                    "uri holds a password, which the recipe would carry into logs and checkpoints; "
-                    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give the whole "
-                    'URI as MLFLOW_TRACKING_URI and leave --tracking.uri ""',
-                ),
-            ],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that logs and checkpoints will hold no password."""
+        if _has_secret(self.uri):
+            yield (
+                "uri",
+                "contains a password, which would end up in logs and checkpoints; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or set the whole URI as "
+                'MLFLOW_TRACKING_URI and leave --tracking.uri ""',
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe(Generic[Model_co]):
+class Recipe(RecipePart, Generic[Model_co]):
     """A complete run."""
 
     name: str
-    """Names the run: the same name with the same recipe resumes."""
+    """Name of the run; the same name with the same recipe resumes it."""
     storage: str = "runs"
     """Folder or URI for checkpoints, results and the embedded tracking store."""
-    seed: int = 0
-    """Every random choice comes from it."""
+    seed: Annotated[int, Interval(ge=0, lt=2**31)] = 0
+    """Seed of every random choice."""
     # mypy has no default that holds for every value of a type variable.
     model: Model_co = field(default_factory=MaskRCNNConfig)  # type: ignore[assignment]
-    """What is trained."""
+    """The model to train."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
@@ -375,34 +264,39 @@ class Recipe(Generic[Model_co]):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
-    def __post_init__(self) -> None:
-        workers = max(self.scale.num_workers, 1)
-        batch = self.optim.global_batch
-        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-        raise_all(
-            f"recipe {self.name}",
-            [
-                (
-                    bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name),
-                    f"name may hold letters, digits, '.', '_' and '-', got {self.name!r}",
-                ),
-                (0 <= self.seed < 2**31, f"seed must be in 0..2^31-1, got {self.seed}"),
-                (
-                    batch % workers == 0,
-                    f"scale.num_workers {workers} does not divide optim.global_batch {batch}; "
-                    f"take one of {', '.join(map(str, divisors))}",
-                ),
-            ],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check the name, and that the workers share a batch evenly."""
+        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name):
+            yield "name", f"may hold letters, digits, '.', '_' and '-', got {self.name!r}"
+        workers, batch = max(self.scale.num_workers, 1), self.optim.global_batch
+        if batch % workers:
+            divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
+            yield (
+                "scale.num_workers",
+                f"{workers} does not divide optim.global_batch {batch}; take one of "
+                f"{', '.join(divisors)}",
+            )
 
 
-def reads_masks(model: AnyModel) -> bool:
-    """Tell whether a model's targets need whole masks in its batches."""
+OLD_NAMES = {
+    "model.geometry": "box_convention",
+    "model.mask_head.squeeze.wiring": "variant",
+    "model.head.squeeze.wiring": "variant",
+    "scale.images_per_pass": "images_per_microbatch",
+    "evaluation.images_per_pass": "images_per_batch",
+}
+"""Renamed fields by their old path. Recipes of earlier runs and registered models hold these."""
+
+_MODELS = {kind.task: kind for kind in get_args(ModelConfig)}
+
+
+def reads_masks(model: ModelConfig) -> bool:
+    """Check whether the targets of a model need whole masks in the batches."""
     return isinstance(model, MaskRCNNConfig) and model.mask_head.targets.source == "roi"
 
 
 def to_json(recipe: Recipe) -> str:
-    """Write a recipe as JSON that `from_json` reads back to an equal recipe."""
+    """Write a recipe as JSON; `from_json` reads it back."""
     return json.dumps(to_plain(recipe), indent=2)
 
 
@@ -410,8 +304,8 @@ def from_json(text: str) -> Recipe:
     """Read a recipe.
 
     Raises:
-        RecipeError: it is no JSON, or fields are unknown, missing, wrongly typed or break a rule;
-            all of them in one message.
+        RecipeError: the text is not JSON, or fields are unknown, missing, mistyped or break a
+            rule; all of them in one message.
     """
     try:
         plain = json.loads(text)
@@ -426,16 +320,46 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: see `from_json`.
     """
-    problems: list[str] = []
-    recipe = from_plain(Recipe, plain, problems=problems)
-    if problems or not isinstance(recipe, Recipe):
+    if not isinstance(plain, dict):
+        raise RecipeError(f"the recipe needs an object with fields, got {plain!r}")
+    values = copy.deepcopy(plain)
+    problems = rename_old_fields(values)
+    model, tag = values.get("model"), MaskRCNNConfig.task
+    if isinstance(model, dict) and (tag := model.pop("task", tag)) not in tuple(_MODELS):
+        choices = ", ".join(map(repr, _MODELS))
+        problems.append(f"model.task: must be one of {choices}, got {tag!r}")
+        tag = MaskRCNNConfig.task
+        del values["model"]
+    kind: Any = Recipe
+    recipe, more = from_plain(kind[_MODELS[tag]], values)
+    raise_problems(problems + more)
+    return cast(Recipe, recipe)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise a RecipeError that lists the problems of a recipe, if there are any."""
+    if problems:
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
         raise RecipeError(f"{count} in the recipe:" + "".join(f"\n  {p}" for p in problems))
-    return recipe
+
+
+def rename_old_fields(plain: dict[str, Any]) -> list[str]:
+    """Rename fields in place, and list those that have a value under both names."""
+    problems = []
+    for path, new in OLD_NAMES.items():
+        *parents, old = path.split(".")
+        part: Any = plain
+        for name in parents:
+            part = part.get(name) if isinstance(part, dict) else None
+        if isinstance(part, dict) and old in part:
+            if new in part:
+                problems.append(f"{path}: is the old name of {new}, which has a value too; drop it")
+            part[new] = part.pop(old)
+    return problems
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Return 12 hex digits that every field takes part in."""
+    """Return 12 hex digits of a hash over all fields."""
     canonical = json.dumps(to_plain(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -448,3 +372,11 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
         for name in old
         if name in new and old[name] != new[name]
     ]
+
+
+def _has_secret(uri: str) -> bool:
+    """Check whether a URI has a password, or a parameter named like a secret."""
+    parts = urlsplit(uri)
+    names = [name.lower() for name, _ in parse_qsl(parts.query)]
+    secret = ("password", "secret", "token", "key")
+    return parts.password is not None or any(part in name for name in names for part in secret)

@@ -1,9 +1,9 @@
-"""One rule for every path and URI: what a user may name, and how it is read and written.
+"""Read and write files by path or URI, on local disks and in object stores.
 
-A plain path or file:// is local, s3:// and gs:// are object stores. Credentials and endpoints
-come from the environment or the machine's role (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
-GOOGLE_APPLICATION_CREDENTIALS, ...), never from the URI, so no recipe, log or error can hold one.
-Writes are atomic: a reader sees the old file or the new one, never half of one.
+A plain path or file:// is local; s3:// and gs:// are object stores. Credentials and endpoints come
+from the environment or the machine's role (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS, ...), never from the URI, so recipes, logs and errors contain none.
+Writes are atomic: a reader sees the old file or the new one, never a part.
 """
 
 import os
@@ -23,15 +23,15 @@ from pipeline.errors import StorageError
 _LOCAL = ("", "file")
 _SCHEMES = (*_LOCAL, "s3", "gs")
 
-_GS_PATIENCE = timedelta(seconds=30)
-"""Google's client would try for 15 minutes, also where there are no credentials."""
+_GS_TIMEOUT = timedelta(seconds=30)
+"""Google's default is 15 minutes, even without credentials."""
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Give the file system of a path or URI, and the path inside it.
+    """Return the file system of a path or URI, and the path inside it.
 
     Raises:
-        StorageError: the scheme is unknown, or the URI carries credentials or has no bucket.
+        StorageError: the scheme is unknown, or the URI has credentials or no bucket.
     """
     scheme, path = _split(uri)
     if scheme in _LOCAL:
@@ -40,13 +40,13 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def absolute(uri: str) -> str:
-    """Give the same place in a form that holds in every working directory and on every worker."""
+    """Return the path or URI independent of the working directory."""
     scheme, path = _split(uri)
     return resolve(uri)[1] if scheme in _LOCAL else f"{scheme}://{path}"
 
 
 def is_local(uri: str) -> bool:
-    """Tell whether a path or URI is on this machine's own disk."""
+    """Return whether a path or URI is on a local file system."""
     return _split(uri)[0] in _LOCAL
 
 
@@ -56,35 +56,29 @@ def join(uri: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Tell whether a file or folder is there."""
-    fs, path = resolve(uri)
-    with _explained(uri, "look at"):
-        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+    """Return whether a file or folder exists."""
+    return bool(_file_info(uri).type != pafs.FileType.NotFound)
 
 
 def is_folder(uri: str) -> bool:
-    """Tell whether a folder is there."""
-    fs, path = resolve(uri)
-    with _explained(uri, "look at"):
-        return bool(fs.get_file_info(path).type == pafs.FileType.Directory)
+    """Return whether a folder exists."""
+    return bool(_file_info(uri).type == pafs.FileType.Directory)
 
 
 def file_size(uri: str) -> int | None:
-    """Give the bytes of a file, None where there is none."""
-    fs, path = resolve(uri)
-    with _explained(uri, "look at"):
-        info = fs.get_file_info(path)
+    """Return the size of a file in bytes, or None if it does not exist."""
+    info = _file_info(uri)
     return int(info.size) if info.type == pafs.FileType.File else None
 
 
 def open_file(uri: str) -> pa.NativeFile:
-    """Open a file to read it anywhere.
+    """Open a file for random access.
 
     Raises:
         StorageError: it is missing or cannot be read.
     """
     fs, path = resolve(uri)
-    with _explained(uri, "read"):
+    with _wrap_errors(uri, "read"):
         return fs.open_input_file(path)
 
 
@@ -95,30 +89,30 @@ def read_bytes(uri: str) -> bytes:
         StorageError: it is missing or cannot be read.
     """
     fs, path = resolve(uri)
-    # Not as a stream: on S3 each piece of one is a request of its own, hundreds for a checkpoint.
-    with _explained(uri, "read"), fs.open_input_file(path) as file:
+    # Not as a stream: on S3 every chunk of a stream is a request, hundreds for a checkpoint.
+    with _wrap_errors(uri, "read"), fs.open_input_file(path) as file:
         return bytes(file.read())
 
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:
-    """Write a whole file so that no reader ever sees half of it.
+    """Write a whole file atomically.
 
     Raises:
-        StorageError: the place cannot be written; what was there before is still there.
+        StorageError: the file cannot be written; an old version is kept.
     """
     fs, path = resolve(uri)
-    with _explained(uri, "write"):
+    with _wrap_errors(uri, "write"):
         if isinstance(fs, pafs.LocalFileSystem):
             _write_local(Path(path), data)
         else:
-            # The object appears when the upload is complete. Closing completes it, so all of the
-            # data must go in at once: of several writes a failed one would leave the first half.
+            # The object appears when the stream is closed. All data goes in one write: if one of
+            # several failed, closing would publish the first part.
             with fs.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
 
 
 def list_files(uri: str, *, suffix: str = "", recursive: bool = False) -> list[str]:
-    """List the files of a folder by name; a folder that is not there is empty."""
+    """List the files of a folder by name; a missing folder counts as empty."""
     prefix = "" if is_local(uri) else f"{_split(uri)[0]}://"
     found = list_folder(uri, recursive=recursive)
     files = (info.path for info in found if info.type == pafs.FileType.File)
@@ -126,25 +120,32 @@ def list_files(uri: str, *, suffix: str = "", recursive: bool = False) -> list[s
 
 
 def list_folder(uri: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
-    """List what is in a folder, as the file system tells it: path inside it, type and size."""
+    """List the entries of a folder; a missing folder counts as empty."""
     fs, path = resolve(uri)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    with _explained(uri, "list"):
+    with _wrap_errors(uri, "list"):
         found: list[pafs.FileInfo] = fs.get_file_info(selector)
     return found
 
 
 def remove(uri: str) -> None:
-    """Delete a file or a whole folder; what is not there is no error."""
+    """Delete a file or a whole folder, if it exists."""
     fs, path = resolve(uri)
-    with _explained(uri, "delete"):
+    with _wrap_errors(uri, "delete"):
         match fs.get_file_info(path).type:
             case pafs.FileType.File:
                 fs.delete_file(path)
             case pafs.FileType.Directory:
-                # On gs a folder is no object of its own and is gone with the last file in it.
+                # On gs a folder is not an object and disappears with its last file.
                 with suppress(FileNotFoundError):
                     fs.delete_dir(path)
+
+
+def _file_info(uri: str) -> pafs.FileInfo:
+    fs, path = resolve(uri)
+    with _wrap_errors(uri, "access"):
+        info: pafs.FileInfo = fs.get_file_info(path)
+    return info
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -153,11 +154,11 @@ def _split(uri: str) -> tuple[str, str]:
     parts = urlsplit(uri)
     if parts.scheme not in _SCHEMES:
         shown = f"{parts.scheme}://..."
-        raise StorageError(f"{shown}: unknown scheme; take a local path, file://, s3:// or gs://")
+        raise StorageError(f"{shown}: unknown scheme; use a local path, file://, s3:// or gs://")
     if parts.username or parts.password or parts.query:
         raise StorageError(
             f"{parts.scheme}://{parts.hostname or ''}{parts.path}: credentials and options do not "
-            "belong into a URI; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL "
+            "belong in a URI; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL "
             "instead"
         )
     if parts.scheme == "file":
@@ -168,7 +169,7 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _endpoint(scheme: str) -> str:
-    """Give the address of another store than the cloud's own, under the variable its tools read."""
+    """Return the endpoint of a store that is not the cloud's own, from its usual variable."""
     if scheme == "gs":
         return os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or ""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
@@ -183,10 +184,10 @@ def _object_store(scheme: str, endpoint: str) -> pafs.FileSystem:
         else {}
     )
     if scheme == "gs":
-        # An emulator knows no accounts.
-        return pafs.GcsFileSystem(retry_time_limit=_GS_PATIENCE, anonymous=bool(endpoint), **other)
+        # An emulator has no accounts.
+        return pafs.GcsFileSystem(retry_time_limit=_GS_TIMEOUT, anonymous=bool(endpoint), **other)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
-    # Delayed: small files are one put, not the three requests of an upload in parts.
+    # Delayed open: a small file is one request, not the three of a multipart upload.
     return pafs.S3FileSystem(region=region, allow_delayed_open=True, **other)
 
 
@@ -204,17 +205,17 @@ def _write_local(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _explained(uri: str, verb: str) -> Iterator[None]:
-    """Turn a file system's exception into one that says what was tried and what to check."""
+def _wrap_errors(uri: str, verb: str) -> Iterator[None]:
+    """Raise file system errors as StorageError, with the action and a hint."""
     try:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and verb != "write":
-            hint = "there is no such file; check the path"
+            hint = "no such file; check the path"
         elif is_local(uri):
-            hint = "check the folder's rights and the free space on its disk"
+            hint = "check the folder's permissions and the free space on its disk"
         else:
-            hint = "check the bucket's name, its rights, and the credentials in the environment"
+            hint = "check the bucket's name and permissions, and the credentials in the environment"
         cause = str(error).splitlines()[0][:300]
         raise StorageError(
             f"cannot {verb} {uri}: {type(error).__name__}: {cause}; {hint}"

@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures of all tests."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,18 @@ from types import SimpleNamespace
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run all tests that start Ray in the same one of the parallel processes (pytest-xdist)."""
+    for item in items:
+        uses_ray = "one_ray" in getattr(item, "fixturenames", ())
+        if uses_ray or item.path.parent.name == "system" or item.path.name == "test_quickstart.py":
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with real photos and official layouts, named by BSM_REAL_DATA."""
+    """Return the folder with real photos and official layouts, from BSM_REAL_DATA."""
     folder = os.environ.get("BSM_REAL_DATA", "")
     if not folder or not Path(folder).is_dir():
         pytest.skip("BSM_REAL_DATA does not name a folder with real data")
@@ -19,13 +28,13 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def one_ray() -> Iterator[None]:
-    """One Ray for all tests of a session: a second one with other settings does not come up."""
+    """Start one Ray for all tests of a session: a second one with other settings does not start."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Four workers and Ray Data; CPUs are shares of the machine's.
+        # Four workers and Ray Data, possibly more CPUs than the machine has.
         ray.init(address="local", num_cpus=5, object_store_memory=300 * 2**20, log_to_driver=False)
         yield
         ray.shutdown()
@@ -33,7 +42,7 @@ def one_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A tiny model with random weights: version 1 and champion of "tiny" in an embedded store."""
+    """Register a tiny model with random weights: version 1 and champion of "tiny"."""
     # Torch and MLflow take seconds to import, and few tests need them.
     import torch
 
@@ -43,7 +52,7 @@ def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
     from bsm.configs.shared import FpnBackboneConfig
     from pipeline.data.manifest import Category
     from pipeline.recipe import DataConfig, Recipe
-    from pipeline.registry.provenance import Measured
+    from pipeline.registry.provenance import EvaluationRecord
     from pipeline.registry.register import register
     from pipeline.tracking.runs import open_run
 
@@ -75,7 +84,7 @@ def registered_model(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
         weights_path=weights,
         recipe=recipe,
         categories=categories,
-        measured=Measured(evaluated_on="val, 60 images", metrics={"boundary_ap": 0.25}),
+        evaluation=EvaluationRecord(evaluated_on="val, 60 images", metrics={"boundary_ap": 0.25}),
     )
     return SimpleNamespace(
         handle=handle, name="tiny", weights=weights, recipe=recipe, categories=categories

@@ -1,4 +1,4 @@
-"""Object stores on this machine, each with an empty bucket, as long as a test needs them."""
+"""Local object stores with an empty bucket."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ signal.pause()
 
 @contextmanager
 def s3_bucket() -> Iterator[str]:
-    """Give s3://bucket, with what a process needs to reach it in the environment."""
+    """Start an S3 server; yield s3://bucket, with credentials and endpoint in the environment."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -37,7 +37,7 @@ def s3_bucket() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        # All of moto's servers in a process have one memory, and another test may have filled it.
+        # All moto servers of a process share their state, and another test may have filled it.
         requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30).raise_for_status()
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "s3://bucket"
@@ -46,9 +46,9 @@ def s3_bucket() -> Iterator[str]:
 
 @contextmanager
 def gs_bucket() -> Iterator[str]:
-    """Give gs://bucket, with the variable that leads to it in the environment."""
-    # In a process of its own: Google's client holds the interpreter's lock while it opens a file.
-    port = free_port()
+    """Start a Google Cloud Storage emulator; yield gs://bucket, its endpoint in the environment."""
+    # In a separate process: Google's client holds the GIL while it opens a file.
+    port = find_free_port()
     command = [sys.executable, "-c", _GS_SERVER, str(port)]
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -63,15 +63,15 @@ def gs_bucket() -> Iterator[str]:
             server.terminate()
 
 
-def free_port() -> int:
-    """Give a port that nobody listens on."""
+def find_free_port() -> int:
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def everything_in(bucket: str) -> dict[str, bytes]:
-    """Read all objects of an s3 bucket, by their keys."""
+def read_objects(bucket: str) -> dict[str, bytes]:
+    """Read all objects of an S3 bucket, by key."""
     store = boto3.client("s3")
     pages = store.get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"))
     return {
@@ -81,6 +81,6 @@ def everything_in(bucket: str) -> dict[str, bytes]:
     }
 
 
-def environment() -> dict[str, str]:
-    """Give a child process this environment, on one thread."""
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child process with one thread."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}

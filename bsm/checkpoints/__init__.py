@@ -1,1 +1,1 @@
-"""Weights that others trained: their files, and their names for the parameters of our models."""
+"""Weight files: read them safely, and map the names of other codes to ours."""

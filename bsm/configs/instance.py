@@ -1,14 +1,22 @@
-"""What an instance model is made of, as frozen values.
+"""Configs of instance models.
 
-Defaults are detectron2's constants for Mask R-CNN with FPN and the paper's for the squeeze, so an
-empty config is the paper's model.
+Defaults are detectron2's constants for Mask R-CNN with FPN and the paper's for the squeeze, so a
+default config is the paper's model.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from bsm.configs.rules import choices, raise_all
+from bsm.configs.rules import (
+    Config,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 from bsm.configs.shared import (
     BandLoss,
     FpnBackboneConfig,
@@ -16,36 +24,39 @@ from bsm.configs.shared import (
     LossWeights,
     SqueezeConfig,
     TargetConfig,
+    check_guided_flow,
 )
 
 BoxConvention = Literal["detectron2", "torchvision"]
-"""Whose rules turn boxes into cells; MaskRCNNConfig.box_convention lists the differences."""
+"""Rules for turning boxes into cells; MaskRCNNConfig.box_convention lists the differences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ProposalConfig:
-    """The region proposal network (facts of detectron2's Base-RCNN-FPN)."""
+class ProposalConfig(Config):
+    """The region proposal network (constants of detectron2's Base-RCNN-FPN)."""
 
-    anchor_sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
-    """One anchor size for each pyramid level P2 to P6."""
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_sizes_px: tuple[
+        PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat
+    ] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Anchor size of each pyramid level, P2 to P6."""
+    aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     """Height over width."""
-    top_k_before_nms_train: int = 2000
-    """Proposals kept on each level before NMS, in training."""
-    top_k_before_nms_test: int = 1000
-    """The same in inference."""
-    top_k_after_nms: int = 1000
-    """Proposals kept in each image after NMS (detectron2's cascade trains with 2000)."""
-    nms_iou: float = 0.7
-    """A proposal that overlaps a better one of its level by more is dropped."""
-    samples_per_image: int = 256
-    """Anchors that carry loss."""
-    positive_fraction: float = 0.5
-    """At most this share of the samples is positive."""
-    iou_low: float = 0.3
-    """Anchors below are negative."""
-    iou_high: float = 0.7
-    """Anchors from here on are positive."""
+    top_k_before_nms_train: PositiveInt = 2000
+    """Proposals kept per level before NMS, in training."""
+    top_k_before_nms_test: PositiveInt = 1000
+    """Proposals kept per level before NMS, in inference."""
+    top_k_after_nms: PositiveInt = 1000
+    """Proposals kept per image after NMS (detectron2's cascade trains with 2000)."""
+    nms_iou: PositiveFraction = 0.7
+    """Drop a proposal that overlaps a better one of its level by more."""
+    samples_per_image: PositiveInt = 256
+    """Anchors per image in the loss."""
+    positive_fraction: Fraction = 0.5
+    """Largest share of positive anchors among the samples."""
+    iou_low: Fraction = 0.3
+    """Anchors below this IoU are negative."""
+    iou_high: Fraction = 0.7
+    """Anchors with at least this IoU are positive."""
 
     def anchor_shapes(
         self, *, level: int, box_convention: BoxConvention = "detectron2"
@@ -59,31 +70,10 @@ class ProposalConfig:
             return [(2.0 * round(w / 2), 2.0 * round(h / 2)) for w, h in shapes]
         return shapes
 
-    def __post_init__(self) -> None:
-        raise_all(
-            "proposals",
-            [
-                (
-                    len(self.anchor_sizes_px) == 5,
-                    f"anchor_sizes_px needs 5 values (P2 to P6), got {self.anchor_sizes_px}",
-                ),
-                (
-                    0 <= self.iou_low <= self.iou_high <= 1,
-                    f"need 0 <= iou_low <= iou_high <= 1, got {self.iou_low} and {self.iou_high}",
-                ),
-                (0 < self.nms_iou <= 1, f"nms_iou must be in (0, 1], got {self.nms_iou}"),
-                (
-                    min(
-                        self.top_k_before_nms_train,
-                        self.top_k_before_nms_test,
-                        self.top_k_after_nms,
-                        self.samples_per_image,
-                    )
-                    > 0,
-                    "every count must be positive",
-                ),
-            ],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check the order of the IoU thresholds."""
+        if self.iou_low > self.iou_high:
+            yield "iou_low", f"must not exceed iou_high {self.iou_high}, got {self.iou_low}"
 
 
 CASCADE_WEIGHTS = ((10.0, 5.0), (20.0, 10.0), (30.0, 15.0))
@@ -92,123 +82,70 @@ CascadeBoxHead)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BoxHeadConfig:
-    """The second stage: which RoIs are trained, and the two-layer box head."""
+class BoxHeadConfig(Config):
+    """The second stage: RoI sampling and the two-layer box head."""
 
     kind: Literal["single", "cascade"] = "single"
-    """One box head, or three, each of which refines the boxes of the one before (Cascade R-CNN)."""
-    roi_side: int = 7
-    """Cells along a side of the pooled RoI."""
-    hidden: int = 1024
+    """One box head, or three that refine each other's boxes (Cascade R-CNN)."""
+    roi_side: PositiveInt = 7
+    """Side of the pooled RoI in cells."""
+    hidden: PositiveInt = 1024
     """Width of the two fully connected layers."""
-    samples_per_image: int = 512
-    """RoIs that carry loss in each image."""
-    positive_fraction: float = 0.25
-    """At most this share is foreground."""
-    foreground_iou: float = 0.5
-    """A proposal is foreground from this overlap with a target box on."""
-    cascade_ious: tuple[float, ...] = (0.5, 0.6, 0.7)
-    """The same for each stage of a cascade; there are as many stages as values."""
+    samples_per_image: PositiveInt = 512
+    """RoIs per image in the loss."""
+    positive_fraction: PositiveFraction = 0.25
+    """Largest share of foreground RoIs among the samples."""
+    foreground_iou: PositiveFraction = 0.5
+    """Smallest IoU of a foreground RoI with a target box."""
+    cascade_ious: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = (0.5, 0.6, 0.7)
+    """The foreground IoU of each cascade stage."""
     score_threshold: float = 0.05
-    """Detections below are dropped."""
+    """Drop detections with a lower score."""
     nms_iou: float = 0.5
-    """For each category."""
-    detections_per_image: int = 100
-    """At most so many detections leave an image."""
-
-    def __post_init__(self) -> None:
-        raise_all(
-            "box_head",
-            [
-                (
-                    0 < self.positive_fraction <= 1,
-                    f"positive_fraction must be in (0, 1], got {self.positive_fraction}",
-                ),
-                (
-                    0 < self.foreground_iou <= 1,
-                    f"foreground_iou must be in (0, 1], got {self.foreground_iou}",
-                ),
-                (
-                    len(self.cascade_ious) == 3 and all(0 < iou <= 1 for iou in self.cascade_ious),
-                    f"cascade_ious needs 3 values in (0, 1], got {self.cascade_ious}",
-                ),
-                (
-                    min(
-                        self.roi_side,
-                        self.hidden,
-                        self.samples_per_image,
-                        self.detections_per_image,
-                    )
-                    > 0,
-                    "every count must be positive",
-                ),
-            ],
-        )
+    """IoU threshold of NMS, applied per category."""
+    detections_per_image: PositiveInt = 100
+    """Largest number of detections per image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PointRendConfig:
-    """PointRend (facts of detectron2's projects/PointRend)."""
+class PointRendConfig(Config):
+    """PointRend (constants of detectron2's projects/PointRend)."""
 
-    coarse_side: int = 7
-    """Cells along a side of the coarse mask."""
-    coarse_hidden: int = 1024
-    """Width of the two fully connected layers that predict it."""
-    num_layers: int = 3
+    coarse_side: PositiveInt = 7
+    """Side of the coarse mask in cells."""
+    coarse_hidden: PositiveInt = 1024
+    """Width of the two fully connected layers that predict the coarse mask."""
+    num_layers: NonNegativeInt = 3
     """Layers of the point head before its predictor."""
-    num_points: int = 196
-    """Points of a RoI that carry loss."""
-    oversample: int = 3
-    """Candidates for each of these points."""
-    importance: float = 0.75
-    """Share of the points that are the least sure of the candidates."""
-    start_side: int = 28
-    """Inference predicts every cell of a mask of this side, then doubles it."""
-    subdivisions: int = 3
-    """How many times; three make 224."""
-    subdivision_points: int = 784
-    """Cells that are predicted anew after each doubling."""
-
-    def __post_init__(self) -> None:
-        counts = (
-            self.coarse_side,
-            self.coarse_hidden,
-            self.num_points,
-            self.oversample,
-            self.start_side,
-            self.subdivision_points,
-        )
-        raise_all(
-            "pointrend",
-            [
-                (min(counts) > 0, "sides, widths and numbers of points must be positive"),
-                (
-                    min(self.num_layers, self.subdivisions) >= 0,
-                    "num_layers and subdivisions may not be negative",
-                ),
-                (
-                    0 <= self.importance <= 1,
-                    f"importance must be in [0, 1], got {self.importance}",
-                ),
-            ],
-        )
+    num_points: PositiveInt = 196
+    """Points per RoI in the loss."""
+    oversample: PositiveInt = 3
+    """Candidates per point."""
+    importance: Fraction = 0.75
+    """Share of the points that are the most uncertain candidates."""
+    start_side: PositiveInt = 28
+    """Side of the mask that inference predicts densely before subdividing it."""
+    subdivisions: NonNegativeInt = 3
+    """Number of doublings in inference; three give a side of 224."""
+    subdivision_points: PositiveInt = 784
+    """Cells predicted again after each doubling."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MaskHeadConfig:
-    """The mask head: which one, its size, its targets and its losses."""
+class MaskHeadConfig(Config):
+    """The mask head, its targets and its losses."""
 
     kind: Literal["plain", "bmask", "pointrend", "squeeze"] = "squeeze"
     """Mask R-CNN's own head, BMask R-CNN, PointRend, or the boundary squeeze."""
     train_on: Literal["method", "proposals", "predicted"] = "method"
-    """The boxes that masks are trained in: proposals, the boxes that the box head makes of them, or
-    what the method's authors do: BMask R-CNN and PointRend predicted boxes unless there is a
-    cascade, the others proposals."""
-    roi_side: int = 14
-    """Cells along a side of the pooled RoI; masks have twice as many."""
-    channels: int = 256
+    """Boxes that masks are trained in: proposals, boxes predicted from them, or the choice of the
+    method's authors: predicted boxes for BMask R-CNN and PointRend without a cascade, else
+    proposals."""
+    roi_side: PositiveInt = 14
+    """Side of the pooled RoI in cells; masks are twice as large."""
+    channels: PositiveInt = 256
     """Width of every layer."""
-    num_convs: int = 4
+    num_convs: NonNegativeInt = 4
     """3 x 3 convolutions before the squeeze or the predictor."""
     squeeze: SqueezeConfig = field(default_factory=SqueezeConfig)
     pointrend: PointRendConfig = field(default_factory=PointRendConfig)
@@ -218,64 +155,39 @@ class MaskHeadConfig:
     """Loss of the contraction and expansion bands (Table 1b)."""
     guided_flow: GuidedFlowConfig = field(default_factory=GuidedFlowConfig)
 
-    def __post_init__(self) -> None:
-        raise_all(
-            "mask_head",
-            [
-                *choices(
-                    kind=(self.kind, ("plain", "bmask", "pointrend", "squeeze")),
-                    train_on=(self.train_on, ("method", "proposals", "predicted")),
-                    band_loss=(self.band_loss, get_args(BandLoss)),
-                ),
-                (
-                    min(self.roi_side, self.channels) > 0 and self.num_convs >= 0,
-                    "roi_side and channels must be positive, num_convs not negative",
-                ),
-                (
-                    self.guided_flow.weight == 0
-                    or (self.kind == "squeeze" and self.squeeze.warp == "flow"),
-                    "guided_flow.weight is set, but there is no flow to guide: it needs kind "
-                    f'"squeeze" and warp "flow", got "{self.kind}" and "{self.squeeze.warp}"',
-                ),
-            ],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that there is a flow to guide."""
+        return check_guided_flow(self.kind, self.squeeze, self.guided_flow)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MaskRCNNConfig:
+class MaskRCNNConfig(Config):
     """A whole instance model."""
 
     task: ClassVar[Literal["instance"]] = "instance"
-    """What tells the kinds of models apart where a config is written down."""
-    num_classes: int = 80
-    """Categories, without background; the mask and box heads both take it from here."""
+    """Tells the model classes apart in JSON."""
+    num_classes: PositiveInt = 80
+    """Categories of the box and mask heads, without background."""
     trains: Literal["all", "masks"] = "all"
-    """Everything, or the masks alone in the boxes of the targets, as a study of mask heads does."""
+    """Train everything, or the masks alone in the target boxes, to compare mask heads."""
     weights: str = ""
-    """Where the whole model starts: "" is at random, but for the trunk of backbone.weights; else a
-    file of this package, torchvision or detectron2, and backbone.weights is not read."""
+    """Initial weights of the whole model: "" is random except for backbone.weights; else a file of
+    this package, torchvision or detectron2, and backbone.weights is ignored."""
     weights_leave_out: tuple[str, ...] = ()
-    """Parts that stay random although `weights` is given, as box_head.scores; also parts of the
-    file that this model does not have."""
+    """Modules that stay random although `weights` is given, such as box_head.scores; also modules
+    of the file that this model does not have."""
     box_convention: BoxConvention = "detectron2"
-    """Whose rules turn boxes into cells: those that the weights were trained with. torchvision's:
-    RoIAlign without the half-cell shift and with 2 x 2 samples a cell, its rounding between pyramid
-    levels, anchors of whole pixels, spaced by image size over grid size, in the padding too, and no
-    box thinner than 0.001 px (proposals) or 0.01 px (detections). Training targets and losses stay
-    detectron2's."""
+    """Rules for turning boxes into cells; take those the weights were trained with. torchvision:
+    RoIAlign without the half-cell shift and with 2 x 2 samples per cell, its rounding between
+    pyramid levels, anchors of whole pixels, spaced by image size over grid size, in the padding
+    too, and no box thinner than 0.001 px (proposals) or 0.01 px (detections). Training targets and
+    losses stay detectron2's."""
     backbone: FpnBackboneConfig = field(default_factory=FpnBackboneConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
 
-    def __post_init__(self) -> None:
-        raise_all(
-            "model",
-            [
-                (self.num_classes > 0, f"num_classes must be positive, got {self.num_classes}"),
-                (
-                    bool(self.weights) or not self.weights_leave_out,
-                    f"weights_leave_out {self.weights_leave_out} is of weights, and there are none",
-                ),
-            ],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that only given weights are left out."""
+        if self.weights_leave_out and not self.weights:
+            yield "weights_leave_out", f"needs weights to leave out {self.weights_leave_out} of"

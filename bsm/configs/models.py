@@ -1,4 +1,4 @@
-"""The configs that describe a whole model."""
+"""The configs of whole models."""
 
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -7,14 +7,14 @@ from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.semantic import DeepLabConfig
 
 ModelConfig = MaskRCNNConfig | DeepLabConfig
-"""The config of any model; `task` says which. It is not in bsm/build.py because recipes and
+"""The config of any model, told apart by `task`. It is not in bsm/build.py because recipes and
 `--help` read configs without importing torch."""
 
 _Model = TypeVar("_Model", bound=ModelConfig)
 
 
 def without_weights(config: _Model) -> _Model:
-    """Return the config with random initialization, for weights that are loaded afterwards."""
+    """Return the config with random initial weights, for a model whose weights are loaded later."""
     # Each model has its own class of backbone config, and replace keeps it.
     backbone: Any = replace(config.backbone, weights="")
     return replace(config, weights="", weights_leave_out=(), backbone=backbone)

@@ -1,4 +1,4 @@
-"""Boxes as numbers: overlap, the regression code between two boxes, clipping.
+"""Box operations: overlap, the regression between two boxes, clipping.
 
 Boxes are (..., 4) float tensors of absolute, half-open pixels x0, y0, x1, y1.
 """
@@ -8,27 +8,27 @@ import math
 import torch
 from torch import Tensor
 
-# detectron2 Box2BoxTransform: no box grows more than 1000 / 16 times in one regression.
+# detectron2 Box2BoxTransform: one regression scales a box at most 1000 / 16 times.
 SCALE_CLAMP = math.log(1000.0 / 16.0)
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
-    """Areas (...) in square pixels."""
+    """Compute areas (...) in square pixels."""
     return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
 
 
 def has_area(boxes_xyxy: Tensor, *, min_side_px: float = 0.0) -> Tensor:
-    """Which boxes (...) are wider and higher than nothing, and at least of a side."""
+    """Mark boxes (...) with positive sides of at least `min_side_px`."""
     sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return ((sides > 0) & (sides >= min_side_px)).all(-1)
 
 
 @torch.no_grad()
 def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
-    """Intersection over union of (..., n, 4) with (..., m, 4), as (..., n, m).
+    """Compute the intersection over union of (..., n, 4) with (..., m, 4), as (..., n, m).
 
-    Two boxes without area have no overlap: 0 / 0 is said to be 0. Worked in place, because with all
-    anchors of an image on one side this is the largest tensor of the model.
+    For two boxes without area 0 / 0 becomes 0. It works in place, because with all anchors of an
+    image on one side this is the largest tensor of the model.
     """
     a, b = boxes_xyxy.unsqueeze(-2), others_xyxy.unsqueeze(-3)
     inter = torch.minimum(a[..., 2], b[..., 2])
@@ -42,15 +42,15 @@ def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
 def encode_boxes(
     boxes_xyxy: Tensor, targets_xyxy: Tensor, *, weights: tuple[float, float]
 ) -> Tensor:
-    """The regression (..., 4) that turns boxes into targets.
+    """Compute the regression (..., 4) that turns boxes into targets.
 
-    Boxes or targets without area give 0 instead of an infinity, so that an empty slot, whose loss
-    is multiplied by 0, stays finite.
+    Boxes or targets without area give 0 instead of infinity, so that an empty slot, whose loss is
+    multiplied by 0, stays finite.
 
     Args:
         boxes_xyxy: (..., 4).
         targets_xyxy: (..., 4).
-        weights: Of the shift of the center and of the growth of the sides.
+        weights: of the shift of the center and of the growth of the sides.
     """
     size, target_size = (t[..., 2:] - t[..., :2] for t in (boxes_xyxy, targets_xyxy))
     center = boxes_xyxy[..., :2] + 0.5 * size

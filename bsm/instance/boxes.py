@@ -1,4 +1,4 @@
-"""The box head: what is in a RoI, and where exactly.
+"""The box head: classify each RoI and refine its box.
 
 N images, S RoI slots, P proposals, R RoIs of all images, K categories, D detection slots
 """
@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.configs.instance import BoxConvention, BoxHeadConfig
+from bsm.configs.instance import BoxConvention, BoxHeadConfig, MaskRCNNConfig
 from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, has_area
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.proposals import Proposals
-from bsm.instance.roi import SampledRois, pool_rois, rois_of_slots, used_slots
+from bsm.instance.roi import SampledRois, find_used_slots, gather_rois, pool_rois
 from bsm.instance.tensors import Detections, Targets
 
 CODE_WEIGHTS = (10.0, 5.0)
@@ -21,40 +21,26 @@ CODE_WEIGHTS = (10.0, 5.0)
 _MIN_SIDE_PX: dict[BoxConvention, float] = {"detectron2": 0.0, "torchvision": 1e-2}
 """Thinner detections are dropped."""
 _MAX_CANDIDATES = 2000
-"""(RoI, category) pairs above the score threshold that go into NMS, the best first. detectron2
-takes all; on a trained model there are a few hundred, so this bounds the memory and changes
-nothing."""
+"""Best (RoI, category) pairs above the score threshold that go into NMS. detectron2 takes all; a
+trained model has a few hundred, so this bounds the memory without changing the result."""
 
 
 class BoxHead(nn.Module):
-    """Two fully connected layers, then a score for each category and a box regression for each.
+    """Two fully connected layers, then a score and a box regression for each category.
 
-    The background is the last of the K + 1 scores; it has no regression.
-
-    Args:
-        channels: of the pyramid.
-        num_classes: K.
-        config: sizes, thresholds and counts.
-        box_convention: whose rules turn boxes into cells.
-        is_agnostic: one regression for all categories, as in the stages of a cascade.
+    The background is the last of the K + 1 scores; it has no regression. A stage of a cascade has
+    one regression for all categories.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_classes: int,
-        config: BoxHeadConfig,
-        box_convention: BoxConvention = "detectron2",
-        is_agnostic: bool = False,
-    ) -> None:
+    def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
-        self.config, self.box_convention = config, box_convention
-        self.num_regressions = 1 if is_agnostic else num_classes
-        self.fc1 = nn.Linear(channels * config.roi_side**2, config.hidden)
-        self.fc2 = nn.Linear(config.hidden, config.hidden)
-        self.scores = nn.Linear(config.hidden, num_classes + 1)
-        self.deltas = nn.Linear(config.hidden, 4 * self.num_regressions)
+        self.config, self.box_convention = config.box_head, config.box_convention
+        hidden, num_classes = config.box_head.hidden, config.num_classes
+        self.num_regressions = 1 if config.box_head.kind == "cascade" else num_classes
+        self.fc1 = nn.Linear(config.backbone.fpn_channels * config.box_head.roi_side**2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.scores = nn.Linear(hidden, num_classes + 1)
+        self.deltas = nn.Linear(hidden, 4 * self.num_regressions)
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_uniform_(layer.weight, a=1)  # detectron2: c2_xavier_fill
         nn.init.normal_(self.scores.weight, std=0.01)
@@ -66,7 +52,7 @@ class BoxHead(nn.Module):
         """Score and regress pooled RoIs (R, D, side, side).
 
         Returns:
-            Logits (R, K + 1) and regressions (R, K, 4), or (R, 1, 4) of all, float32.
+            Logits (R, K + 1) and regressions (R, K, 4), or (R, 1, 4) for all, float32.
         """
         hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
         deltas = self.deltas(hidden).float().view(-1, self.num_regressions, 4)
@@ -79,26 +65,24 @@ class BoxHead(nn.Module):
         targets: Targets,
         image_sizes_hw: Tensor,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses of sampled RoIs, and the boxes (N, S, 4) that they are regressed to.
+        """Compute the losses of sampled RoIs and their refined boxes (N, S, 4).
 
-        A RoI is regressed as its target's category; empty and background slots hold any box.
+        The regression is that of the target's category; empty and background slots hold any box.
         """
-        used = used_slots(rois.valid)
-        logits, deltas = self._of_slots(pyramid, rois.boxes_xyxy, used)
+        used = find_used_slots(rois.valid)
+        logits, deltas = self._predict(pyramid, rois.boxes_xyxy, used)
         losses = box_losses(
             logits, deltas, rois=rois, target_boxes_xyxy=targets.boxes_xyxy, used=used
         )
-        own = own_regression(deltas.detach(), rois.category_index.flatten()[used])
-        boxes = rois.boxes_xyxy.flatten(0, 1)
-        refined = decode_boxes(own, boxes[used], weights=CODE_WEIGHTS)
-        return losses, boxes.index_copy(0, used, refined).view_as(rois.boxes_xyxy)
+        own = select_regression(deltas, rois.category_index.flatten()[used])
+        return losses, refine_boxes(rois.boxes_xyxy, own, used=used, weights=CODE_WEIGHTS)
 
     def detect(
         self, pyramid: Sequence[Tensor], proposals: Proposals, image_sizes_hw: Tensor
     ) -> Detections:
-        """The best boxes of N images after NMS in each category, without masks."""
+        """Detect objects in N images, without masks."""
         every = torch.arange(proposals.valid.numel(), device=proposals.valid.device)
-        logits, deltas = self._of_slots(pyramid, proposals.boxes_xyxy, every)
+        logits, deltas = self._predict(pyramid, proposals.boxes_xyxy, every)
         n, num_proposals = proposals.valid.shape
         deltas = deltas.view(n, num_proposals, -1, 4)
         boxes = decode_boxes(deltas, proposals.boxes_xyxy[:, :, None], weights=CODE_WEIGHTS)
@@ -111,10 +95,10 @@ class BoxHead(nn.Module):
             box_convention=self.box_convention,
         )
 
-    def _of_slots(
+    def _predict(
         self, pyramid: Sequence[Tensor], boxes_xyxy: Tensor, used: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rois = rois_of_slots(boxes_xyxy, used)
+        rois = gather_rois(boxes_xyxy, used)
         side = self.config.roi_side
         logits, deltas = self(
             pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)
@@ -122,13 +106,22 @@ class BoxHead(nn.Module):
         return logits, deltas
 
 
-def own_regression(deltas: Tensor, category_index: Tensor) -> Tensor:
-    """Of regressions (R, K or 1, 4) the one (R, 4) of each RoI's category (R,).
+def select_regression(deltas: Tensor, category_index: Tensor) -> Tensor:
+    """Select from regressions (R, K or 1, 4) the one (R, 4) of each RoI's category (R,).
 
     Background, which has none, gets that of the last category.
     """
     own = category_index.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
     return deltas.gather(1, own).squeeze(1)
+
+
+def refine_boxes(
+    boxes_xyxy: Tensor, deltas: Tensor, *, used: Tensor, weights: tuple[float, float]
+) -> Tensor:
+    """Apply regressions (R, 4) to the used slots (R,) of boxes (N, S, 4), without a gradient."""
+    boxes = boxes_xyxy.flatten(0, 1)
+    refined = decode_boxes(deltas.detach(), boxes[used], weights=weights)
+    return boxes.index_copy(0, used, refined).view_as(boxes_xyxy)
 
 
 def box_losses(
@@ -140,21 +133,21 @@ def box_losses(
     used: Tensor,
     weights: tuple[float, float] = CODE_WEIGHTS,
 ) -> dict[str, Tensor]:
-    """Cross-entropy of the category and L1 of the regression, both over the number of RoIs.
+    """Compute category cross-entropy and regression L1, both divided by the number of RoIs.
 
     Args:
         logits: (R, K + 1).
-        deltas: (R, K, 4), or (R, 1, 4) of all categories.
-        rois: The sampled RoIs.
+        deltas: (R, K, 4), or (R, 1, 4) for all categories.
+        rois: the sampled RoIs.
         target_boxes_xyxy: (N, T, 4).
-        used: (R,) flat indices into the slots of `rois`: which of them `logits` belong to.
-        weights: Of the regression's center and size.
+        used: (R,) flat indices of the slots of `rois` that `logits` belong to.
+        weights: of the regression's center and size.
     """
     slot = rois.target_slot[..., None].expand(-1, -1, 4)
     matched = target_boxes_xyxy.gather(1, slot).flatten(0, 1)[used]
     category = rois.category_index.flatten()[used]
     code = encode_boxes(rois.boxes_xyxy.flatten(0, 1)[used], matched, weights=weights)
-    error = (own_regression(deltas, category) - code).abs().sum(1)
+    error = (select_regression(deltas, category) - code).abs().sum(1)
     num_rois = rois.valid.sum().clamp(min=1)
     entropy = F.cross_entropy(logits, category, reduction="none")
     return {
@@ -173,15 +166,15 @@ def detect_boxes(
     config: BoxHeadConfig,
     box_convention: BoxConvention = "detectron2",
 ) -> Detections:
-    """The best boxes of N images after NMS in each category, without masks.
+    """Select the best boxes of N images after NMS in each category, without masks.
 
     Args:
         probs: (N, P, K) scores, 0 to 1.
         boxes_xyxy: (N, P, K, 4), or (N, P, 1, 4) where all categories share a box.
-        valid: (N, P) bool: which rows hold a proposal.
+        valid: (N, P) bool: whether the row holds a proposal.
         image_sizes_hw: (N, 2).
-        config: Thresholds and counts.
-        box_convention: Says how thin a detection may be.
+        config: thresholds and counts.
+        box_convention: decides how thin a detection may be.
     """
     n, _, num_classes = probs.shape
     usable = (probs > config.score_threshold) & valid[:, :, None]
@@ -195,16 +188,16 @@ def detect_boxes(
     keep = keep_after_nms(
         boxes, (best > 0) & large, iou_threshold=config.nms_iou, category_index=category
     )
-    lacking = max(0, config.detections_per_image - keep.shape[1])
-    best = F.pad(best.masked_fill(~keep, 0.0), (0, lacking))
+    missing = max(0, config.detections_per_image - keep.shape[1])
+    best = F.pad(best.masked_fill(~keep, 0.0), (0, missing))
     best, order = best.topk(config.detections_per_image, dim=1)
-    boxes = F.pad(boxes, (0, 0, 0, lacking)).gather(1, order[..., None].expand(-1, -1, 4))
-    category = F.pad(category, (0, lacking)).gather(1, order)
-    found = best > 0
+    boxes = F.pad(boxes, (0, 0, 0, missing)).gather(1, order[..., None].expand(-1, -1, 4))
+    category = F.pad(category, (0, missing)).gather(1, order)
+    kept = best > 0
     return Detections(
-        boxes.masked_fill(~found[..., None], 0.0),
+        boxes.masked_fill(~kept[..., None], 0.0),
         best,
-        category.masked_fill(~found, 0),
-        found,
+        category.masked_fill(~kept, 0),
+        kept,
         boxes.new_zeros(n, config.detections_per_image, 0, 0),
     )

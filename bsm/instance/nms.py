@@ -1,6 +1,6 @@
-"""Non-maximum suppression that says which boxes stay, in a fixed shape.
+"""Non-maximum suppression with a fixed output shape: a mask of the boxes to keep.
 
-G groups (images, or images times levels) that do not see each other, n boxes in each, best first
+G independent groups (images, or images times levels), n boxes in each, best first
 """
 
 import torch
@@ -10,36 +10,36 @@ from torchvision.ops import nms
 from bsm.instance.box_ops import pairwise_iou
 
 _ROUNDS = 32
-"""Rounds of the fixed-point iteration. A round settles every box whose chain of better, overlapping
-boxes is at most one longer than in the round before; random crowds of 2000 boxes were settled after
-at most 10. Of a longer chain the end would keep boxes that greedy NMS drops."""
+"""Rounds of the fixed-point iteration. Each round settles boxes whose chain of better, overlapping
+boxes is one longer; random crowds of 2000 boxes needed at most 10 rounds. At the end of a longer
+chain, boxes could stay that greedy NMS drops."""
 
 
 def keep_after_nms(
     boxes_xyxy: Tensor, valid: Tensor, *, iou_threshold: float, category_index: Tensor | None = None
 ) -> Tensor:
-    """Which boxes (G, n) stay: no better one of their group and category overlaps them more.
+    """Mark the boxes (G, n) to keep: those that no better kept box overlaps above the threshold.
 
     Args:
         boxes_xyxy: (G, n, 4), best first.
-        valid: (G, n) bool; the others neither stay nor suppress.
-        iou_threshold: Overlap from which on the worse of two boxes goes.
-        category_index: (G, n); boxes of different categories do not see each other.
+        valid: (G, n) bool; other boxes are neither kept nor suppress any.
+        iou_threshold: overlap above which the worse of two boxes is dropped.
+        category_index: (G, n); boxes suppress only boxes of their category.
     """
     if boxes_xyxy.device.type == "cpu":
-        return _keep_on_host(boxes_xyxy, valid, iou_threshold, category_index)
-    return keep_without_host(
+        return _keep_on_cpu(boxes_xyxy, valid, iou_threshold, category_index)
+    return keep_without_sync(
         boxes_xyxy, valid, iou_threshold=iou_threshold, category_index=category_index
     )
 
 
 @torch.no_grad()
-def _keep_on_host(
+def _keep_on_cpu(
     boxes_xyxy: Tensor, valid: Tensor, iou_threshold: float, category_index: Tensor | None
 ) -> Tensor:
     keep = torch.zeros_like(valid)
     if category_index is not None:
-        # Far apart is another category; float64 because float32 would round the boxes' own pixels.
+        # Shift categories far apart; in float64, because float32 would round the boxes.
         boxes_xyxy = boxes_xyxy.double()
         extent = boxes_xyxy.amax() - boxes_xyxy.amin() + 1 if boxes_xyxy.numel() else 1.0
         boxes_xyxy = boxes_xyxy + (category_index * extent).unsqueeze(-1)
@@ -52,14 +52,13 @@ def _keep_on_host(
 
 
 @torch.no_grad()
-def keep_without_host(
+def keep_without_sync(
     boxes_xyxy: Tensor, valid: Tensor, *, iou_threshold: float, category_index: Tensor | None = None
 ) -> Tensor:
-    """The same as `keep_after_nms`, as a fixed-point iteration that never asks the host anything.
+    """Do the same as `keep_after_nms` without a host sync, by a fixed-point iteration.
 
-    A box stays if no better box that stays overlaps it. Starting from all boxes, each round applies
-    that sentence to the last round's answer; from some round on nothing changes, and the answer is
-    greedy NMS.
+    A box is kept if no better kept box overlaps it. Starting from all boxes, each round applies
+    that rule to the last round's result, until nothing changes: the result of greedy NMS.
     """
     n = boxes_xyxy.shape[1]
     overlaps = pairwise_iou(boxes_xyxy, boxes_xyxy) > iou_threshold
@@ -67,7 +66,7 @@ def keep_without_host(
         overlaps &= category_index[:, :, None] == category_index[:, None, :]
     better = torch.ones(n, n, dtype=torch.bool, device=boxes_xyxy.device).triu_(diagonal=1)
     overlaps &= better & valid[:, :, None]
-    # 0/1 sums: half precision counts far enough to tell 0 from more, at half the memory traffic.
+    # Half precision is enough to tell a count of 0 from more, at half the memory traffic.
     dtype = torch.float32 if boxes_xyxy.device.type == "cpu" else torch.float16
     suppresses = overlaps.to(dtype)
     keep = valid

@@ -1,12 +1,12 @@
-"""Paste masks from their boxes into images, a few at a time.
+"""Paste masks from their boxes into images, in chunks.
 
-A hundred masks of a 4000 x 3000 photo are 1.2 GB as bool and 16 GB on the way, so they come in
-chunks that fit a byte budget; turn each into run lengths before asking for the next.
+A hundred masks of a 4000 x 3000 photo take 1.2 GB as bool and 16 GB while they are computed, so
+they come in chunks that fit a byte budget; encode each chunk before asking for the next.
 
-Each pixel's center is looked up in the mask, bilinear, as detectron2 does: pasting into boxes
-rounded to whole pixels costs about half a point of mask AP (its compatibility notes).
+The mask is sampled at each pixel's center, bilinear, as in detectron2: pasting into boxes rounded
+to whole pixels costs about half a point of mask AP (its compatibility notes).
 
-    D detections, d of them in a chunk, M side of a mask, H, W image size.
+D detections, d of them in a chunk, M side of a mask, H, W image size
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _THRESHOLD = 0.5  # detectron2
-_BYTES_PER_PIXEL = 13  # where to look (x, y) and what was found in float32, and the answer
+_BYTES_PER_PIXEL = 13  # grid (x, y) and sampled value in float32, and the bool
 
 
 def paste_masks(
@@ -27,19 +27,19 @@ def paste_masks(
     size_hw: tuple[int, int],
     byte_budget: int,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Give the masks at image size, in order, chunk after chunk.
+    """Yield the masks at image size, in order, chunk by chunk.
 
-    On the CPU a chunk is one mask, of which only the pixels around its box are looked up.
+    On the CPU a chunk is one mask, sampled only around its box.
 
     Args:
         mask_probs: over the boxes, 0 to 1.
-        boxes_xyxy: in pixels of the image; they may leave it.
+        boxes_xyxy: in pixels of the image, not necessarily inside it.
         size_hw: of the image.
-        byte_budget: what pasting may take at any time, the chunk that is given included; one mask
-            is pasted even where it takes more.
+        byte_budget: most bytes that pasting may use, including the yielded chunk; a single mask is
+            pasted even if it needs more.
 
     Yields:
-        which detections, and their masks (d, H, W), bool.
+        a slice of the detections, and their masks (d, H, W), bool.
 
     Raises:
         ValueError: byte_budget is not positive.
@@ -50,10 +50,10 @@ def paste_masks(
     on_cpu = mask_probs.device.type == "cpu"
     fitting = byte_budget // max(_BYTES_PER_PIXEL * height * width, 1)
     step = 1 if on_cpu else max(fitting, 1)
-    return _chunks(mask_probs, boxes_xyxy, size_hw=size_hw, step=step)
+    return _paste_chunks(mask_probs, boxes_xyxy, size_hw=size_hw, step=step)
 
 
-def _chunks(
+def _paste_chunks(
     mask_probs: Tensor, boxes_xyxy: Tensor, *, size_hw: tuple[int, int], step: int
 ) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, len(mask_probs), step):
@@ -67,10 +67,10 @@ def _chunks(
 
 
 def _paste_around_box(probs: Tensor, box: Tensor, *, size_hw: tuple[int, int]) -> Tensor:
-    """Paste one mask into an empty image. Asks the host for the box, so for the CPU alone."""
+    """Paste one mask into an empty image; for the CPU only, as it reads the box."""
     height, width = size_hw
     x0, y0, x1, y1 = box[0].tolist()
-    # A pixel center outside the box finds less than half of a probability.
+    # A pixel center outside the box samples less than half of a probability.
     left, right = (min(max(round(x), 0), width) for x in (x0 - 1, x1 + 1))
     top, bottom = (min(max(round(y), 0), height) for y in (y0 - 1, y1 + 1))
     image = torch.zeros(1, height, width, dtype=torch.bool)
@@ -82,16 +82,16 @@ def _paste_around_box(probs: Tensor, box: Tensor, *, size_hw: tuple[int, int]) -
 
 
 def _paste(probs: Tensor, boxes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    x, y = _look_up(columns, boxes[:, 0::2]), _look_up(rows, boxes[:, 1::2])
+    x, y = _to_grid(columns, boxes[:, 0::2]), _to_grid(rows, boxes[:, 1::2])
     shape = (len(boxes), len(rows), len(columns))
     grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
-    found = F.grid_sample(probs, grid, align_corners=False)
+    sampled = F.grid_sample(probs, grid, align_corners=False)
     del grid
-    return found[:, 0] >= _THRESHOLD
+    return sampled[:, 0] >= _THRESHOLD
 
 
-def _look_up(pixels: Tensor, sides: Tensor) -> Tensor:
+def _to_grid(pixels: Tensor, sides: Tensor) -> Tensor:
     start, stop = sides[:, :1], sides[:, 1:]
-    # A box without extent shows nothing: all pixels are far outside of it, and 3 is far enough.
+    # A box without extent shows nothing: all pixels are outside of it, and 3 is far enough.
     extent = (stop - start).clamp(min=1e-6)
     return ((pixels + 0.5 - start) / extent * 2 - 1).clamp(-3, 3)

@@ -1,10 +1,10 @@
-"""The region proposal network: where in an image something may be.
+"""The region proposal network: anchors, their losses, and the boxes that it proposes.
 
-Anchors whose cell lies in the padding of a batch carry no loss and propose nothing, so what an
-image trains does not depend on the sizes of the images beside it (in detectron2 it does, a little,
-and in torchvision's box_convention it does here).
+Anchors whose cell is in the padding of a batch have no loss and no proposals, so training on an
+image does not depend on the sizes of the other images in its batch. (In detectron2 it depends a
+little, and here with the "torchvision" box convention.)
 
-    N images, A anchors of all levels, T target slots, S sampled anchors, L levels, P proposals
+N images, A anchors of all levels, T target slots, S sampled anchors, L levels, P proposals
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsm.configs.instance import BoxConvention, ProposalConfig
+from bsm.configs.instance import BoxConvention, MaskRCNNConfig, ProposalConfig
 from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.tensors import Targets
-from bsm.sampling import ANCHORS, pick, random_keys
+from bsm.sampling import ANCHORS, draw_keys, subsample
 
 STRIDES = (4, 8, 16, 32, 64)
 """Of P2 to P6."""
@@ -29,12 +29,12 @@ _MIN_SIDE_PX: dict[BoxConvention, float] = {"detectron2": 0.0, "torchvision": 1e
 
 
 class Anchors(NamedTuple):
-    """All anchors of a batch, level after level, row after row."""
+    """All anchors of a batch, level by level, row by row."""
 
     boxes_xyxy: Tensor
     """(A, 4)."""
     identity: Tensor
-    """(A,) int64: names an anchor by level and cell, whatever the batch was padded to."""
+    """(A,) int64: number of an anchor by level and cell, independent of padding."""
     inside: Tensor
     """(N, A) bool: the anchor's cell is in the image, not in the padding."""
     level_sizes: tuple[int, ...]
@@ -42,14 +42,14 @@ class Anchors(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """Boxes worth a second look, best first, clipped to their images."""
+    """Proposed boxes, best first, clipped to their images."""
 
     boxes_xyxy: Tensor
     """(N, P, 4)."""
     valid: Tensor
     """(N, P) bool."""
     identity: Tensor
-    """(N, P) int64: the anchor that each came from."""
+    """(N, P) int64: identity of the anchor that each came from."""
 
 
 def make_anchors(
@@ -59,7 +59,7 @@ def make_anchors(
     config: ProposalConfig,
     box_convention: BoxConvention = "detectron2",
 ) -> Anchors:
-    """Anchors for every cell of every level, on the device of the features."""
+    """Make the anchors of every cell of every level, on the device of the features."""
     boxes, indices, insides = [], [], []
     padded_hw = [side * STRIDES[0] for side in features[0].shape[-2:]]
     for level, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
@@ -68,25 +68,12 @@ def make_anchors(
         steps = [stride, stride]
         if box_convention == "torchvision":  # shorter than the stride where P5 has an odd side
             steps = [p // s for p, s in zip(padded_hw, feature.shape[-2:], strict=True)]
-        y, x = torch.meshgrid(rows * steps[0], columns * steps[1], indexing="ij")
-        center = torch.stack((x, y), dim=-1).float()
-        boxes.append(
-            torch.stack(
-                [
-                    torch.stack(
-                        (
-                            center[..., 0] - w / 2,
-                            center[..., 1] - h / 2,
-                            center[..., 0] + w / 2,
-                            center[..., 1] + h / 2,
-                        ),
-                        dim=-1,
-                    )
-                    for w, h in shapes
-                ],
-                dim=2,
-            ).view(-1, 4)
-        )
+        centers = torch.meshgrid(rows * steps[0], columns * steps[1], indexing="ij")
+        y, x = (center.float() for center in centers)
+        cells = [
+            torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1) for w, h in shapes
+        ]
+        boxes.append(torch.stack(cells, dim=2).view(-1, 4))
         # 3 bits of level, 12 of row and of column (16 k pixels), 4 of aspect ratio: below 2^31.
         cell = (level << 28) + (rows[:, None] << 16) + (columns[None, :] << 4)
         ratios = torch.arange(len(shapes), device=feature.device)
@@ -111,11 +98,11 @@ def match_anchors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Match every anchor with its best target.
 
-    An anchor is positive from `iou_high` on, and also if no anchor overlaps one of the targets more
-    (detectron2's low quality matches).
+    An anchor is positive if its overlap is at least `iou_high`, or the largest that a target has
+    with any anchor (detectron2's low quality matches).
 
     Returns:
-        The best target (N, A) int64, which anchors are positive (N, A), which are negative (N, A).
+        The best target (N, A) int64, and masks of the positive and of the negative anchors (N, A).
     """
     iou = pairwise_iou(targets.boxes_xyxy, anchors.boxes_xyxy)
     iou.masked_fill_(~(targets.valid[:, :, None] & anchors.inside[:, None, :]), -1.0)
@@ -130,12 +117,10 @@ def match_anchors(
 class ProposalNetwork(nn.Module):
     """One small head on all levels: an objectness and a box regression for each anchor."""
 
-    def __init__(
-        self, channels: int, *, config: ProposalConfig, box_convention: BoxConvention = "detectron2"
-    ) -> None:
+    def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
-        self.config, self.box_convention = config, box_convention
-        num_anchors = len(config.aspect_ratios)
+        self.config, self.box_convention = config.proposals, config.box_convention
+        channels, num_anchors = config.backbone.fpn_channels, len(config.proposals.aspect_ratios)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, num_anchors, 1)
         self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
@@ -160,9 +145,9 @@ class ProposalNetwork(nn.Module):
     def losses(
         self, logits: Tensor, deltas: Tensor, anchors: Anchors, targets: Targets
     ) -> dict[str, Tensor]:
-        """Objectness cross-entropy and L1 of the regression on the sampled anchors.
+        """Compute objectness cross-entropy and L1 of the regression on the sampled anchors.
 
-        Both are sums over samples_per_image * N, full or not, as in detectron2.
+        Both are sums divided by samples_per_image * N, as in detectron2, even if fewer are sampled.
         """
         config = self.config
         num_slots = min(config.samples_per_image, logits.shape[1])
@@ -170,8 +155,8 @@ class ProposalNetwork(nn.Module):
             max(1, int(config.samples_per_image * config.positive_fraction)), num_slots
         )
         matched, positive, negative = match_anchors(anchors, targets, config=config)
-        keys = random_keys(targets.sample_seed, anchors.identity, purpose=ANCHORS)
-        slots = pick(positive, negative, keys, num_slots=num_slots, max_positive=max_positive)
+        keys = draw_keys(targets.sample_seed, anchors.identity, purpose=ANCHORS)
+        slots = subsample(positive, negative, keys, num_slots=num_slots, max_positive=max_positive)
         normalizer = config.samples_per_image * len(logits)
         objectness = F.binary_cross_entropy_with_logits(
             logits.gather(1, slots.candidate),
@@ -194,7 +179,7 @@ class ProposalNetwork(nn.Module):
     def propose(
         self, logits: Tensor, deltas: Tensor, anchors: Anchors, image_sizes_hw: Tensor
     ) -> Proposals:
-        """The best boxes of every level after NMS on that level, then the best of all levels."""
+        """Select the best boxes of each level, apply NMS, then select the best of all levels."""
         config, n = self.config, len(logits)
         top_k = config.top_k_before_nms_train if self.training else config.top_k_before_nms_test
         width = min(top_k, max(anchors.level_sizes))
@@ -207,10 +192,10 @@ class ProposalNetwork(nn.Module):
             best, index = level_logits.topk(min(top_k, size), dim=1)
             chosen = deltas[:, level].gather(1, index[..., None].expand(-1, -1, 4))
             decoded = decode_boxes(chosen, anchors.boxes_xyxy[level][index], weights=_CODE_WEIGHTS)
-            lacking = width - index.shape[1]
-            boxes.append(F.pad(clip_boxes(decoded, image_sizes_hw), (0, 0, 0, lacking)))
-            scores.append(F.pad(best, (0, lacking), value=-torch.inf))
-            identities.append(F.pad(anchors.identity[level][index], (0, lacking)))
+            missing = width - index.shape[1]
+            boxes.append(F.pad(clip_boxes(decoded, image_sizes_hw), (0, 0, 0, missing)))
+            scores.append(F.pad(best, (0, missing), value=-torch.inf))
+            identities.append(F.pad(anchors.identity[level][index], (0, missing)))
         boxes_LK, scores_LK = torch.stack(boxes, dim=1), torch.stack(scores, dim=1)
         large = has_area(boxes_LK, min_side_px=_MIN_SIDE_PX[self.box_convention])
         valid = (scores_LK > -torch.inf) & large

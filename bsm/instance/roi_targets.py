@@ -1,9 +1,9 @@
-"""The RoIs that masks are trained in, and what their masks are.
+"""Mask targets of RoIs, on a grid or at points.
 
-Every mask head asks for its targets here, on the grid or at the points that it trains on; whether
-they come out of the squeeze field or out of image-sized masks is the recipe's choice.
+Every mask head gets its targets here; the config decides whether they are read from the squeeze
+field or from image-sized masks.
 
-    N images, T target slots, R RoIs of all images, M side of a target, P points
+N images, T target slots, R RoIs of all images, M side of a target, P points
 """
 
 from typing import NamedTuple
@@ -16,23 +16,23 @@ from bsm.field import MaskTargets, sample_field, targets_from_distance
 from bsm.instance.roi import read_points
 from bsm.instance.tensors import Targets
 from bsm.morphology import crop_masks, targets_from_masks
-from bsm.points import sample_at
+from bsm.points import sample_points
 
 
 class MaskRois(NamedTuple):
-    """RoIs with an object each, and empty ones."""
+    """RoIs to train masks in, with an object each, and empty ones."""
 
     rois: Tensor
     """(R, 5): image index and box."""
     category_index: Tensor
     """(R,) int64 in 0..K-1."""
     target_slot: Tensor
-    """(R,) int64: the object in the slots of its image."""
+    """(R,) int64: slot of its object in the targets of its image."""
     weights: Tensor
-    """(R,) float32: 1 for a RoI with an object, 0 for an empty one, which carries no loss."""
+    """(R,) float32: 1 for a RoI with an object, 0 for an empty one, which has no loss."""
     identity: Tensor
-    """(R,) int64: tells the RoIs of an image apart; what is drawn for a RoI comes from it and the
-    sample's seed."""
+    """(R,) int64: unique number of a RoI in its image; with the sample's seed, it determines the
+    points drawn for the RoI."""
 
     @property
     def boxes_xyxy(self) -> Tensor:
@@ -46,10 +46,10 @@ class MaskRois(NamedTuple):
 
 
 @torch.no_grad()
-def grid_targets(
+def make_grid_targets(
     rois: MaskRois, targets: Targets, *, config: TargetConfig, side: int
 ) -> MaskTargets:
-    """The mask and bands of each RoI's object on the RoI's own grid, each (R, M, M).
+    """Make the mask and bands of each RoI's object on the RoI's own grid, each (R, M, M).
 
     Args:
         rois: R RoIs.
@@ -60,7 +60,7 @@ def grid_targets(
     kernel_size, unite = config.kernel_size, config.unite_boundary
     image, boxes = rois.image_index, rois.boxes_xyxy
     if config.source == "roi":
-        masks = crop_masks(_masks_of(targets), boxes, image, rois.target_slot, side=side)
+        masks = crop_masks(_require_masks(targets), boxes, image, rois.target_slot, side=side)
         return targets_from_masks(masks, kernel_size=kernel_size, unite_boundary=unite)
     distance = sample_field(
         targets.squeeze_field[image, rois.target_slot],
@@ -72,41 +72,41 @@ def grid_targets(
 
 
 @torch.no_grad()
-def point_targets(
+def make_point_targets(
     rois: MaskRois, targets: Targets, points: Tensor, *, config: TargetConfig
 ) -> Tensor:
-    """How much of the object is at points (R, P, 2) of the RoIs: (R, P), 0..1.
+    """Make the soft mask values (R, P), 0..1, at points (R, P, 2) of the RoIs.
 
-    A soft value, as in PointRend: bilinear between the cells of the field, or the pixels of the
-    mask, so that a point on the outline has one half.
+    As in PointRend they are bilinear, here between the cells of the field or the pixels of the
+    mask, so a point on the outline has one half.
     """
     image, slot = rois.image_index, rois.target_slot
-    pixels = points_in_image(rois.boxes_xyxy, points)
+    pixels = to_image_pixels(rois.boxes_xyxy, points)
     if config.source == "roi":
-        masks = _masks_of(targets)
+        masks = _require_masks(targets)
         planes = masks.flatten(0, 1)[:, None].float()
         return read_points(planes, image * masks.shape[1] + slot, pixels, stride=1)[:, 0]
     inside = targets.squeeze_field[image, slot] > 0
-    in_frame = _points_in_frame(targets.field_frame_xyxy[image, slot], pixels)
-    return sample_at(inside[:, None].float(), in_frame)[:, 0]
+    in_frame = _to_frame_points(targets.field_frame_xyxy[image, slot], pixels)
+    return sample_points(inside[:, None].float(), in_frame)[:, 0]
 
 
-def points_in_image(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
-    """Turn points (R, P, 2) of boxes (R, 4) into pixels of the image."""
+def to_image_pixels(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
+    """Convert points (R, P, 2) of boxes (R, 4) to pixels of the image."""
     corner, far = boxes_xyxy[:, None, :2], boxes_xyxy[:, None, 2:]
     return corner + points * (far - corner)
 
 
-def _points_in_frame(frame_xyxy: Tensor, pixels: Tensor) -> Tensor:
+def _to_frame_points(frame_xyxy: Tensor, pixels: Tensor) -> Tensor:
     corner, extent = frame_xyxy[:, None, :2], (frame_xyxy[:, 2:] - frame_xyxy[:, :2])[:, None]
-    # An empty slot has a frame without extent; its points carry no weight but must be finite.
+    # An empty slot has a frame without extent; its points have weight 0 but must be finite.
     return (pixels - corner) / torch.where(extent == 0, 1.0, extent)
 
 
-def _masks_of(targets: Targets) -> Tensor:
+def _require_masks(targets: Targets) -> Tensor:
     if targets.masks is None:
         raise ValueError(
-            "targets.masks: missing. The target source 'roi' cuts masks out of images: collate "
-            "them with the batch, or set mask_head.targets.source to 'field'."
+            "targets.masks: missing. The target source 'roi' crops masks from images: collate them "
+            "with the batch, or set mask_head.targets.source to 'field'."
         )
     return targets.masks

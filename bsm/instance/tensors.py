@@ -1,10 +1,11 @@
-"""The dense tensors that go into an instance model and come out of it.
+"""Dense tensors that an instance model takes and returns.
 
-Everything has a fixed shape and a `valid` mask instead of a ragged length, so that a training step
-on a GPU never asks the host how many objects there are.
+Every image has the same number of slots, padded entries for objects or RoIs, and a `valid` mask
+tells which of them are filled. So every tensor has a fixed shape, and a training step on a GPU
+never asks the host how many objects there are.
 
-    N images, T target slots, S side of the squeeze field, D detection slots, M side of a mask,
-    H, W padded image size.
+N images, T target slots, S side of the squeeze field, D detection slots, M side of a mask,
+H, W padded image size
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 class Targets(NamedTuple):
     """Ground truth of N images, in the pixels of the (resized, flipped, padded) input.
 
-    Crowds are left out: they carry no loss.
+    Crowds are left out: no loss uses them.
     """
 
     boxes_xyxy: Tensor
@@ -23,11 +24,11 @@ class Targets(NamedTuple):
     category_index: Tensor
     """(N, T) int64 in 0..K-1; 0 where not valid."""
     valid: Tensor
-    """(N, T) bool: which slots hold an object. T may be 0."""
+    """(N, T) bool: whether the slot holds an object. T may be 0."""
     squeeze_field: Tensor
     """(N, T, S, S) int8, see bsm/field.py."""
     field_frame_xyxy: Tensor
-    """(N, T, 4) float32: where the field lies in the input; x0 > x1 where it is mirrored."""
+    """(N, T, 4) float32: frame of the field in the input; x0 > x1 where it is mirrored."""
     sample_seed: Tensor
     """(N,) int64, from (seed, epoch, image id): every random choice in the model comes from it."""
     masks: Tensor | None = None
@@ -35,7 +36,7 @@ class Targets(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What a model found in N images, best first, in the pixels of the input."""
+    """Detections in N images, best first, in the pixels of the input."""
 
     boxes_xyxy: Tensor
     """(N, D, 4) float32."""

@@ -1,1 +1,1 @@
-"""Semantic segmentation: DeepLabV3+ plain, with PointRend, and with the boundary squeeze."""
+"""Semantic segmentation: DeepLabV3+, plain, with PointRend or with the boundary squeeze."""

@@ -1,4 +1,4 @@
-"""A timm trunk that keeps its resolution: dilated from an output stride on, for label maps.
+"""A timm backbone that keeps its resolution: dilated beyond an output stride, for label maps.
 
 N images, H, W image size, padded to a multiple of the output stride
 """
@@ -8,29 +8,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bsm.backbone import build_trunk, freeze, normalize_pixels, trunk_features
+from bsm.backbone import build_backbone, extract_features, normalize_pixels
 from bsm.configs.shared import BackboneConfig
 
 LOW_STRIDE = 4
-"""Of the first stage's feature (res2), which the decoder draws outlines from."""
+"""Of the first stage's feature (res2), which gives the decoder its outlines."""
 
 
-class DilatedTrunk(nn.Module):
-    """Features of all four stages; those beyond the output stride have its resolution.
+class DilatedBackbone(nn.Module):
+    """Compute the features of all four stages, none coarser than the output stride.
 
-    A stage that would halve its side dilates its kernels instead, so weights that were trained
-    without dilation mean what they meant. Images are padded to a multiple of the output stride, so
-    that each feature is exactly as much finer than the next as its stride says.
+    A stage that would halve its resolution dilates its kernels instead, so weights trained without
+    dilation keep their meaning. Images are padded to a multiple of the output stride, so the sizes
+    of features are in the exact ratio of their strides.
 
     Raises:
-        ValueError: timm does not know the trunk or cannot dilate it, or weights do not fit.
+        ValueError: timm does not know the backbone or cannot dilate it, or the weights do not fit.
     """
 
     def __init__(self, config: BackboneConfig, *, output_stride: int) -> None:
         super().__init__()
         self.output_stride = output_stride
-        self.trunk, stages = build_trunk(config, output_stride=output_stride)
-        freeze(self.trunk, stages=stages, freeze_at=config.freeze_at)
+        # The timm model, named "trunk" in checkpoints.
+        self.trunk, stages = build_backbone(config, output_stride=output_stride)
         self.channels = [int(stage["num_chs"]) for stage in stages]
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -46,4 +46,4 @@ class DilatedTrunk(nn.Module):
             self.pixel_std,
             pad_multiple=self.output_stride,
         )
-        return trunk_features(self.trunk, pixels)
+        return extract_features(self.trunk, pixels)

@@ -1,4 +1,4 @@
-"""DeepLabV3+, assembled: dilated trunk, atrous pyramid, and one of three heads.
+"""DeepLabV3+: dilated backbone, atrous pyramid, and one of three heads.
 
 N images, H, W padded image size, K classes
 """
@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor, nn
 
-from bsm.backbone import convert_norm, inside_images
+from bsm.backbone import convert_norm, make_inside_mask
 from bsm.configs.semantic import DeepLabConfig
-from bsm.semantic.backbone import DilatedTrunk
+from bsm.semantic.backbone import DilatedBackbone
 from bsm.semantic.decoder import (
     AtrousPyramid,
     Features,
     PlainHead,
-    classifier,
-    conv_norm_relu,
-    full_size,
+    build_classifier,
+    build_conv_norm_relu,
+    upsample_to_image,
 )
 from bsm.semantic.field import VOID, SemanticTargets
 from bsm.semantic.losses import label_loss
@@ -26,18 +26,18 @@ from bsm.semantic.pointrend import PointRendHead
 from bsm.semantic.squeeze import SqueezeHead
 
 Head: TypeAlias = PlainHead | PointRendHead | SqueezeHead
-"""Each gives `losses(features, targets)`, weighted scalars by name to be added, and
-`predict(features)`, logits of every class at a stride of its own choice."""
+"""Each has `losses(features, targets)`, weighted scalars by name to add up, and
+`predict(features)`, logits of every class at a stride of its own."""
 
 
 class DeepLab(nn.Module):
-    """Images in; losses out in training, logits of every class out in inference."""
+    """Take images; return losses in training mode and class logits in evaluation mode."""
 
     def __init__(self, config: DeepLabConfig) -> None:
         super().__init__()
         self.config = config
         width, stride = config.head.channels, config.output_stride
-        self.backbone = DilatedTrunk(config.backbone, output_stride=stride)
+        self.backbone = DilatedBackbone(config.backbone, output_stride=stride)
         low, _, before_last, last = self.backbone.channels
         rates = [rate * 16 // stride for rate in config.head.aspp_rates]
         self.pyramid = AtrousPyramid(last, width, rates=rates, stride=stride)
@@ -50,7 +50,8 @@ class DeepLab(nn.Module):
         self.auxiliary: nn.Module | None = None
         if config.head.loss_weights.auxiliary:
             self.auxiliary = nn.Sequential(
-                conv_norm_relu(before_last, width, 3), classifier(width, config.num_classes)
+                build_conv_norm_relu(before_last, width, 3),
+                build_classifier(width, config.num_classes),
             )
         if config.backbone.norm != "frozen":
             for part in (self.pyramid, self.head, self.auxiliary):
@@ -66,54 +67,54 @@ class DeepLab(nn.Module):
         """Compute the losses in training mode, the logits in evaluation mode.
 
         Logits, not labels: windows, scales and flips of one image are averaged before the label is
-        chosen (`label_map`). What they say beyond an image means nothing.
+        chosen (`choose_labels`). Logits beyond an image are meaningless.
 
         Args:
             images: RGB, each image at the top left, the rest zeros.
             image_sizes_hw: sizes without the padding.
-            targets: of the same H and W; labels are below K, or 255 where void and beyond the
-                image. Needed in training mode, ignored otherwise.
+            targets: of the same H and W; labels are below K, or 255 where void or beyond the
+                image. Required in training mode, ignored otherwise.
 
         Returns:
-            Scalars to be added: those of the head, and loss_auxiliary where there is one. Or the
+            Losses to add up: those of the head, and loss_auxiliary if it has a weight. Or the
             logits, float32.
 
         Raises:
             ValueError: targets are missing or of another size.
         """
         if self.training:
-            return self._losses(images, image_sizes_hw, _checked(targets, images))
+            return self._compute_losses(images, image_sizes_hw, _check_targets(targets, images))
         with torch.no_grad():
-            features, _ = self._features(images, image_sizes_hw)
-            return full_size(self.head.predict(features), features, like=images)
+            features, _ = self._compute_features(images, image_sizes_hw)
+            return upsample_to_image(self.head.predict(features), features, like=images)
 
-    def _features(self, images: Tensor, image_sizes_hw: Tensor) -> tuple[Features, Tensor]:
+    def _compute_features(self, images: Tensor, image_sizes_hw: Tensor) -> tuple[Features, Tensor]:
         low, _, before_last, last = self.backbone(images, image_sizes_hw)
         context: Tensor = self.pyramid(last, image_sizes_hw)
         return Features(low, context, image_sizes_hw), before_last
 
-    def _losses(
+    def _compute_losses(
         self, images: Tensor, image_sizes_hw: Tensor, targets: SemanticTargets
     ) -> dict[str, Tensor]:
-        features, before_last = self._features(images, image_sizes_hw)
+        features, before_last = self._compute_features(images, image_sizes_hw)
         losses = self.head.losses(features, targets)
         if self.auxiliary is not None:
             config = self.config.head
-            logits = full_size(self.auxiliary(before_last), features, like=images)
+            logits = upsample_to_image(self.auxiliary(before_last), features, like=images)
             loss = label_loss(logits, targets.label, config=config.cross_entropy)
             losses["loss_auxiliary"] = loss * config.loss_weights.auxiliary
         return losses
 
 
-def label_map(
+def choose_labels(
     logits: Float[Tensor, "N K H W"], image_sizes_hw: Integer[Tensor, "N 2"]
 ) -> UInt8[Tensor, "N H W"]:
-    """Choose the likeliest class of each pixel; beyond the image it is 255."""
-    inside = inside_images(image_sizes_hw, (logits.shape[-2], logits.shape[-1]))
+    """Choose the most likely class of each pixel; beyond the image it is 255."""
+    inside = make_inside_mask(image_sizes_hw, (logits.shape[-2], logits.shape[-1]))
     return torch.where(inside, logits.argmax(dim=1).to(torch.uint8), VOID)
 
 
-def _checked(targets: SemanticTargets | None, images: Tensor) -> SemanticTargets:
+def _check_targets(targets: SemanticTargets | None, images: Tensor) -> SemanticTargets:
     if targets is None:
         raise ValueError("targets: missing. In training mode call model(images, sizes, targets).")
     expected = (len(images), *images.shape[-2:])
@@ -125,6 +126,6 @@ def _checked(targets: SemanticTargets | None, images: Tensor) -> SemanticTargets
     if wrong:
         raise ValueError(
             f"targets: {'; '.join(wrong)}, but the images are {tuple(images.shape)}. Label and "
-            f"field maps need the images' size {expected}, zoom and sample_seed one value an image."
+            f"field maps need the images' size {expected}; zoom and sample_seed one value an image."
         )
     return targets

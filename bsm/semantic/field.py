@@ -1,20 +1,19 @@
-"""Targets of label maps: comparisons with a precomputed field, for every class and every kernel.
+"""The field of label maps: targets of every class and kernel by comparison.
 
-Each class of a label map is one binary mask (sec. 3.2), and its bands are where its outline is
-nearer than the kernel reaches. What is stored for a pixel of class c is therefore the class, other
-than c, whose nearest pixel is nearest, how far that pixel is, and the same once more for the next
-class: with them every band of every class is known wherever at most three classes meet within
-reach. Distances are chessboard distances between pixel centers, so a neighbor is at 1, and the
-outline itself half a pixel nearer: at s = zoom * (distance - 1 / 2), in pixels of a map that was
-resized by zoom.
+Each class of a label map is one binary mask (sec. 3.2), and its bands are the pixels whose distance
+to its outline is within the kernel's reach. For a pixel of class c the field stores the nearest
+other class, the distance to its nearest pixel, and the same for the second nearest: they give every
+band of every class wherever at most three classes meet within reach. Distances are chessboard
+distances between pixel centers, so a neighbor is at 1 and the outline half a pixel nearer: at
+s = zoom * (distance - 1 / 2), in pixels of a map resized by zoom.
 
-With r = (K - 1) / 2 and a map that was not resized, these are exactly the dilations and erosions of
-eq. 3 and the 3 x 3 Laplacian, class by class (bsm/semantic/morphology.py), with two additions that
-label maps need. Void (255) is no class: it is outside of every class where those grow, inside where
-they shrink, so it makes no boundary and no band ends at it; and in no target is any void pixel. And
-the border of the map neither erodes nor makes boundary: what is beyond is unknown, not background.
+With r = (K - 1) / 2 and no resize, these are exactly the dilations and erosions of eq. 3 and the
+3 x 3 Laplacian, class by class (bsm/semantic/morphology.py), with two rules for label maps. Void
+(255) is not a class: it counts as outside where a class is dilated and as inside where it is
+eroded, so it makes no boundary and ends no band, and void pixels are in no target. The border of
+the map neither erodes nor makes boundary, because the pixels beyond it are unknown, not background.
 
-    N images, K classes, H, W size of a label map
+N images, K classes, H, W size of a label map
 """
 
 from typing import NamedTuple
@@ -25,35 +24,32 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 VOID = 255
-"""Label of pixels that carry no loss, and of "no such class" in a field."""
+"""Label of pixels without a loss, and "no such class" in a field."""
 
 FARTHEST = 254
-"""The longest distance that a byte holds beside 255; a field may be measured less far."""
+"""The longest distance that a byte holds beside 255; a field may stop earlier."""
 
 
 class LabelField(NamedTuple):
-    """The two other classes that are nearest to each pixel; 255 and 255 where there is none.
-
-    Void pixels hold 255 throughout.
-    """
+    """The two nearest other classes of each pixel; 255 if missing, and for void pixels."""
 
     other_1: UInt8[Tensor, "N H W"]
     """The nearest class that is neither void nor the pixel's own."""
     distance_1: UInt8[Tensor, "N H W"]
-    """How far its nearest pixel is, in pixels of the map that was measured, at least 1."""
+    """Distance to its nearest pixel, in pixels of the measured map, at least 1."""
     other_2: UInt8[Tensor, "N H W"]
-    """The nearest class but for the pixel's own and `other_1`."""
+    """The next nearest class."""
     distance_2: UInt8[Tensor, "N H W"]
-    """How far that one is."""
+    """Distance to its nearest pixel."""
 
 
 class SemanticTargets(NamedTuple):
     """Ground truth of N images, in the pixels of the (resized, cropped, flipped, padded) input."""
 
     label: UInt8[Tensor, "N H W"]
-    """Class of each pixel; 255 is void, and what is beyond the image."""
+    """Class of each pixel; 255 where void or beyond the image."""
     other_1: UInt8[Tensor, "N H W"]
-    """See `LabelField`, which was resized like the label: by nearest pixel."""
+    """See `LabelField`; resized like the label, by nearest pixel."""
     distance_1: UInt8[Tensor, "N H W"]
     """In pixels before the resize."""
     other_2: UInt8[Tensor, "N H W"]
@@ -65,7 +61,7 @@ class SemanticTargets(NamedTuple):
 
 
 class ClassTargets(NamedTuple):
-    """What the squeeze of each class in each image is trained on; nothing of it is on a void pixel.
+    """Targets of the squeeze for each class in each image, without void pixels.
 
     Bytes, not floats: at 19 classes and 832 x 832 pixels each map has 13 million cells.
     """
@@ -77,7 +73,7 @@ class ClassTargets(NamedTuple):
     expansion: Bool[Tensor, "N K H W"]
     """The band inside."""
     present: Bool[Tensor, "N K"]
-    """Which classes are in which image: the pairs that carry loss."""
+    """Whether the class is in the image: only such pairs have a loss."""
     valid: Bool[Tensor, "N H W"]
     """Pixels that are not void."""
 
@@ -90,9 +86,8 @@ def targets_from_semantic_field(
     Args:
         targets: labels and their field.
         num_classes: K.
-        kernel_size: side of the dilation and erosion kernel in pixels of the input, odd. It sees no
-            farther than the field was measured: (kernel_size - 1) / 2 is to be less than the zoom
-            times that.
+        kernel_size: side of the dilation and erosion kernel in pixels of the input, odd. Its reach,
+            (kernel_size - 1) / 2, must be less than zoom times the field's longest distance.
         unite_boundary: unite both bands with the boundary, as the released code does (eq. 3 does
             not).
 
@@ -101,29 +96,29 @@ def targets_from_semantic_field(
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(
-            f"kernel_size {kernel_size}: the band of an even kernel lies off center. "
-            f"Take {kernel_size - 1} or {kernel_size + 1}."
+            f"kernel_size {kernel_size}: the band of an even kernel is off center. "
+            f"Use {kernel_size - 1} or {kernel_size + 1}."
         )
     reach = (kernel_size - 1) // 2
     label, valid = targets.label, targets.label != VOID
 
-    def of_classes(labels: Tensor, where: Tensor) -> Tensor:
-        return masks_of_classes(torch.where(where, labels, VOID), num_classes=num_classes)
+    def to_masks(labels: Tensor, where: Tensor) -> Tensor:
+        return labels_to_masks(torch.where(where, labels, VOID), num_classes=num_classes)
 
-    def outline_within(pixels: int, other: Tensor, distance: Tensor) -> Tensor:
+    def is_outline_within(pixels: int, other: Tensor, distance: Tensor) -> Tensor:
         s = targets.zoom.view(-1, 1, 1) * (distance.float() - 0.5)
         return valid & (other != VOID) & (s <= pixels)
 
-    near_1 = outline_within(reach, targets.other_1, targets.distance_1)
-    near_2 = outline_within(reach, targets.other_2, targets.distance_2)
-    ring = outline_within(1, targets.other_1, targets.distance_1)
-    boundary = of_classes(label, ring)
-    expansion = of_classes(label, near_1)
-    contraction = of_classes(targets.other_1, near_1) | of_classes(targets.other_2, near_2)
+    near_1 = is_outline_within(reach, targets.other_1, targets.distance_1)
+    near_2 = is_outline_within(reach, targets.other_2, targets.distance_2)
+    ring = is_outline_within(1, targets.other_1, targets.distance_1)
+    boundary = to_masks(label, ring)
+    expansion = to_masks(label, near_1)
+    contraction = to_masks(targets.other_1, near_1) | to_masks(targets.other_2, near_2)
     if unite_boundary:
         contraction |= boundary
         expansion |= boundary
-    present = of_classes(label, valid).flatten(2).any(2)
+    present = to_masks(label, valid).flatten(2).any(2)
     return ClassTargets(boundary, contraction, expansion, present, valid)
 
 
@@ -132,15 +127,15 @@ def label_to_field(
 ) -> LabelField:
     """Measure the field of label maps: the plain reference, seconds for a large map.
 
-    A dilation by 3 x 3 brings a class one pixel of chessboard distance further. Of classes at the
-    same distance the lower index comes first.
+    A dilation by 3 x 3 grows a class by one pixel of chessboard distance. Of classes at the same
+    distance the lower index comes first.
 
     Args:
         label: classes from 0, and 255 for void.
         num_classes: K.
-        farthest: classes that are farther away, in pixels, are left out; at most 254.
+        farthest: longest distance in pixels at which a class is stored; at most 254.
     """
-    masks = masks_of_classes(label, num_classes=num_classes)
+    masks = labels_to_masks(label, num_classes=num_classes)
     reached, distance = masks.float(), torch.zeros_like(masks, dtype=torch.int64)
     for _ in range(min(farthest, max(label.shape[-2:]))):
         distance += reached == 0
@@ -159,7 +154,7 @@ def label_to_field(
     return LabelField(other[:, 0], far[:, 0], other[:, 1], far[:, 1])
 
 
-def masks_of_classes(label: UInt8[Tensor, "N H W"], *, num_classes: int) -> Bool[Tensor, "N K H W"]:
-    """Tell for each class where it is; void is nowhere."""
+def labels_to_masks(label: UInt8[Tensor, "N H W"], *, num_classes: int) -> Bool[Tensor, "N K H W"]:
+    """Split a label map into one mask per class; void is in none."""
     index = torch.arange(num_classes, device=label.device, dtype=label.dtype)
     return label[:, None] == index[:, None, None]

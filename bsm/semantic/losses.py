@@ -1,15 +1,15 @@
-"""The losses of label maps: cross-entropy of the map, and of each class's bands what masks have.
+"""Losses of label maps: cross-entropy of the map, cross-entropy and Dice of each class's bands.
 
-A pair of an image and a class that is in it is what a RoI is to an instance model (sec. 3.2): the
-losses of bands are means over these pairs. A class that is not in an image has nothing to squeeze,
-and its Dice would be large for any prediction at all. Void takes no part in any sum. Nothing asks
-the device how many pixels or pairs there are; without any, a loss is exactly 0.
+A pair of an image and a class in it corresponds to a RoI of an instance model (sec. 3.2): band
+losses are means over these pairs. A class that is not in an image has nothing to squeeze, and its
+Dice loss would be large for any prediction. Void pixels are in no sum. There is no host sync for
+the number of pixels or pairs; without any, a loss is exactly 0.
 
-The formulas are those of bsm/losses.py. They are written anew for targets of bytes, because a map
-of logits for 19 classes at 832 x 832 pixels takes 53 MB, and so does each intermediate that is kept
-for the backward pass: one here in Dice, and one in cross-entropy.
+The formulas are those of bsm/losses.py. They are rewritten for byte targets, because a map of
+logits for 19 classes at 832 x 832 pixels takes 53 MB, and so does each intermediate that is kept
+for the backward pass: here one in Dice and one in cross-entropy.
 
-    N images, K classes, H, W size of a label map
+N images, K classes, H, W size of a label map
 """
 
 import math
@@ -35,18 +35,18 @@ def label_loss(
     Args:
         logits: before the softmax.
         label: classes below K, and 255 for void.
-        config: which pixels count. Hard are those whose own class has at most the threshold's
-            probability, and at least `ohem_min_kept`, the hardest first.
+        config: selects the pixels. Hard pixels are those whose own class has at most the
+            threshold's probability, but never fewer than the `ohem_min_kept` hardest.
     """
     entropy = F.cross_entropy(logits, label.long(), ignore_index=VOID, reduction="none")
     counts = label != VOID
     if config.kind == "ohem":
-        # Void is less hard than anything: its entropy is 0 by definition, so it is put below.
+        # Void has an entropy of 0, as an easy pixel may have, so it is moved below all others.
         hardness = torch.where(counts, entropy.detach(), -1.0).flatten()
         kept = min(config.ohem_min_kept, len(hardness))
         last_kept = hardness.topk(kept).values[-1]
-        bar = last_kept.clamp(max=-math.log(config.ohem_threshold))
-        counts = counts & (hardness.view_as(entropy) >= bar)
+        threshold = last_kept.clamp(max=-math.log(config.ohem_threshold))
+        counts = counts & (hardness.view_as(entropy) >= threshold)
     total = torch.where(counts, entropy, 0.0).sum()
     return total / counts.sum().clamp(min=1)
 
@@ -59,13 +59,13 @@ def class_bce_loss(
     Args:
         logits: before the sigmoid.
         band: one of the targets' maps.
-        targets: say which pixels are valid and which pairs present.
+        targets: mark the valid pixels and the pairs that are present.
     """
-    # -log of the probability of what is right, softplus(-x) in the band and softplus(x) outside.
+    # -log of the right answer's probability: softplus(-x) in the band and softplus(x) outside.
     pixels = F.softplus(torch.where(band, -logits, logits))
     total = torch.where(targets.valid[:, None], pixels, 0.0).sum((2, 3))
     counts = targets.valid.sum((1, 2)).clamp(min=1)
-    return _mean_of_pairs(total / counts[:, None], targets.present)
+    return _average_pairs(total / counts[:, None], targets.present)
 
 
 def class_dice_loss(
@@ -76,14 +76,14 @@ def class_dice_loss(
     Args:
         logits: before the sigmoid.
         band: one of the targets' maps.
-        targets: say which pixels are valid and which pairs present.
+        targets: mark the valid pixels and the pairs that are present.
     """
     probs = torch.where(targets.valid[:, None], logits, -math.inf).sigmoid()
     shared = torch.where(band, probs, 0.0).sum((2, 3))
     total = probs.sum((2, 3)) + band.sum((2, 3))
     loss = 1 - (2 * shared + DICE_SMOOTH) / (total + DICE_SMOOTH)
-    return _mean_of_pairs(loss, targets.present)
+    return _average_pairs(loss, targets.present)
 
 
-def _mean_of_pairs(losses: Tensor, present: Tensor) -> Tensor:
+def _average_pairs(losses: Tensor, present: Tensor) -> Tensor:
     return torch.where(present, losses, 0.0).sum() / present.sum().clamp(min=1)

@@ -1,9 +1,9 @@
-"""PointRend (Kirillov et al. 2020) on DeepLabV3+: a coarse label map, and points of it drawn anew.
+"""PointRend (Kirillov et al. 2020) on DeepLabV3+: a coarse label map, refined point by point.
 
 The coarse map is the decoder's, at a stride of 4; the fine feature is the first stage's. Unlike on
-RoIs, the points' network is told the coarse prediction once, at its first layer (detectron2).
+RoIs, only the first layer of the point network takes the coarse prediction (detectron2).
 
-    N images, Cl channels of the first stage, K classes, P points, h, w size at a stride of 4
+N images, Cl channels of the first stage, K classes, P points, h, w size at a stride of 4
 """
 
 import torch
@@ -11,23 +11,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bsm.backbone import inside_images
+from bsm.backbone import make_inside_mask
 from bsm.configs.semantic import CrossEntropyConfig, DeepLabConfig
 from bsm.points import (
-    least_sure_cells,
+    draw_training_points,
+    find_uncertain_cells,
     replace_cells,
-    sample_at,
     sample_nearest,
-    training_points,
+    sample_points,
 )
 from bsm.semantic.backbone import LOW_STRIDE
-from bsm.semantic.decoder import Decoder, Features, full_size, resize
+from bsm.semantic.decoder import Decoder, Features, resize, upsample_to_image
 from bsm.semantic.field import VOID, SemanticTargets
 from bsm.semantic.losses import label_loss
 
 
 class PointNetwork(nn.Module):
-    """A few layers that each point goes through alone."""
+    """A few layers applied to each point on its own."""
 
     def __init__(self, low_channels: int, *, config: DeepLabConfig) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class PointNetwork(nn.Module):
     def forward(
         self, fine: Float[Tensor, "N Cl P"], coarse: Float[Tensor, "N K P"]
     ) -> Float[Tensor, "N K P"]:
-        """Logits of every class at each point."""
+        """Predict the logits of every class at each point."""
         logits: Tensor = self.logits(self.layers(torch.cat([fine, coarse.to(fine.dtype)], dim=1)))
         return logits
 
 
 class PointRendHead(nn.Module):
-    """In training the least sure points carry a loss; in inference the map is doubled twice."""
+    """Train the most uncertain points; in inference, double the map twice and refine them."""
 
     def __init__(self, low_channels: int, *, config: DeepLabConfig) -> None:
         super().__init__()
@@ -63,20 +63,20 @@ class PointRendHead(nn.Module):
         self.point = PointNetwork(low_channels, config=config)
 
     def losses(self, features: Features, targets: SemanticTargets) -> dict[str, Tensor]:
-        """Cross-entropy of the coarse map and of the points: loss_segmentation, loss_point."""
+        """Compute the cross-entropy of map and points: loss_segmentation, loss_point."""
         config = self.config
         coarse: Tensor = self.decoder(features.low, features.context)
-        points = training_points(
+        points = draw_training_points(
             targets.sample_seed,
             torch.zeros_like(targets.sample_seed),
-            lambda at: uncertainty(sample_at(coarse.float(), at)),
+            lambda at: compute_uncertainty(sample_points(coarse.float(), at)),
             num_points=config.pointrend.num_points,
             oversample=config.pointrend.oversample,
             importance=config.pointrend.importance,
         )
         label = targets.label
-        whole = full_size(coarse, features, like=label)
-        # Points are shares of the padded map.
+        whole = upsample_to_image(coarse, features, like=label)
+        # Points are relative to the padded map.
         beyond = [LOW_STRIDE * coarse.shape[dim] - label.shape[dim] for dim in (-1, -2)]
         padded = F.pad(label, (0, beyond[0], 0, beyond[1]), value=VOID)
         at_points = self._predict(features, coarse, points).float()
@@ -89,7 +89,7 @@ class PointRendHead(nn.Module):
         return {name: loss * config.loss_weights.segmentation for name, loss in losses.items()}
 
     def predict(self, features: Features) -> Float[Tensor, "N K H W"]:
-        """Logits of every class at a stride of 4, doubled as often as the config says."""
+        """Predict the logits of every class at a stride of 4, doubled `subdivisions` times."""
         config = self.config.pointrend
         coarse: Tensor = self.decoder(features.low, features.context)
         logits, stride = coarse.float(), LOW_STRIDE
@@ -97,20 +97,20 @@ class PointRendHead(nn.Module):
             stride //= 2
             size_hw = (2 * logits.shape[-2], 2 * logits.shape[-1])
             logits = resize(logits, size_hw)
-            # What is beyond an image must not take points from what is in it.
-            inside = inside_images(features.image_sizes_hw, size_hw, stride=stride)
-            unsure = torch.where(inside, uncertainty(logits), -torch.inf)
-            index, points = least_sure_cells(unsure, num_points=config.subdivision_points)
+            # Cells beyond an image must not take points from cells in it.
+            inside = make_inside_mask(features.image_sizes_hw, size_hw, stride=stride)
+            uncertainty = torch.where(inside, compute_uncertainty(logits), -torch.inf)
+            index, points = find_uncertain_cells(uncertainty, num_points=config.subdivision_points)
             logits = replace_cells(logits, index, self._predict(features, coarse, points))
         return logits
 
     def _predict(self, features: Features, coarse: Tensor, points: Tensor) -> Tensor:
-        fine, told = sample_at(features.low, points), sample_at(coarse, points)
-        logits: Tensor = self.point(fine, told)
+        fine, coarse = sample_points(features.low, points), sample_points(coarse, points)
+        logits: Tensor = self.point(fine, coarse)
         return logits
 
 
-def uncertainty(logits: Float[Tensor, " N K *map"]) -> Float[Tensor, " N *map"]:
-    """How little the best class is ahead of the second best, as a number that is never positive."""
+def compute_uncertainty(logits: Float[Tensor, " N K *map"]) -> Float[Tensor, " N *map"]:
+    """Subtract the best class's logit from the second best's; 0 is the most uncertain."""
     first, second = logits.topk(2, dim=1).values.unbind(1)
     return second - first

@@ -1,22 +1,20 @@
 """The boundary squeeze in DeepLabV3+: the whole map is one RoI, and each class is one mask.
 
-The authors did not release this head. The paper puts the squeeze behind the pyramid, with the first
-stage's feature as the finer one; the rest is decided here by what the paper or the instance head
-does:
+The authors did not release this head. The paper puts the squeeze after the pyramid, with the first
+stage's feature as the finer one; the rest follows the paper or the instance head:
 
-  - M is what the pyramid gives and F' the first stage's feature: at a stride of 8 and 4, twice as
-    many cells, as on RoIs. There are no four convolutions before it: the pyramid has done that. At
-    an output stride of 16 the pyramid's feature is doubled first, so that the squeeze always works
-    at a stride of 8, where the paper has it.
-  - What it gives goes where the pyramid's feature went in the decoder, which fuses by itself, so
-    the released variant's last convolution is left out.
-  - Convolutions have batch norm: on whole maps there are statistics.
+  - M is the pyramid's feature and F' the first stage's: at strides of 8 and 4, twice as many cells,
+    as on RoIs. The pyramid replaces the four convolutions before M. At an output stride of 16 the
+    pyramid's feature is doubled first, so the squeeze always works at a stride of 8, as in the
+    paper.
+  - The refined feature replaces the pyramid's in the decoder. The decoder has convolutions of its
+    own, so the last one of the released variant is left out.
+  - Convolutions have batch norm: whole maps give enough statistics.
   - Boundary, contraction and expansion each have the instance head's predictor (deconvolution,
-    ReLU, 1 x 1 convolution), with one map of logits for each class, brought to the size of the
-    crop. A pixel may be in bands of several classes, so each map has a sigmoid of its own. They are
-    used by the losses alone: inference does not run them.
+    ReLU, 1 x 1 convolution), with one map of logits for each class, resized to the crop. A pixel
+    may be in bands of several classes, so each map has its own sigmoid. They run only in training.
 
-    N images, C channels of the pyramid, K classes, h, w size at a stride of 4
+N images, C channels of the pyramid, K classes, h, w size at a stride of 4
 """
 
 import torch.nn.functional as F
@@ -26,18 +24,18 @@ from torch import Tensor, nn
 from bsm.configs.semantic import DeepLabConfig
 from bsm.guided_flow import guided_flow_losses
 from bsm.light import LightBoundarySqueeze
-from bsm.semantic.decoder import Decoder, Features, full_size, resize
+from bsm.semantic.decoder import Decoder, Features, resize, upsample_to_image
 from bsm.semantic.field import ClassTargets, SemanticTargets, targets_from_semantic_field
-from bsm.semantic.guided_flow import border_flow_targets
+from bsm.semantic.guided_flow import make_border_flow_targets
 from bsm.semantic.losses import class_bce_loss, class_dice_loss, label_loss
-from bsm.squeeze import BoundarySqueeze, Squeezed
+from bsm.squeeze import BoundarySqueeze, SqueezedFeatures
 
 SQUEEZE_STRIDE = 8
-"""Pixels to a cell of what is squeezed."""
+"""Pixels per cell of the squeezed feature."""
 
 
 class BandPredictor(nn.Module):
-    """A deconvolution that doubles the side, and logits of every class."""
+    """A deconvolution that doubles the side, and one map of logits for each class."""
 
     def __init__(self, channels: int, *, num_classes: int) -> None:
         super().__init__()
@@ -45,17 +43,17 @@ class BandPredictor(nn.Module):
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.deconv.bias)  # type: ignore[arg-type]
         self.logits = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(self.logits.weight, std=0.001)  # as for the masks of instances
+        nn.init.normal_(self.logits.weight, std=0.001)  # as in instance mask heads
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
 
     def forward(self, feature: Float[Tensor, "N C m n"]) -> Float[Tensor, "N K h w"]:
-        """Logits of one band of each class, at a stride of 4."""
+        """Predict the logits of one band of each class, at a stride of 4."""
         logits: Tensor = self.logits(F.relu(self.deconv(feature)))
         return logits
 
 
 class SqueezeHead(nn.Module):
-    """The squeeze between pyramid and decoder."""
+    """DeepLabV3+'s head with the squeeze between pyramid and decoder."""
 
     def __init__(self, low_channels: int, *, config: DeepLabConfig) -> None:
         super().__init__()
@@ -71,25 +69,25 @@ class SqueezeHead(nn.Module):
             }
         )
 
-    def squeezed(self, features: Features) -> Squeezed:
-        """The features that everything is predicted from."""
+    def squeeze_features(self, features: Features) -> SqueezedFeatures:
+        """Compute the features of all predictors."""
         height, width = features.low.shape[-2:]
         context = resize(features.context, (height // 2, width // 2))
         fine = features.low if self.config.squeeze.fine_features else None
-        squeezed: Squeezed = self.squeeze(context, fine)
+        squeezed: SqueezedFeatures = self.squeeze(context, fine)
         return squeezed
 
     def losses(self, features: Features, targets: SemanticTargets) -> dict[str, Tensor]:
-        """Cross-entropy of the label map and the losses of each branch that there is.
+        """Compute the losses of the label map and of each branch.
 
         Returns:
             loss_segmentation, loss_boundary (cross-entropy and Dice), loss_contraction and
-            loss_expansion (Dice), and those of guided flow where the config has it.
+            loss_expansion (Dice), and those of guided flow if the config uses it.
         """
         config, label = self.config, targets.label
-        squeezed = self.squeezed(features)
+        squeezed = self.squeeze_features(features)
         logits: Tensor = self.decoder(features.low, squeezed.refined)
-        whole = full_size(logits, features, like=label)
+        whole = upsample_to_image(logits, features, like=label)
         losses = {"loss_segmentation": label_loss(whole, label, config=config.cross_entropy)}
         wanted = targets_from_semantic_field(
             targets,
@@ -98,8 +96,8 @@ class SqueezeHead(nn.Module):
             unite_boundary=config.targets.unite_boundary,
         )
         for name, predictor in self.bands.items():
-            drawn: Tensor = predictor(getattr(squeezed, name))
-            whole = full_size(drawn, features, like=label)
+            band_logits: Tensor = predictor(getattr(squeezed, name))
+            whole = upsample_to_image(band_logits, features, like=label)
             losses[f"loss_{name}"] = _band_loss(whole, wanted, name=name)
         losses = {
             name: loss * getattr(config.loss_weights, name.removeprefix("loss_"))
@@ -107,15 +105,15 @@ class SqueezeHead(nn.Module):
         }
         if config.guided_flow.weight:
             size_hw = (squeezed.refined.shape[-2], squeezed.refined.shape[-1])
-            ways = border_flow_targets(
+            flow_targets = make_border_flow_targets(
                 label, size_hw=size_hw, stride=SQUEEZE_STRIDE, reach=config.guided_flow.reach
             )
-            losses |= guided_flow_losses(squeezed.flows, ways, config=config.guided_flow)
+            losses |= guided_flow_losses(squeezed.flows, flow_targets, config=config.guided_flow)
         return losses
 
     def predict(self, features: Features) -> Float[Tensor, "N K h w"]:
-        """Logits of every class at a stride of 4."""
-        logits: Tensor = self.decoder(features.low, self.squeezed(features).refined)
+        """Predict the logits of every class at a stride of 4."""
+        logits: Tensor = self.decoder(features.low, self.squeeze_features(features).refined)
         return logits
 
 

@@ -1,15 +1,15 @@
-"""Check the maps of a semantic row: they can be read, fit together, and follow from the label."""
+"""Audit the planes of a semantic row: readable, of the image's size, and equal to the label's."""
 
 from typing import Any
 
 import numpy as np
 
 from pipeline.data.schema import PLANES
-from pipeline.data.semantic_fields import VOID, decode_plane, nearest_classes
+from pipeline.data.semantic_fields import VOID, decode_plane, find_nearest_classes
 
 
 def audit_planes(row: dict[str, Any], *, num_classes: int) -> list[str]:
-    """List what is wrong with a row's label, its fields and its lists.
+    """List the problems of a row's label, fields and lists.
 
     Args:
         row: of a semantic shard.
@@ -30,13 +30,13 @@ def audit_planes(row: dict[str, Any], *, num_classes: int) -> list[str]:
     label = planes["label"]
     counts = np.bincount(label.ravel(), minlength=VOID + 1)[:VOID]
     if counts[num_classes:].any():
-        return [f"label has values that are no category_index below {num_classes}"]
+        return [f"label has values above category_index {num_classes - 1}"]
     classes = np.flatnonzero(counts)
     if [row["category_index"], row["class_px"]] != [classes.tolist(), counts[classes].tolist()]:
-        problems.append("category_index and class_px are not those of its label")
-    fields = zip(PLANES[1:], nearest_classes(label), strict=True)
+        problems.append("category_index and class_px do not match its label")
+    fields = zip(PLANES[1:], find_nearest_classes(label), strict=True)
     return problems + [
-        f"{name} is not that of its label"
+        f"{name} does not match its label"
         for name, plane in fields
         if not np.array_equal(planes[name], plane)
     ]

@@ -1,7 +1,8 @@
-"""From an encoded image to the pixels that a model sees: decode, resize by the short edge, flip.
+"""Image transforms of instance models: decode, resize by the short edge, flip.
 
-What is drawn for a sample is a function of its seed alone (pipeline/data/seeds.py), so its pixels
-are the same on every worker and after every resume. Pixels stay uint8 RGB; the model normalizes.
+The random choices of a sample are a function of its seed alone (pipeline/data/seeds.py), so its
+pixels are the same on every worker and after every resume. Pixels stay uint8 RGB; the model
+normalizes.
 """
 
 from typing import NamedTuple
@@ -13,85 +14,85 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from pipeline.data.seeds import mixed, uniform
+from pipeline.data.seeds import hash_ints, uniform
 from pipeline.errors import DatasetError
 from pipeline.recipe import ColorConfig, DataConfig
 
 Pixels = NDArray[np.uint8]
 
-# What a draw is for; part of its hash. pipeline/data/augment_semantic.py has others.
+# Purpose of a draw; part of its hash. augment_semantic.py has others.
 _SHORT_EDGE, _FLIP, _COLORS = 1, 2, (11, 12, 13, 14)
 
-# The pixels as they are stored: annotations are made on them, so EXIF orientation is not applied.
+# Annotations refer to the pixels as stored, so EXIF orientation is not applied.
 # Gray, CMYK and palette images become RGB, alpha is dropped, 16 bits are cut to 8.
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-class Geometry(NamedTuple):
-    """How an image is laid into the input."""
+class ResizeFlip(NamedTuple):
+    """A resize to a fixed size, then an optional horizontal flip."""
 
     height_px: int
     width_px: int
     flipped: bool
 
 
-def train_geometry(size_hw: tuple[int, int], data: DataConfig, *, sample_seed: int) -> Geometry:
+def draw_train_transform(
+    size_hw: tuple[int, int], data: DataConfig, *, sample_seed: int
+) -> ResizeFlip:
     """Draw the short edge and the flip of a sample.
 
     Args:
-        size_hw: size of the image as stored.
-        data: what to draw from.
+        size_hw: size of the stored image.
+        data: the choices.
         sample_seed: from seeds.sample_seeds.
     """
     edges = data.short_edge_px
-    short_edge_px = edges[int(mixed(sample_seed, _SHORT_EDGE)[0] % np.uint64(len(edges)))]
-    flipped = is_flipped(data, sample_seed=sample_seed)
-    height_px, width_px = _fitted(size_hw, short_edge_px, data.long_edge_px)
-    return Geometry(height_px, width_px, flipped)
+    short_edge_px = edges[int(hash_ints(sample_seed, _SHORT_EDGE)[0] % np.uint64(len(edges)))]
+    height_px, width_px = _get_output_size(size_hw, short_edge_px, data.long_edge_px)
+    return ResizeFlip(height_px, width_px, draw_flip(data, sample_seed=sample_seed))
 
 
-def is_flipped(data: DataConfig, *, sample_seed: int) -> bool:
-    """Draw whether a sample is mirrored."""
-    return float(uniform(mixed(sample_seed, _FLIP))[0]) < data.flip_probability
+def draw_flip(data: DataConfig, *, sample_seed: int) -> bool:
+    """Draw whether a sample is flipped."""
+    return float(uniform(hash_ints(sample_seed, _FLIP))[0]) < data.flip_probability
 
 
-def drawn_colors(seeds: NDArray[np.int64], color: ColorConfig) -> torch.Tensor | None:
-    """Draw by how much the colors of samples change.
+def draw_color_jitter(seeds: NDArray[np.int64], color: ColorConfig) -> torch.Tensor | None:
+    """Draw the color jitter of samples.
 
     Args:
         seeds: (N,) from seeds.sample_seeds.
-        color: what to draw from.
+        color: the ranges.
 
     Returns:
-        (N, 4) float32: factors of brightness, contrast and saturation, and the turn of the hue as a
-        share of the circle; None where nothing changes.
+        (N, 4) float32: factors of brightness, contrast and saturation, and the hue shift as a share
+        of the circle; None if color jitter is off.
     """
     if not color.is_on:
         return None
-    reach = (color.brightness, color.contrast, color.saturation, color.hue)
-    middle = (1.0, 1.0, 1.0, 0.0)
+    ranges = (color.brightness, color.contrast, color.saturation, color.hue)
     columns = [
-        center + most * (2 * uniform(mixed(seeds, purpose)) - 1)
-        for center, most, purpose in zip(middle, reach, _COLORS, strict=True)
+        center + reach * (2 * uniform(hash_ints(seeds, purpose)) - 1)
+        for center, reach, purpose in zip((1.0, 1.0, 1.0, 0.0), ranges, _COLORS, strict=True)
     ]
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
-def evaluation_geometry(size_hw: tuple[int, int], data: DataConfig) -> Geometry:
-    """Give the one geometry of evaluation and inference."""
-    height_px, width_px = _fitted(size_hw, data.test_short_edge_px, data.long_edge_px)
-    return Geometry(height_px, width_px, flipped=False)
+def get_test_transform(size_hw: tuple[int, int], data: DataConfig) -> ResizeFlip:
+    """Return the fixed transform of evaluation and inference."""
+    height_px, width_px = _get_output_size(size_hw, data.test_short_edge_px, data.long_edge_px)
+    return ResizeFlip(height_px, width_px, flipped=False)
 
 
-def decoded(image: bytes | memoryview, *, name: str) -> Pixels:
+def decode_image(image: bytes | memoryview, *, name: str) -> Pixels:
     """Decode an image file to (H, W, 3) RGB.
 
     Args:
         image: the encoded file.
-        name: what to call it in an error.
+        name: of the image, for errors.
 
     Raises:
-        DatasetError: it is no image that can be decoded.
+        DatasetError: the image cannot be decoded.
     """
     encoded = np.frombuffer(image, dtype=np.uint8)
     pixels = cv2.imdecode(encoded, _DECODE) if len(encoded) else None
@@ -103,14 +104,14 @@ def decoded(image: bytes | memoryview, *, name: str) -> Pixels:
     return np.asarray(pixels, dtype=np.uint8)
 
 
-def decoded_row(rows: pa.Table, row: int) -> Pixels:
+def decode_row(rows: pa.Table, row: int) -> Pixels:
     """Decode the image of a row of a shard.
 
     Raises:
-        DatasetError: it cannot be decoded, or is not of the size that the row says.
+        DatasetError: the image cannot be decoded, or its size differs from the row's.
     """
     name = f"image {rows['image_id'][row]}"
-    pixels = decoded(memoryview(rows["image"][row].as_buffer()), name=name)
+    pixels = decode_image(memoryview(rows["image"][row].as_buffer()), name=name)
     size_hw = rows["height"][row].as_py(), rows["width"][row].as_py()
     if pixels.shape[:2] != size_hw:
         raise DatasetError(
@@ -120,41 +121,20 @@ def decoded_row(rows: pa.Table, row: int) -> Pixels:
     return pixels
 
 
-def laid(pixels: Pixels, geometry: Geometry) -> Pixels:
-    """Resize and flip (H, W, 3) pixels: bilinear with antialiasing, as Pillow does for detectron2.
-
-    Torch's kernel takes 5.6 ms from 640 x 480 to 800 px where Pillow takes 13.2 (one thread) and
-    differs from it by one level in 0.1 % of the values.
-    """
-    size_hw = (geometry.height_px, geometry.width_px)
-    if pixels.shape[:2] != size_hw:
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        image = F.interpolate(image, size_hw, mode="bilinear", antialias=True, align_corners=False)
-        pixels = image[0].permute(1, 2, 0).numpy()
-    return pixels[:, ::-1] if geometry.flipped else pixels
-
-
-def prepare_image(image: bytes | Pixels, data: DataConfig, *, name: str = "the image") -> Pixels:
-    """Turn an encoded file or an array into the (H, W, 3) RGB pixels that evaluation sees.
-
-    Args:
-        image: an encoded file, or uint8 pixels: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4).
-        data: gives the size.
-        name: what to call the image in an error.
+def read_pixels(image: bytes | Pixels, *, name: str) -> Pixels:
+    """Convert an encoded file or an array, as to_rgb takes it, to (H, W, 3) RGB.
 
     Raises:
-        DatasetError: it cannot be decoded, or is no array of such a shape and type.
+        DatasetError: the image cannot be decoded or converted.
     """
-    pixels = decoded(image, name=name) if isinstance(image, bytes) else rgb(image, name=name)
-    height, width = pixels.shape[:2]
-    return laid(pixels, evaluation_geometry((height, width), data))
+    return decode_image(image, name=name) if isinstance(image, bytes) else to_rgb(image, name=name)
 
 
-def rgb(pixels: NDArray[np.generic], *, name: str) -> Pixels:
-    """Bring gray, RGB or RGBA uint8 pixels to (H, W, 3).
+def to_rgb(pixels: NDArray[np.generic], *, name: str) -> Pixels:
+    """Convert uint8 pixels (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4) to (H, W, 3).
 
     Raises:
-        DatasetError: the shape or the type is another, or there are no pixels.
+        DatasetError: the array has another shape or type, or no pixels.
     """
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -169,10 +149,35 @@ def rgb(pixels: NDArray[np.generic], *, name: str) -> Pixels:
     return np.ascontiguousarray(three, dtype=np.uint8)
 
 
-def _fitted(size_hw: tuple[int, int], short_edge_px: int, long_edge_px: int) -> tuple[int, int]:
-    """Scale a size to the short edge, or less where the long edge would pass its limit.
+def resize_and_flip(pixels: Pixels, transform: ResizeFlip) -> Pixels:
+    """Resize and flip an image (H, W, 3), bilinear with antialiasing as detectron2 does in Pillow.
 
-    The arithmetic and the rounding are detectron2's ResizeShortestEdge.
+    Torch's kernel takes 5.6 ms from 640 x 480 to 800 px where Pillow takes 13.2 (one thread) and
+    differs from it by one level in 0.1 % of the values.
+    """
+    size_hw = (transform.height_px, transform.width_px)
+    if pixels.shape[:2] != size_hw:
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        image = F.interpolate(image, size_hw, mode="bilinear", antialias=True, align_corners=False)
+        pixels = image[0].permute(1, 2, 0).numpy()
+    return pixels[:, ::-1] if transform.flipped else pixels
+
+
+def resize_and_flip_labels(labels: Pixels, transform: ResizeFlip) -> Pixels:
+    """Resize and flip a mask or label map (H, W), nearest neighbor."""
+    size_wh = (transform.width_px, transform.height_px)
+    if labels.shape != size_wh[::-1]:
+        resized = cv2.resize(labels, size_wh, interpolation=cv2.INTER_NEAREST_EXACT)
+        labels = np.asarray(resized, dtype=np.uint8)
+    return labels[:, ::-1] if transform.flipped else labels
+
+
+def _get_output_size(
+    size_hw: tuple[int, int], short_edge_px: int, long_edge_px: int
+) -> tuple[int, int]:
+    """Scale a size to the short edge, or less if the long edge would exceed its limit.
+
+    The arithmetic and the rounding are those of detectron2's ResizeShortestEdge.
     """
     height, width = size_hw
     scale = short_edge_px / min(height, width)
@@ -183,5 +188,5 @@ def _fitted(size_hw: tuple[int, int], short_edge_px: int, long_edge_px: int) -> 
     if max(new_height, new_width) > long_edge_px:
         scale = long_edge_px / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
-    # A sliver keeps at least one pixel.
+    # A very narrow image keeps at least one pixel.
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))

@@ -1,87 +1,86 @@
-"""From a stored image and its label maps to what a semantic model trains on: resize, crop, flip.
+"""Image and label map transforms of semantic models: resize, crop, flip.
 
-The paper resizes an image by a factor and cuts a square out of the result. Here the part of the
-image that becomes the square is cut out first and resized then, so a frame of 2048 x 1024 costs
-what its crop costs; the outermost pixels of the crop do not see the neighbors that are cut off.
+The paper resizes an image by a factor and crops a square from the result. Here the part of the
+image that becomes the square is cropped first and resized then, so a frame of 2048 x 1024 costs
+what its crop costs; only the outermost pixels of the crop miss the neighbors outside it.
 """
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.augment import Geometry, Pixels, is_flipped, laid
-from pipeline.data.seeds import mixed, uniform
+from pipeline.data.augment import (
+    Pixels,
+    ResizeFlip,
+    draw_flip,
+    resize_and_flip,
+    resize_and_flip_labels,
+)
+from pipeline.data.seeds import hash_ints, uniform
 from pipeline.recipe import DataConfig
 
 Plane = NDArray[np.uint8]
 
-# What a draw is for; part of its hash. pipeline/data/augment.py has others.
+# Purpose of a draw; part of its hash. augment.py has others.
 _SCALE, _ROW, _COLUMN = 3, 4, 5
 
 
-class Window(NamedTuple):
-    """The part of an image that a sample trains, and how it is laid into the input."""
+class Crop(NamedTuple):
+    """The part of an image that a sample trains, and its transform."""
 
     rows: slice
     columns: slice
-    geometry: Geometry
-    """Its size in the input is at most that of the crop."""
+    transform: ResizeFlip
+    """Its output is at most as large as the crop size of the recipe."""
     zoom: float
     """Side of the resized image over that of the stored one."""
 
 
-def train_window(size_hw: tuple[int, int], data: DataConfig, *, sample_seed: int) -> Window:
-    """Draw the factor, the place and the flip of a sample.
+def draw_crop(size_hw: tuple[int, int], data: DataConfig, *, sample_seed: int) -> Crop:
+    """Draw the scale, the position and the flip of a sample.
 
     Args:
-        size_hw: size of the image as stored.
-        data: what to draw from.
+        size_hw: size of the stored image.
+        data: the choices.
         sample_seed: from seeds.sample_seeds.
     """
     low, high = data.scale_range
-    scale = low + (high - low) * _drawn(sample_seed, _SCALE)
-    # Whole pixels of the image become whole pixels of the crop, so the factor gives way a little.
+    scale = low + (high - low) * _draw_uniform(sample_seed, _SCALE)
+    # Whole pixels of the image become whole pixels of the crop, so the scale is rounded a little.
     side = max(1, round(data.crop_px / scale))
     zoom = data.crop_px / side
     rows, columns = (
-        _span(length, side, at=_drawn(sample_seed, purpose))
+        _place_span(length, side, at=_draw_uniform(sample_seed, purpose))
         for length, purpose in zip(size_hw, (_ROW, _COLUMN), strict=True)
     )
     height_px, width_px = (
         max(1, round((span.stop - span.start) * zoom)) for span in (rows, columns)
     )
-    flipped = is_flipped(data, sample_seed=sample_seed)
-    return Window(rows, columns, Geometry(height_px, width_px, flipped), zoom)
+    flipped = draw_flip(data, sample_seed=sample_seed)
+    return Crop(rows, columns, ResizeFlip(height_px, width_px, flipped), zoom)
 
 
-def evaluation_geometry(size_hw: tuple[int, int], data: DataConfig) -> Geometry:
-    """Give the one geometry of evaluation and inference: the image's own size, unless said."""
-    return Geometry(*(data.test_size_hw or size_hw), flipped=False)
+def get_test_transform(size_hw: tuple[int, int], data: DataConfig) -> ResizeFlip:
+    """Return the fixed transform of evaluation and inference: the image's size, by default."""
+    return ResizeFlip(*(data.test_size_hw or size_hw), flipped=False)
 
 
-def cut(pixels: Pixels, window: Window) -> Pixels:
-    """Cut (H, W, 3) pixels, resize them smoothly and flip them."""
-    return laid(pixels[window.rows, window.columns], window.geometry)
+def crop_image(pixels: Pixels, crop: Crop) -> Pixels:
+    """Crop, resize and flip an image (H, W, 3), bilinear with antialiasing."""
+    return resize_and_flip(pixels[crop.rows, crop.columns], crop.transform)
 
 
-def cut_plane(plane: Plane, window: Window) -> Plane:
-    """Cut a label map (H, W), resize it to the nearest pixel and flip it."""
-    geometry = window.geometry
-    part = plane[window.rows, window.columns]
-    size_wh = (geometry.width_px, geometry.height_px)
-    if part.shape != size_wh[::-1]:
-        resized = cv2.resize(part, size_wh, interpolation=cv2.INTER_NEAREST_EXACT)
-        part = np.asarray(resized, dtype=np.uint8)
-    return part[:, ::-1] if geometry.flipped else part
+def crop_plane(plane: Plane, crop: Crop) -> Plane:
+    """Crop, resize and flip a label map (H, W), nearest neighbor."""
+    return resize_and_flip_labels(plane[crop.rows, crop.columns], crop.transform)
 
 
-def _span(length: int, side: int, *, at: float) -> slice:
-    """Place `side` pixels, or all there are, within a length."""
+def _place_span(length: int, side: int, *, at: float) -> slice:
+    """Place a span of `side` pixels, or the whole length if it is shorter."""
     start = int(at * (max(0, length - side) + 1))
     return slice(start, start + min(length, side))
 
 
-def _drawn(sample_seed: int, purpose: int) -> float:
-    return float(uniform(mixed(sample_seed, purpose))[0])
+def _draw_uniform(sample_seed: int, purpose: int) -> float:
+    return float(uniform(hash_ints(sample_seed, purpose))[0])

@@ -1,11 +1,11 @@
-"""The images of one forward pass with their targets, whatever kind of model trains on them.
+"""The images of one forward pass with their targets, for instance and semantic models.
 
 N images, H, W padded input size
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,21 @@ from torch import Tensor
 
 from bsm.instance.tensors import Targets
 from bsm.semantic.field import SemanticTargets
-from pipeline.data.augment import Pixels
+from pipeline.data.augment import (
+    Pixels,
+    ResizeFlip,
+    draw_color_jitter,
+    read_pixels,
+    resize_and_flip,
+)
 from pipeline.data.seeds import sample_seeds
+from pipeline.recipe import DataConfig
 
 PAD_TO_MULTIPLE_PX = 32
-"""The stride of the pyramid's coarsest level that features come from (detectron2)."""
+"""Stride of the coarsest pyramid level that features come from (detectron2)."""
 
 AnyTargets: TypeAlias = Targets | SemanticTargets
+Transform = TypeVar("Transform")
 
 Ints = NDArray[np.int64]
 
@@ -35,84 +43,177 @@ class Batch:
     image_sizes_hw: Tensor
     """(N, 2) int64: size of each image without its padding."""
     targets: AnyTargets
-    """Made for evaluation, they hold nothing: no target slot, or maps of no pixel."""
+    """Empty in evaluation: no target slot, or maps without pixels."""
     image_id: Tensor
     """(N,) int64; stays on the CPU."""
     original_sizes_hw: Tensor
-    """(N, 2) int64: size of each image as stored; stays on the CPU."""
+    """(N, 2) int64: size of each stored image; stays on the CPU."""
     lanes: Tensor
-    """(N,) int64: columns of the global batch; stays on the CPU."""
+    """(N,) int64: position in the global batch; stays on the CPU."""
     colors: Tensor | None = None
-    """(N, 4) float32: by how much to change the colors of each image (augment.drawn_colors)."""
+    """(N, 4) float32: color jitter of each image (augment.draw_color_jitter)."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
-        """Move what a model needs to a device; what only people read stays on the CPU."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Move the tensors that a model needs to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pinned(self) -> "Batch":
-        """Put what will go to a GPU into page-locked memory, so that it goes while work goes on."""
-        return self._changed(Tensor.pin_memory)
+    def pin_memory(self) -> "Batch":
+        """Copy the tensors that a model needs to pinned memory, for asynchronous transfers."""
+        return self._map(Tensor.pin_memory)
 
-    def _changed(self, change: Any) -> "Batch":  # noqa: ANN401  a function of a tensor
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        targets: dict[str, Any] = {
+            name: None if tensor is None else function(tensor)
+            for name, tensor in self.targets._asdict().items()
+        }
         return replace(
             self,
-            images=change(self.images),
-            image_sizes_hw=change(self.image_sizes_hw),
-            targets=_each(self.targets, change),
-            colors=None if self.colors is None else change(self.colors),
+            images=function(self.images),
+            image_sizes_hw=function(self.image_sizes_hw),
+            targets=self.targets._replace(**targets),
+            colors=None if self.colors is None else function(self.colors),
         )
 
 
-def padded(images: Sequence[Pixels], *, size_hw: tuple[int, int] | None = None) -> Tensor:
-    """Join (h, w, 3) images to (N, 3, H, W), each at the top left, the rest zeros.
+def make_train_batch(
+    rows: pa.Table,
+    images: Sequence[Pixels],
+    targets: AnyTargets,
+    *,
+    seeds: Ints,
+    data: DataConfig,
+    size_hw: tuple[int, int] | None = None,
+) -> Batch:
+    """Make a training batch of transformed images.
 
     Args:
-        images: RGB.
-        size_hw: H and W; without, the smallest that hold all images and are multiples of 32.
+        rows: the rows of the images, with the plan's column `lane`.
+        images: (h, w, 3) RGB.
+        targets: of the images.
+        seeds: of the samples.
+        data: gives the color jitter.
+        size_hw: padded size; None takes pad_size.
     """
-    sizes = sizes_of(images).numpy()
-    height, width = size_hw or -(-sizes.max(axis=0) // PAD_TO_MULTIPLE_PX) * PAD_TO_MULTIPLE_PX
-    joined = np.zeros((len(images), 3, height, width), dtype=np.uint8)
-    for row, image in enumerate(images):
-        joined[row, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
-    return torch.from_numpy(joined)
+    return Batch(
+        images=pad_images(images, size_hw=size_hw or pad_size(images)),
+        image_sizes_hw=_sizes_hw(images),
+        targets=targets,
+        image_id=_int64(rows, "image_id"),
+        original_sizes_hw=torch.tensor(row_sizes(rows), dtype=torch.int64),
+        lanes=_int64(rows, "lane"),
+        colors=draw_color_jitter(seeds, data.color),
+    )
 
 
-def sizes_of(images: Sequence[Pixels]) -> Tensor:
-    """Give the sizes (N, 2) of images."""
-    return torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
-
-
-def seeds_of(rows: pa.Table, seed: int) -> Ints:
-    """Give the seed of each row's sample, from the plan's columns.
+def make_test_batch(
+    images: Sequence[Pixels],
+    get_transform: Callable[[tuple[int, int]], ResizeFlip],
+    targets: AnyTargets,
+    *,
+    rows: pa.Table | None = None,
+) -> Batch:
+    """Resize images and make an evaluation batch.
 
     Args:
-        rows: with `epoch`, and with `repeat` where an image may come several times an epoch.
-        seed: the recipe's.
+        images: (h, w, 3) RGB as stored.
+        get_transform: transform of a stored size.
+        targets: of the images.
+        rows: the rows of the images; without, image_id counts from 0.
+    """
+    resized = [
+        resize_and_flip(image, get_transform((image.shape[0], image.shape[1]))) for image in images
+    ]
+    positions = torch.arange(len(images))
+    return Batch(
+        images=pad_images(resized, size_hw=pad_size(resized)),
+        image_sizes_hw=_sizes_hw(resized),
+        targets=targets,
+        image_id=positions if rows is None else _int64(rows, "image_id"),
+        original_sizes_hw=_sizes_hw(images),
+        lanes=positions,
+    )
+
+
+def read_images(images: Sequence[bytes | Pixels]) -> list[Pixels]:
+    """Convert encoded files or arrays to RGB (see augment.read_pixels)."""
+    return [
+        read_pixels(image, name=f"image {index} of the list") for index, image in enumerate(images)
+    ]
+
+
+def pad_size(images: Sequence[Pixels]) -> tuple[int, int]:
+    """Return the smallest height and width that hold all images and are multiples of 32."""
+    height, width = (
+        -(-max(image.shape[axis] for image in images) // PAD_TO_MULTIPLE_PX) * PAD_TO_MULTIPLE_PX
+        for axis in (0, 1)
+    )
+    return height, width
+
+
+def pad_images(images: Sequence[Pixels], *, size_hw: tuple[int, int]) -> Tensor:
+    """Pad images (h, w, 3) below and to the right with zeros and stack them to (N, 3, H, W)."""
+    return pad_planes([image.transpose(2, 0, 1) for image in images], size_hw=size_hw, value=0)
+
+
+def pad_planes(planes: Sequence[Pixels], *, size_hw: tuple[int, int], value: int) -> Tensor:
+    """Pad arrays (..., h, w) below and to the right and stack them to (N, ..., H, W)."""
+    stacked = np.full((len(planes), *planes[0].shape[:-2], *size_hw), value, dtype=np.uint8)
+    for index, plane in enumerate(planes):
+        stacked[index, ..., : plane.shape[-2], : plane.shape[-1]] = plane
+    return torch.from_numpy(stacked)
+
+
+def row_sizes(rows: pa.Table) -> list[tuple[int, int]]:
+    """Return the height and width of each row's image, as stored."""
+    return list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
+
+
+def row_seeds(rows: pa.Table, seed: int) -> Ints:
+    """Return the seed of each row's sample.
+
+    Args:
+        rows: with the plan's column `epoch`, and `repeat` where images repeat within an epoch.
+        seed: of the recipe.
     """
     repeats = rows["repeat"].to_numpy() if "repeat" in rows.column_names else 0
     epochs, image_ids = rows["epoch"].to_numpy(), rows["image_id"].to_numpy()
     return sample_seeds(seed, epochs=epochs, image_ids=image_ids, repeats=repeats)
 
 
-def row_sizes(rows: pa.Table) -> list[tuple[int, int]]:
-    """Give the height and width that rows say their images have."""
-    return list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
+def draw_transforms(
+    rows: pa.Table, draw: Callable[..., Transform], data: DataConfig, *, seed: int
+) -> tuple[Ints, list[Transform]]:
+    """Draw the transform of each row's sample; return the samples' seeds, too."""
+    seeds = row_seeds(rows, seed)
+    return seeds, [
+        draw(size_hw, data, sample_seed=int(sample_seed))
+        for size_hw, sample_seed in zip(row_sizes(rows), seeds, strict=True)
+    ]
 
 
-def original_sizes(rows: pa.Table) -> Tensor:
-    """Give the same as (N, 2) int64."""
-    return torch.tensor(row_sizes(rows), dtype=torch.int64).reshape(-1, 2)
+def append_arrays(rows: pa.Table, arrays: Mapping[str, Sequence[Pixels]]) -> pa.Table:
+    """Append columns of arrays, as raw bytes."""
+    for name, column in arrays.items():
+        raw = pa.array([array.tobytes() for array in column], type=pa.binary())
+        rows = rows.append_column(name, raw)
+    return rows
 
 
-def int64(rows: pa.Table, column: str) -> Tensor:
-    """Give a column of whole numbers."""
+def read_arrays(
+    rows: pa.Table, name: str, transforms: Iterable[ResizeFlip], *, channels: tuple[int, ...] = ()
+) -> list[Pixels]:
+    """Read a column that append_arrays wrote, of the transforms' output sizes."""
+    return [
+        np.frombuffer(rows[name][row].as_buffer(), np.uint8).reshape(
+            transform.height_px, transform.width_px, *channels
+        )
+        for row, transform in enumerate(transforms)
+    ]
+
+
+def _sizes_hw(images: Sequence[Pixels]) -> Tensor:
+    return torch.tensor([image.shape[:2] for image in images], dtype=torch.int64)
+
+
+def _int64(rows: pa.Table, column: str) -> Tensor:
     return torch.from_numpy(rows[column].to_numpy().astype(np.int64))
-
-
-def _each(targets: AnyTargets, change: Any) -> AnyTargets:  # noqa: ANN401
-    changed: dict[str, Any] = {
-        name: None if tensor is None else change(tensor)
-        for name, tensor in targets._asdict().items()
-    }
-    return targets._replace(**changed)

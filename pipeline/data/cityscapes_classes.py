@@ -1,4 +1,4 @@
-"""The classes of Cityscapes: ids in its label images, ids that are trained, which have instances.
+"""The classes of Cityscapes: label ids, train ids, and which have instances.
 
 One table, so that sources, metrics and reports cannot disagree. BDD100K's semantic labels use the
 same train ids, with 255 for everything else.
@@ -6,8 +6,8 @@ same train ids, with 255 for everything else.
 
 from dataclasses import dataclass
 
-IGNORED = 255
-"""The train id of pixels that are neither trained nor counted."""
+IGNORE_ID = 255
+"""The train id of pixels that are neither trained nor counted; equal to semantic_fields.VOID."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,19 +20,19 @@ class CityscapesClass:
     train_id: int
     """Value in *_labelTrainIds.png; 255 is not trained."""
     has_instances: bool
-    """Objects are told apart: value label_id * 1000 + number in *_instanceIds.png."""
+    """Objects have values of their own in *_instanceIds.png: label_id * 1000 + number."""
 
     @property
-    def ignored(self) -> bool:
-        """Whether the class is left out of training and of every metric."""
-        return self.train_id == IGNORED
+    def is_ignored(self) -> bool:
+        """Tell whether the class is left out of training and of every metric."""
+        return self.train_id == IGNORE_ID
 
 
-def _stuff(name: str, label_id: int, train_id: int = IGNORED) -> CityscapesClass:
+def _stuff(name: str, label_id: int, train_id: int = IGNORE_ID) -> CityscapesClass:
     return CityscapesClass(name=name, label_id=label_id, train_id=train_id, has_instances=False)
 
 
-def _things(name: str, label_id: int, train_id: int = IGNORED) -> CityscapesClass:
+def _things(name: str, label_id: int, train_id: int = IGNORE_ID) -> CityscapesClass:
     return CityscapesClass(name=name, label_id=label_id, train_id=train_id, has_instances=True)
 
 
@@ -73,10 +73,10 @@ CLASSES = (
     _things("bicycle", 33, 18),
     _stuff("license plate", -1),
 )
-"""All of them, in the order of cityscapesScripts."""
+"""All classes, in the order of cityscapesScripts."""
 
-TRAINED = tuple(each for each in CLASSES if not each.ignored)
-"""The 19 classes of semantic segmentation: train id 0 is the first. BDD100K's are the same."""
+TRAIN_CLASSES = tuple(each for each in CLASSES if not each.is_ignored)
+"""The 19 classes of semantic segmentation, in the order of train ids. BDD100K has the same."""
 
-INSTANCE_CLASSES = tuple(each for each in TRAINED if each.has_instances)
+INSTANCE_CLASSES = tuple(each for each in TRAIN_CLASSES if each.has_instances)
 """The 8 classes of instance segmentation, in the order of label ids."""

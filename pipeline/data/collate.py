@@ -1,14 +1,13 @@
-"""From rows of an instance shard to the dense tensors of one forward pass.
+"""Collate rows of an instance shard into the tensors of one forward pass.
 
 N images, T target slots, S side of the squeeze field, H, W padded input size
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,288 +16,224 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from bsm.field import field_frame_xyxy
+from bsm.field import boxes_to_frames
 from bsm.instance.tensors import Targets
 from pipeline.data.augment import (
-    Geometry,
     Pixels,
-    decoded,
-    decoded_row,
-    drawn_colors,
-    evaluation_geometry,
-    laid,
-    prepare_image,
-    train_geometry,
+    ResizeFlip,
+    decode_row,
+    draw_train_transform,
+    get_test_transform,
+    resize_and_flip,
+    resize_and_flip_labels,
 )
 from pipeline.data.batch import (
     Batch,
     Ints,
-    int64,
-    original_sizes,
-    padded,
+    append_arrays,
+    draw_transforms,
+    make_test_batch,
+    make_train_batch,
+    pad_size,
+    read_arrays,
+    read_images,
     row_sizes,
-    seeds_of,
-    sizes_of,
 )
 from pipeline.data.schema import FIELD_SIDE
 from pipeline.recipe import DataConfig
 
 
 class _Objects(NamedTuple):
-    """The objects of all rows, one after another, crowds left out."""
+    """The objects of all rows, concatenated, without crowds."""
 
     row: Ints
-    """Which image each belongs to."""
+    """Index of each object's image."""
     slot: Ints
-    """Its place among the objects of its image."""
+    """Index of each object within its image."""
     kept: NDArray[np.bool_]
-    """Which of the annotations it is."""
+    """For each annotation, whether it is an object."""
 
 
 def collate(rows: pa.Table, data: DataConfig, *, seed: int, with_masks: bool = False) -> Batch:
-    """Make a training batch of rows, decoding those that prepare_rows has not.
+    """Make a training batch of rows, before or after prepare_rows.
 
     Args:
-        rows: rows of a shard with the plan's columns `epoch` and `lane`, and with `repeat` where
-            an image may come several times an epoch.
-        data: how an image is prepared.
-        seed: the recipe's.
-        with_masks: decode the masks too, for targets made on each RoI's own mask.
+        rows: of a shard, with the plan's columns `epoch` and `lane`, and `repeat` where images
+            repeat within an epoch.
+        data: the transforms.
+        seed: of the recipe.
+        with_masks: decode the masks too, for targets from each RoI's own mask.
 
     Raises:
-        DatasetError: an image cannot be decoded, or is not of the size that its row says.
+        DatasetError: an image cannot be decoded, or its size differs from its row's.
     """
-    seeds, geometries = _drawn(rows, data, seed)
-    laid_out = (
-        _as_pixels(rows, geometries)
-        if "pixels" in rows.column_names
-        else _decoded_and_laid(rows, geometries)
-    )
-    images = padded(laid_out)
-    return Batch(
-        images=images,
-        image_sizes_hw=sizes_of(laid_out),
-        targets=_targets(
-            rows, geometries, seeds=seeds, mask_size_hw=images.shape[2:] if with_masks else None
-        ),
-        image_id=int64(rows, "image_id"),
-        original_sizes_hw=original_sizes(rows),
-        lanes=int64(rows, "lane"),
-        colors=drawn_colors(seeds, data.color),
-    )
+    seeds, transforms = draw_transforms(rows, draw_train_transform, data, seed=seed)
+    if "pixels" in rows.column_names:
+        images = read_arrays(rows, "pixels", transforms, channels=(3,))
+    else:
+        images = _transform_images(rows, transforms)
+    mask_size_hw = pad_size(images) if with_masks else None
+    targets = _make_targets(rows, transforms, seeds=seeds, mask_size_hw=mask_size_hw)
+    return make_train_batch(rows, images, targets, seeds=seeds, data=data)
 
 
 def prepare_rows(rows: pa.Table, data: DataConfig, *, seed: int) -> pa.Table:
-    """Decode, resize and flip in place of collate: the column `image` becomes `pixels`.
+    """Decode, resize and flip ahead of collate; the column `image` becomes `pixels`.
 
     Args:
         rows: as collate takes them.
-        data: how an image is prepared.
-        seed: the recipe's.
+        data: the transforms.
+        seed: of the recipe.
     """
-    images = _decoded_and_laid(rows, _drawn(rows, data, seed)[1])
-    pixels = pa.array([image.tobytes() for image in images], type=pa.binary())
-    return rows.drop_columns(["image"]).append_column("pixels", pixels)
+    _, transforms = draw_transforms(rows, draw_train_transform, data, seed=seed)
+    images = _transform_images(rows, transforms)
+    return append_arrays(rows.drop_columns(["image"]), {"pixels": images})
 
 
 def collate_for_test(rows: pa.Table, data: DataConfig, *, with_targets: bool = False) -> Batch:
-    """Make an evaluation batch of rows: the fixed size, no flip.
+    """Make an evaluation batch of rows: fixed size, no flip.
 
     Args:
-        rows: rows of a shard.
-        data: how an image is prepared.
-        with_targets: with the objects of the images, crowds left out, in their order.
+        rows: of a shard.
+        data: the transforms.
+        with_targets: include the objects of the images, in order, without crowds.
 
     Raises:
-        DatasetError: an image cannot be decoded, or is not of the size that its row says.
+        DatasetError: an image cannot be decoded, or its size differs from its row's.
     """
-    geometries = [evaluation_geometry(size_hw, data) for size_hw in row_sizes(rows)]
-    batch = _without_targets(
-        _decoded_and_laid(rows, geometries),
-        image_id=int64(rows, "image_id"),
-        original_sizes_hw=original_sizes(rows),
-    )
-    if not with_targets:
-        return batch
-    nothing_drawn = np.zeros(len(rows), dtype=np.int64)
-    return replace(
-        batch, targets=_targets(rows, geometries, seeds=nothing_drawn, mask_size_hw=None)
-    )
+    images = [decode_row(rows, row) for row in range(len(rows))]
+    targets = _empty_targets(len(rows))
+    if with_targets:
+        transforms = [get_test_transform(size_hw, data) for size_hw in row_sizes(rows)]
+        no_seeds = np.zeros(len(rows), dtype=np.int64)
+        targets = _make_targets(rows, transforms, seeds=no_seeds, mask_size_hw=None)
+    return make_test_batch(images, partial(get_test_transform, data=data), targets, rows=rows)
 
 
 def collate_images(images: Sequence[bytes | Pixels], data: DataConfig) -> Batch:
     """Make an evaluation batch of encoded files or arrays; image_id counts from 0.
 
     Args:
-        images: what prepare_image takes.
-        data: how an image is prepared.
+        images: as augment.read_pixels takes them.
+        data: the transforms.
 
     Raises:
-        DatasetError: an image cannot be decoded, or is no array of pixels.
+        DatasetError: an image cannot be decoded or converted.
     """
-    originals, prepared = [], []
-    for index, image in enumerate(images):
-        name = f"image {index} of the list"
-        pixels = decoded(image, name=name) if isinstance(image, bytes) else image
-        originals.append(pixels.shape[:2])
-        prepared.append(prepare_image(pixels, data, name=name))
-    return _without_targets(
-        prepared,
-        image_id=torch.arange(len(prepared)),
-        original_sizes_hw=torch.tensor(originals, dtype=torch.int64).reshape(-1, 2),
-    )
+    get_transform = partial(get_test_transform, data=data)
+    return make_test_batch(read_images(images), get_transform, _empty_targets(len(images)))
 
 
-def _drawn(rows: pa.Table, data: DataConfig, seed: int) -> tuple[Ints, list[Geometry]]:
-    seeds = seeds_of(rows, seed)
-    return seeds, [
-        train_geometry(size_hw, data, sample_seed=int(sample_seed))
-        for size_hw, sample_seed in zip(row_sizes(rows), seeds, strict=True)
-    ]
-
-
-def _decoded_and_laid(rows: pa.Table, geometries: list[Geometry]) -> list[Pixels]:
-    return [laid(decoded_row(rows, row), geometry) for row, geometry in enumerate(geometries)]
-
-
-def _as_pixels(rows: pa.Table, geometries: list[Geometry]) -> list[Pixels]:
+def _transform_images(rows: pa.Table, transforms: Sequence[ResizeFlip]) -> list[Pixels]:
     return [
-        np.frombuffer(rows["pixels"][row].as_buffer(), np.uint8).reshape(
-            geometry.height_px, geometry.width_px, 3
-        )
-        for row, geometry in enumerate(geometries)
+        resize_and_flip(decode_row(rows, row), transform)
+        for row, transform in enumerate(transforms)
     ]
 
 
-def _targets(
+def _make_targets(
     rows: pa.Table,
-    geometries: list[Geometry],
+    transforms: Sequence[ResizeFlip],
     *,
     seeds: Ints,
-    mask_size_hw: Sequence[int] | None,
+    mask_size_hw: tuple[int, int] | None,
 ) -> Targets:
-    objects = _objects(rows)
-    at = (torch.from_numpy(objects.row), torch.from_numpy(objects.slot))
-    shape = (len(geometries), int(objects.slot.max()) + 1 if len(objects.slot) else 0)
-    boxes = torch.from_numpy(_flat(rows, "boxes_xyxy").flatten().to_numpy().reshape(-1, 4).copy())
-    boxes = boxes[torch.from_numpy(objects.kept)]
-    placed = _Placement.of(rows, geometries, objects.row)
-    frames = placed.moved(field_frame_xyxy(boxes))
-    moved = placed.moved(boxes)
-    # A mirrored box is turned back to x0 < x1; a mirrored frame is not: its field is read backward.
-    moved = torch.cat(
-        [torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])], 1
+    objects = _find_objects(rows)
+    index = (torch.from_numpy(objects.row), torch.from_numpy(objects.slot))
+    shape = (len(transforms), int(objects.slot.max()) + 1 if len(objects.slot) else 0)
+
+    def to_slots(values: Tensor) -> Tensor:
+        slots = values.new_zeros((*shape, *values.shape[1:]))
+        slots[index] = values
+        return slots
+
+    stored = _flatten(rows, "boxes_xyxy").flatten().to_numpy().reshape(-1, 4)
+    stored = torch.from_numpy(stored[objects.kept])
+    frames = _transform_boxes(boxes_to_frames(stored), rows, transforms, objects.row)
+    boxes = _transform_boxes(stored, rows, transforms, objects.row)
+    # A flipped box is reordered to x0 < x1; a flipped frame is not: its field is read backward.
+    boxes = torch.cat(
+        [torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1
     )
-    category_index = _flat(rows, "category_index").to_numpy()[objects.kept].astype(np.int64)
+    category_index = _flatten(rows, "category_index").to_numpy()[objects.kept].astype(np.int64)
     return Targets(
-        boxes_xyxy=_filled(torch.zeros(*shape, 4), at, moved),
-        category_index=_filled(
-            torch.zeros(shape, dtype=torch.int64), at, torch.from_numpy(category_index)
-        ),
-        valid=_filled(
-            torch.zeros(shape, dtype=torch.bool), at, torch.ones(len(moved), dtype=torch.bool)
-        ),
-        squeeze_field=_fields(rows, objects, at, shape),
-        field_frame_xyxy=_filled(torch.zeros(*shape, 4), at, frames),
+        boxes_xyxy=to_slots(boxes),
+        category_index=to_slots(torch.from_numpy(category_index)),
+        valid=to_slots(torch.ones(len(boxes), dtype=torch.bool)),
+        squeeze_field=to_slots(_read_fields(rows, objects)),
+        field_frame_xyxy=to_slots(frames),
         sample_seed=torch.from_numpy(seeds.copy()),
         masks=None
         if mask_size_hw is None
-        else _masks(rows, geometries, objects, shape=(*shape, *mask_size_hw)),
+        else _decode_masks(rows, transforms, objects, shape=(*shape, *mask_size_hw)),
     )
 
 
-class _Placement(NamedTuple):
-    """How each object's coordinates go from the stored image to the input."""
-
-    scale_xy: Tensor
-    width_px: Tensor
-    flipped: Tensor
-
-    @classmethod
-    def of(cls, rows: pa.Table, geometries: list[Geometry], row: Ints) -> "_Placement":
-        scales = [
-            (geometry.width_px / width, geometry.height_px / height)
-            for geometry, (height, width) in zip(geometries, row_sizes(rows), strict=True)
-        ]
-        return cls(
-            scale_xy=torch.tensor(scales, dtype=torch.float32)[row],
-            width_px=torch.tensor([each.width_px for each in geometries])[row],
-            flipped=torch.tensor([each.flipped for each in geometries])[row],
-        )
-
-    def moved(self, boxes_xyxy: Tensor) -> Tensor:
-        """Scale and mirror; mirrored boxes have x0 > x1."""
-        scaled = boxes_xyxy * self.scale_xy.repeat(1, 2)
-        mirrored = scaled.clone()
-        mirrored[:, 0::2] = self.width_px[:, None] - scaled[:, 0::2]
-        return torch.where(self.flipped[:, None], mirrored, scaled)
+def _empty_targets(images: int) -> Targets:
+    return Targets(
+        boxes_xyxy=torch.zeros(images, 0, 4),
+        category_index=torch.zeros(images, 0, dtype=torch.int64),
+        valid=torch.zeros(images, 0, dtype=torch.bool),
+        squeeze_field=torch.zeros(images, 0, FIELD_SIDE, FIELD_SIDE, dtype=torch.int8),
+        field_frame_xyxy=torch.zeros(images, 0, 4),
+        sample_seed=torch.zeros(images, dtype=torch.int64),
+    )
 
 
-def _objects(rows: pa.Table) -> _Objects:
-    kept = ~_flat(rows, "is_crowd").to_numpy(zero_copy_only=False).astype(bool)
+def _find_objects(rows: pa.Table) -> _Objects:
+    kept = ~_flatten(rows, "is_crowd").to_numpy(zero_copy_only=False).astype(bool)
     counts = pc.list_value_length(rows["is_crowd"]).to_numpy().astype(np.int64)
     row = np.repeat(np.arange(len(counts)), counts)[kept]
     first = np.searchsorted(row, row, side="left")
     return _Objects(row=row, slot=np.arange(len(row)) - first, kept=kept)
 
 
-def _fields(
-    rows: pa.Table, objects: _Objects, at: tuple[Tensor, Tensor], shape: tuple[int, int]
+def _transform_boxes(
+    boxes_xyxy: Tensor, rows: pa.Table, transforms: Sequence[ResizeFlip], row: Ints
 ) -> Tensor:
-    flat = _flat(rows, "squeeze_field")
-    width = flat.type.byte_width
+    """Scale and flip the boxes of objects; a flipped box has x0 > x1."""
+    scale_xy = torch.tensor(
+        [
+            (transform.width_px / width, transform.height_px / height)
+            for transform, (height, width) in zip(transforms, row_sizes(rows), strict=True)
+        ],
+        dtype=torch.float32,
+    )
+    scaled = boxes_xyxy * scale_xy[row].repeat(1, 2)
+    width_px = torch.tensor([each.width_px for each in transforms])[row]
+    is_flipped = torch.tensor([each.flipped for each in transforms])[row]
+    flipped = scaled.clone()
+    flipped[:, 0::2] = width_px[:, None] - scaled[:, 0::2]
+    return torch.where(is_flipped[:, None], flipped, scaled)
+
+
+def _read_fields(rows: pa.Table, objects: _Objects) -> Tensor:
+    """Read the squeeze fields (objects, S, S) without a copy of each in Python."""
+    fields = _flatten(rows, "squeeze_field")
+    width = fields.type.byte_width
     side = math.isqrt(width)
-    raw = np.frombuffer(flat.buffers()[1] or b"", dtype=np.int8)
-    raw = raw[flat.offset * width : (flat.offset + len(flat)) * width].reshape(-1, side, side)
-    empty = torch.zeros((*shape, side or FIELD_SIDE, side or FIELD_SIDE), dtype=torch.int8)
-    return _filled(empty, at, torch.from_numpy(raw[objects.kept]))
+    raw = np.frombuffer(fields.buffers()[1] or b"", dtype=np.int8)
+    raw = raw[fields.offset * width : (fields.offset + len(fields)) * width]
+    return torch.from_numpy(raw.reshape(-1, side, side)[objects.kept])
 
 
-def _masks(
-    rows: pa.Table, geometries: list[Geometry], objects: _Objects, *, shape: tuple[int, ...]
+def _decode_masks(
+    rows: pa.Table,
+    transforms: Sequence[ResizeFlip],
+    objects: _Objects,
+    *,
+    shape: tuple[int, ...],
 ) -> Tensor:
-    """Decode the masks, resize them to the nearest pixel and flip them."""
-    rles = [rle for rle, kept in zip(_flat(rows, "rle"), objects.kept, strict=True) if kept]
+    rles = [rle for rle, kept in zip(_flatten(rows, "rle"), objects.kept, strict=True) if kept]
     sizes = row_sizes(rows)
     masks = np.zeros(shape, dtype=np.uint8)
     for rle, row, slot in zip(rles, objects.row, objects.slot, strict=True):
-        geometry = geometries[row]
         mask = coco_mask.decode({"size": list(sizes[row]), "counts": rle.as_py()})
-        mask = cv2.resize(
-            mask, (geometry.width_px, geometry.height_px), interpolation=cv2.INTER_NEAREST_EXACT
-        )
-        masks[row, slot, : geometry.height_px, : geometry.width_px] = (
-            mask[:, ::-1] if geometry.flipped else mask
-        )
+        mask = resize_and_flip_labels(mask, transforms[row])
+        masks[row, slot, : mask.shape[0], : mask.shape[1]] = mask
     return torch.from_numpy(masks)
 
 
-def _without_targets(
-    images: Sequence[Pixels], *, image_id: Tensor, original_sizes_hw: Tensor
-) -> Batch:
-    N = len(images)
-    return Batch(
-        images=padded(images),
-        image_sizes_hw=sizes_of(images),
-        targets=Targets(
-            boxes_xyxy=torch.zeros(N, 0, 4),
-            category_index=torch.zeros(N, 0, dtype=torch.int64),
-            valid=torch.zeros(N, 0, dtype=torch.bool),
-            squeeze_field=torch.zeros(N, 0, FIELD_SIDE, FIELD_SIDE, dtype=torch.int8),
-            field_frame_xyxy=torch.zeros(N, 0, 4),
-            sample_seed=torch.zeros(N, dtype=torch.int64),
-        ),
-        image_id=image_id,
-        original_sizes_hw=original_sizes_hw,
-        lanes=torch.arange(N),
-    )
-
-
-def _filled(empty: Tensor, at: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
-    empty[at] = values
-    return empty
-
-
-def _flat(rows: pa.Table, column: str) -> pa.Array:
-    """Join the lists of a column."""
+def _flatten(rows: pa.Table, column: str) -> pa.Array:
+    """Concatenate the lists of a column."""
     return rows[column].combine_chunks().flatten()

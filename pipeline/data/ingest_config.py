@@ -1,66 +1,54 @@
-"""What to ingest: the flags of each verb of jobs/ingest.py, as frozen values."""
+"""The flags of each verb of jobs/ingest.py."""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
+from annotated_types import Ge, Interval, MinLen, MultipleOf
+
+from bsm.configs.rules import Config, NonNegativeInt
 from pipeline.data.shards import ROW_GROUP_ROWS, OnBad
 from pipeline.data.source_index import UNKNOWN_VALUE
 from pipeline.data.validate_image import MAX_PIXELS
 from pipeline.errors import DatasetError
 
-_WIDEST_LIMIT = 2 * MAX_PIXELS
-"""Pillow opens no larger image, whatever we allow."""
+_PixelLimit: TypeAlias = Annotated[int, Interval(ge=1, le=2 * MAX_PIXELS)]
+"""Pillow refuses larger images itself."""
 
-_MOST_CLASSES = UNKNOWN_VALUE
+_NonEmpty: TypeAlias = Annotated[str, MinLen(1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IngestConfig:
-    """What all data sets have in common."""
+class IngestConfig(Config):
+    """The flags that all data sets share."""
+
+    error_type: ClassVar[type[Exception]] = DatasetError
 
     verb: ClassVar[str]
-    """Of jobs/ingest.py."""
+    """Verb of jobs/ingest.py."""
 
-    root: str
+    root: _NonEmpty
     """Folder or URI of the data set."""
-    split: str
+    split: _NonEmpty
     """Name of the split."""
-    out: str
+    out: _NonEmpty
     """Folder or URI for the shards."""
     on_bad: OnBad = "stop"
-    """stop: list what breaks a rule, and end. drop: leave it out. fix: cut boxes at the image's
-    border, take the numbers of palettes, leave out the rest."""
-    rows_per_shard: int = 0
-    """Images of one shard, a multiple of 32; 0 chooses by the number of images."""
-    max_pixels: int = MAX_PIXELS
-    """A larger image is refused before it is decoded."""
-    workers: int = -1
-    """Shards made at once on Ray; -1 takes every CPU, 0 works in this process without Ray."""
+    """stop: list the problems and end. drop: leave out invalid data. fix: clip boxes to the image,
+    read palette indices as labels, leave out the rest."""
+    rows_per_shard: Annotated[NonNegativeInt, MultipleOf(ROW_GROUP_ROWS)] = 0
+    """Images per shard, a multiple of 32; 0 chooses by the number of images."""
+    max_pixels: _PixelLimit = MAX_PIXELS
+    """Reject larger images before they are decoded."""
+    workers: Annotated[int, Ge(-1)] = -1
+    """Parallel Ray tasks, one shard each; -1 takes every CPU, 0 works in this process without
+    Ray."""
     overwrite: bool = False
     """Replace a data set in out that was made from something else."""
 
-    def __post_init__(self) -> None:
-        wrong = self.wrong()
-        if wrong:
-            raise DatasetError("; ".join(wrong))
-
-    def wrong(self) -> list[str]:
-        """List the flags that break a rule."""
-        wrong = []
-        if self.rows_per_shard < 0 or self.rows_per_shard % ROW_GROUP_ROWS:
-            wrong.append(
-                f"rows-per-shard must be a multiple of {ROW_GROUP_ROWS}, got {self.rows_per_shard}"
-            )
-        if not 1 <= self.max_pixels <= _WIDEST_LIMIT:
-            wrong.append(f"max-pixels must be in 1..{_WIDEST_LIMIT}, got {self.max_pixels}")
-        if self.workers < -1:
-            wrong.append(f"workers must be -1 or more, got {self.workers}")
-        needed = ("root", "split", "out")
-        return wrong + [f"{name} may not be empty" for name in needed if not getattr(self, name)]
-
     def command(self, on_bad: OnBad) -> str:
-        """Give the command that runs this with another choice."""
+        """Return the command that runs this with another choice of --on-bad."""
         words = ["python", "jobs/ingest.py", self.verb]
         for each in fields(self):
             value = getattr(self, each.name)
@@ -79,9 +67,9 @@ class CocoIngest(IngestConfig):
     verb: ClassVar[str] = "coco"
 
     annotations: str = ""
-    """Annotation file, where it is not annotations/instances_SPLIT.json under root."""
+    """Annotation file; "" is annotations/instances_SPLIT.json under root."""
     images: str = ""
-    """Folder of the images, where it is not SPLIT under root."""
+    """Folder of the images; "" is SPLIT under root."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +79,14 @@ class LvisIngest(IngestConfig):
     verb: ClassVar[str] = "lvis"
 
     version: Literal["v1", "v0.5"] = "v1"
-    """Which file is meant by SPLIT."""
+    """Version of LVIS."""
     annotations: str = ""
-    """Annotation file, where it is not lvis_VERSION_SPLIT.json under root."""
+    """Annotation file; "" is lvis_VERSION_SPLIT.json under root."""
     images: str = ""
-    """Folder with train2017/ and val2017/, or with the images themselves, where it is not root."""
+    """Folder with train2017/ and val2017/, or with the images themselves; "" is root."""
     only_coco_categories: bool = False
-    """LVIS*: keep all images and COCO's 80 categories, under COCO's ids, to measure models trained
-    on COCO."""
+    """LVIS*: keep all images and COCO's 80 categories with COCO's ids, to evaluate COCO's
+    models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,34 +112,30 @@ class BddIngest(IngestConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SemanticIngest(IngestConfig):
-    """Your own images with label PNGs: images/SPLIT, labels/SPLIT and the names of the classes."""
+    """Your own images with label PNGs: images/SPLIT, labels/SPLIT and class names."""
 
     verb: ClassVar[str] = "semantic"
 
     images: str = ""
-    """Folder of the images, where it is not images/SPLIT, SPLIT/images or images under root."""
+    """Folder of the images; "" is images/SPLIT, SPLIT/images or images under root."""
     labels: str = ""
-    """Folder of the label PNGs, where it is not labels/SPLIT, SPLIT/labels or labels under root."""
+    """Folder of the label PNGs; "" is labels/SPLIT, SPLIT/labels or labels under root."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, in the order of their values from 0."""
+    """Names of the classes, in the order of their label values from 0."""
     classes_file: str = ""
-    """File with a class a line, NAME or VALUE NAME, where it is not classes.txt under root."""
-    void: tuple[int, ...] = (255,)
-    """Values that carry no class and no loss."""
+    """File with one class per line, NAME or VALUE NAME; "" is classes.txt under root."""
+    void: tuple[Annotated[int, Interval(ge=0, le=255)], ...] = (255,)
+    """Label values without a class, which are ignored."""
     image_ending: str = ""
-    """What stands between the common name and .jpg or .png of an image."""
+    """Suffix of an image between the common name and .jpg or .png."""
     label_ending: str = ".png"
-    """What follows the common name in a label's, such as _mask.png."""
+    """Suffix of a label PNG after the common name, such as _mask.png."""
 
-    def wrong(self) -> list[str]:
-        """List the flags that break a rule."""
-        wrong = IngestConfig.wrong(self)
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check the classes and the ending of the labels."""
         if len(set(self.classes)) < len(self.classes):
-            wrong.append("a name stands in classes twice")
-        if len(self.classes) > _MOST_CLASSES:
-            wrong.append(f"there may be {_MOST_CLASSES} classes, got {len(self.classes)}")
-        if not all(0 <= value <= 255 for value in self.void):
-            wrong.append(f"void values are in 0..255, got {self.void}")
+            yield "classes", f"must not repeat a name, got {self.classes}"
+        if len(self.classes) > UNKNOWN_VALUE:
+            yield "classes", f"needs at most {UNKNOWN_VALUE} names, got {len(self.classes)}"
         if not self.label_ending.lower().endswith(".png"):
-            wrong.append(f"label-ending must end with .png, got {self.label_ending!r}")
-        return wrong
+            yield "label_ending", f"must end with .png, got {self.label_ending!r}"

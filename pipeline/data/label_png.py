@@ -1,8 +1,8 @@
-"""PNGs whose pixels are numbers, not colors: read exactly as written, or refused with the reason.
+"""Label PNGs: pixels are numbers, read exactly as written, or refused with the reason.
 
-Image libraries are kind to such files: they fill up what is cut off, turn palettes into colors and
-stretch 4 bits to 8. Here every checksum is checked, and only one gray channel of the wanted depth
-is taken.
+Image libraries are lenient with such files: they pad truncated data, turn palettes into colors and
+stretch 4 bits to 8. Here every checksum is verified, and only one channel of the expected bit depth
+is accepted.
 """
 
 import io
@@ -36,89 +36,93 @@ class LabelError(ValueError):
 
 
 class Header(NamedTuple):
-    """What a PNG says of itself."""
+    """The header of a PNG."""
 
     size_hw: tuple[int, int]
     bits: int
     color: int
-    """Color type, as PNG numbers it."""
+    """Color type in PNG's numbering."""
 
     @property
     def is_gray(self) -> bool:
-        """Whether pixels are single numbers."""
+        """Tell whether pixels are gray values."""
         return self.color == _GRAY
 
     @property
     def has_palette(self) -> bool:
-        """Whether pixels are numbers of colors."""
+        """Tell whether pixels are palette indices."""
         return self.color == _PALETTE
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an image without Pillow's warning about large ones: callers have their own limits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data))
 
 
 def read_header(data: bytes) -> Header:
     """Read the header alone.
 
     Raises:
-        LabelError: it is no PNG.
+        LabelError: the data is not a PNG.
     """
     if not data.startswith(_SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 26:
-        told = f"it starts with {data[:8]!r}" if data else "the file is empty"
-        raise LabelError("label_format", f"{told}, which is no PNG")
+        start = f"it starts with {data[:8]!r}" if data else "the file is empty"
+        raise LabelError("label_format", f"{start}, which is not a PNG")
     width, height, bits, color = struct.unpack(">IIBB", data[16:26])
     return Header((height, width), bits, color)
 
 
 def read_values(
-    data: bytes, *, bits: int, most_pixels: int, take_palette: bool = False
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Read the numbers of a label image.
+    data: bytes, *, bits: int | None, max_pixels: int | None, take_palette: bool = False
+) -> NDArray[Any]:
+    """Read the pixel values of a label image.
 
     Args:
         data: the encoded file.
-        bits: 8 or 16, of one pixel.
-        most_pixels: a larger one is refused before it is decoded.
-        take_palette: of an image with a palette, read the numbers of the colors.
+        bits: required bits per pixel, 8 or 16; None accepts 1, 8 and 16.
+        max_pixels: a larger image is refused before it is decoded; None: Pillow's limit.
+        take_palette: accept an image with a palette and read its indices.
 
     Returns:
-        (H, W).
+        (H, W): bool for 1 bit, uint8 for 8 bits and palettes, uint16 for 16 bits.
 
     Raises:
-        LabelError: it breaks a rule; the first broken one is told.
+        LabelError: the first broken rule.
     """
     header = read_header(data)
     height, width = header.size_hw
-    if height * width > most_pixels:
-        raise LabelError(
-            "label_size", f"{width} x {height} pixels are more than the limit of {most_pixels}"
-        )
+    if max_pixels is not None and height * width > max_pixels:
+        raise LabelError("label_size", f"{width} x {height} pixels, the limit is {max_pixels}")
     if header.has_palette and not take_palette:
         raise LabelError("label_palette", "it has a palette")
     if not header.is_gray and not header.has_palette:
         raise LabelError("label_format", f"it has {_COLORS.get(header.color, 'unknown channels')}")
-    if header.is_gray and header.bits != bits:
-        raise LabelError("label_depth", f"it has {header.bits} bits a pixel, it must have {bits}")
+    if header.is_gray and header.bits not in ((1, 8, 16) if bits is None else (bits,)):
+        expected = "1, 8 or 16" if bits is None else bits
+        raise LabelError("label_depth", f"it has {header.bits} bits per pixel, expected {expected}")
     _check_chunks(data)
     try:
-        with warnings.catch_warnings():
-            # The limit above is the user's.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            values: NDArray[np.unsignedinteger[Any]] = np.asarray(Image.open(io.BytesIO(data)))
-    except Exception as error:  # decoders raise what they like on broken files
+        values = np.asarray(open_image(data))
+    except Exception as error:  # decoders raise many types on broken files
         raise LabelError("label_unreadable", str(error)[:160] or type(error).__name__) from error
-    return values
+    # Old versions of Pillow give 32 bits for 16.
+    return values.astype(np.uint16) if header.bits == 16 else values
 
 
 def _check_chunks(data: bytes) -> None:
-    """Follow the chunks to the last one, and check what each promises of itself."""
-    place = len(_SIGNATURE)
-    while place + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, place)
-        name, stop = data[place + 4 : place + 8], place + 8 + length
+    """Verify the checksum of every chunk up to the last one."""
+    start = len(_SIGNATURE)
+    while start + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, start)
+        name, stop = data[start + 4 : start + 8], start + 8 + length
         if stop + 4 > len(data):
             break
         (checksum,) = struct.unpack_from(">I", data, stop)
-        if zlib.crc32(data[place + 4 : stop]) != checksum:
-            raise LabelError("label_unreadable", f"the checksum of a chunk {name!r} is wrong")
+        if zlib.crc32(data[start + 4 : stop]) != checksum:
+            raise LabelError("label_unreadable", f"the checksum of chunk {name!r} is wrong")
         if name == b"IEND":
             return
-        place = stop + 4
+        start = stop + 4
     raise LabelError("label_unreadable", f"it is cut off after {len(data)} bytes")

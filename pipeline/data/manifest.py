@@ -1,7 +1,7 @@
-"""dataset.json: what a folder of shards holds, written last, so its presence says all is there.
+"""dataset.json: the manifest of a folder of shards, written last, so its presence means complete.
 
-Training plans from it without opening a shard, and refuses a folder that has none. It holds nothing
-that depends on when or where it was written: the same source gives the same bytes.
+Training plans from it without opening a shard, and refuses a folder without one. Nothing in it
+depends on when or where it was written: the same source gives the same bytes.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Category:
     category_index: int
     name: str
     frequency: str = field(default="", compare=False)
-    """LVIS's r, c or f: rare, common or frequent in its training images. It decides what numbers an
-    evaluation prints, not what a model learns, so categories are the same without it."""
+    """LVIS's r, c or f: rare, common or frequent in its training images. It affects the metrics of
+    an evaluation, not what a model learns, so categories compare equal without it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,14 +40,14 @@ class ShardInfo:
     """Rows of each row group, in order."""
     annotations: int = 0
     size_bytes: int = 0
-    """Size of the file; 0 where it is not known."""
+    """Size of the file; 0 if unknown."""
     digest: str = ""
-    """What the rows hold, as a hash that the shard carries in its footer too."""
+    """Hash of the rows, also in the shard's footer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a folder of shards holds."""
+    """The content of a folder of shards."""
 
     task: Task = "instance"
     categories: tuple[Category, ...]
@@ -56,98 +56,98 @@ class Manifest:
     images: int
     annotations: int
     fingerprint: str
-    """Names this content: equal wherever the same source was ingested in the same way."""
+    """Identifies the content: equal wherever the same source was ingested in the same way."""
     source: str = ""
-    """Where the rows come from: format, split, and the hash of its annotations."""
+    """Origin of the rows: format, split, and the hash of the annotations."""
     category_images: tuple[int, ...] = ()
     """Images that show each category, by category_index; crowds do not count."""
     category_px: tuple[int, ...] = ()
     """Pixels of each class of semantic shards, by category_index."""
     federated: bool = False
-    """Rows say which categories were looked for: schema.FEDERATED."""
+    """Rows have the columns schema.FEDERATED."""
     field_side: int = FIELD_SIDE
     on_bad: str = "stop"
-    """What ingest did with what broke a rule: stop, drop or fix."""
+    """What ingest did with bad images and annotations: stop, drop or fix."""
     rejects: dict[str, int] = field(default_factory=dict)
-    """How many images and annotations were dropped, by reason; each is in rejects.parquet."""
+    """Dropped images and annotations by kind of problem; each is in rejects.parquet."""
     fixed: dict[str, int] = field(default_factory=dict)
-    """How many were repaired, by reason."""
+    """Repaired images and annotations by kind of problem."""
     notices: dict[str, int] = field(default_factory=dict)
-    """What was noticed and kept as it is, by kind."""
+    """Notices by kind; their images and annotations are kept unchanged."""
     schema_version: int = SCHEMA_VERSION
 
     @property
     def is_cityscapes(self) -> bool:
-        """Whether these are Cityscapes' instances, which have metrics and a format of their own."""
+        """Tell whether these are Cityscapes' instances, which have their own metrics and format."""
         return self.source.startswith("cityscapes ")
 
 
 def manifest_uri(uri: str) -> str:
-    """Give the place of the manifest in a folder of shards."""
+    """Return the URI of the manifest in a folder of shards."""
     return storage.join(uri, MANIFEST_FILE)
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:
-    """Declare a folder of shards complete."""
+    """Write the manifest, which declares a folder of shards complete."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
     storage.write_bytes_atomic(manifest_uri(uri), text.encode())
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Read what a folder of shards holds.
+    """Read the manifest of a folder of shards.
 
     Raises:
         DatasetError: the folder is not complete, or this version cannot read its manifest.
-        StorageError: the place cannot be read.
+        StorageError: the manifest cannot be read.
     """
-    place = manifest_uri(uri)
-    if not storage.exists(place):
+    path = manifest_uri(uri)
+    if not storage.exists(path):
         raise DatasetError(
-            f"{uri} holds no {MANIFEST_FILE}: it is no folder of shards, or ingest has not "
-            f"finished; make it, or go on where it stopped, with: "
+            f"{uri} has no {MANIFEST_FILE}: it is not a folder of shards, or ingest has not "
+            f"finished. Create or complete it with: "
             f"python jobs/ingest.py coco --root DIR_OR_URI --split NAME --out {uri} "
             "(other data sets: python jobs/ingest.py --help)"
         )
     try:
-        found = json.loads(storage.read_bytes(place))
+        plain = json.loads(storage.read_bytes(path))
     except ValueError as error:
-        raise DatasetError(f"{place} is not JSON ({error}); ingest again to write it") from error
-    return _from_plain(found, place)
+        raise DatasetError(f"{path} is not JSON ({error}); ingest again to write it") from error
+    return _parse(plain, path)
 
 
-def _from_plain(found: object, place: str) -> Manifest:
-    if not isinstance(found, dict):
-        raise DatasetError(f"{place} holds no manifest; ingest again to write it")
-    version = found.get("schema_version")
+def _parse(plain: object, path: str) -> Manifest:
+    if not isinstance(plain, dict):
+        raise DatasetError(f"{path} is not a manifest; ingest again to write it")
+    version = plain.get("schema_version")
     if version not in READ_VERSIONS:
         raise DatasetError(
-            f"{place} has schema version {version}, this version reads "
+            f"{path} has schema version {version}, this version reads "
             f"{' and '.join(map(str, READ_VERSIONS))}; ingest again"
         )
     try:
         manifest = Manifest(
             **{
-                **found,
-                "categories": tuple(Category(**each) for each in found["categories"]),
-                "category_images": tuple(found.get("category_images", ())),
-                "category_px": tuple(found.get("category_px", ())),
-                "shards": tuple(_shard(each) for each in found["shards"]),
+                **plain,
+                "categories": tuple(Category(**each) for each in plain["categories"]),
+                "category_images": tuple(plain.get("category_images", ())),
+                "category_px": tuple(plain.get("category_px", ())),
+                "shards": tuple(parse_shard_info(each) for each in plain["shards"]),
             }
         )
     except (KeyError, TypeError) as error:
-        raise DatasetError(f"{place} is damaged ({error}); ingest again to write it") from error
-    problems = _problems(manifest)
+        raise DatasetError(f"{path} is damaged ({error}); ingest again to write it") from error
+    problems = _find_contradictions(manifest)
     if problems:
-        raise DatasetError(f"{place} is damaged: {'; '.join(problems)}; ingest again to write it")
+        raise DatasetError(f"{path} is damaged: {'; '.join(problems)}; ingest again to write it")
     return manifest
 
 
-def _shard(plain: Mapping[str, Any]) -> ShardInfo:
+def parse_shard_info(plain: Mapping[str, Any]) -> ShardInfo:
+    """Make a ShardInfo from its JSON form."""
     return ShardInfo(**{**plain, "row_groups": tuple(plain["row_groups"])})
 
 
-def _problems(manifest: Manifest) -> list[str]:
-    """List the ways in which a manifest contradicts itself."""
+def _find_contradictions(manifest: Manifest) -> list[str]:
     rules = [
         (manifest.task in get_args(Task), f"unknown task {manifest.task!r}"),
         (
@@ -165,7 +165,7 @@ def _problems(manifest: Manifest) -> list[str]:
         ),
         (
             all("/" not in shard.file and "\\" not in shard.file for shard in manifest.shards),
-            "a shard lies outside the folder",
+            "a shard is outside the folder",
         ),
     ]
     return [text for holds, text in rules if not holds]

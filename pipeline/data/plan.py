@@ -1,20 +1,18 @@
-"""Which sample is trained in which step, as arithmetic on (seed, row groups, global batch).
+"""Assign samples to training steps as a pure function of seed, row groups and global batch.
 
-An epoch is one seeded order of all rows, and the epochs follow each other in one endless stream
-of rows. The stream is cut into lane loads of n rows, and G of these (G is the global batch) make
-a window: step k of a window trains row k of each of its G lanes, so a batch mixes G far-apart
-places of the data set. A window may begin with the last rows of one epoch and go on with the
-next; no row is dropped and none comes twice.
+Each epoch is a seeded permutation of all rows, and the epochs form one endless stream. The stream
+is cut into blocks of n rows; G consecutive blocks (G is the global batch) form a window, one block
+per lane. Step k of a window trains row k of every lane, so a batch mixes G distant parts of the
+data set. A window may span two epochs; no row is dropped or duplicated.
 
-Rows may repeat within an epoch (pipeline/data/repeat_factors.py): then the k-th repetitions of a row group
-are a row group of their own, so that those of one row lie far apart.
+With repeats (pipeline/data/repeat_factors.py), the k-th repetitions in a row group form a layer,
+which is shuffled like a row group of its own, so repetitions of one row are far apart.
 
-Any step is found from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that
-divides G trains the same global batches. n is the length of a row group, or less where there are
-fewer rows than G whole row groups; each epoch is laid out so that lane loads are whole row groups
-wherever that can be.
+Any step is computed from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that
+divides G trains the same global batches. n is the length of a row group, or less if there are fewer
+rows than G row groups; each epoch is arranged so that blocks are whole row groups where possible.
 
-    G global batch, W workers, n rows of a lane load
+    G global batch, W workers, n rows of a block
 """
 
 from bisect import bisect_right
@@ -32,24 +30,24 @@ from pipeline.errors import DatasetError, TrainingError
 Ints = NDArray[np.int64]
 
 ROWS_PER_ITEM = 128
-"""Rows of an item when encoded images travel: about 20 MB of COCO."""
+"""Rows of an item of encoded images: about 20 MB of COCO."""
 
 ROWS_PER_CHAPTER = 320_000
-"""Ray Data spends about 1.2 ms an item before the first batch: 3 s for 2,500 items of 128 rows."""
+"""Ray Data spends about 1.2 ms per item before the first batch: 3 s for 2,500 items of 128 rows."""
 
-_MOST_ENTRIES = 100
+_MAX_ENTRIES = 100
 
-# What a permutation is for; part of its seed.
-_GROUPS, _LOADS, _ROWS = 1, 2, 3
+# Purpose of a permutation; part of its seed.
+_GROUPS, _BLOCKS, _ROWS = 1, 2, 3
 
 _CACHED_EPOCHS = 4
 
 _EPOCHS_AT_ONCE = 16
-"""Where epochs differ in length, so many are counted when one more is needed."""
+"""Epochs counted at a time when their lengths differ."""
 
 
 class RowGroup(NamedTuple):
-    """A row group of a shard: the smallest thing that is read."""
+    """A row group of a shard, the smallest unit that is read."""
 
     shard_index: int
     row_group_index: int
@@ -57,59 +55,59 @@ class RowGroup(NamedTuple):
 
 
 class Chapter(NamedTuple):
-    """Steps first_step to stop_step - 1, run as one dataset.
+    """Steps first_step to stop_step - 1, read as one Ray dataset.
 
-    Each dataset keeps a process of Ray Data's alive until the run ends, so chapters are long; and a
-    run that resumes must not read a long chapter from its start, so a chapter has entries.
+    Every dataset keeps a Ray Data process alive until the run ends, so chapters are long. A resumed
+    run should not read a long chapter from its start, so a chapter can be entered on the way.
     """
 
     name: str
     first_step: int
     stop_step: int
     entry_every: int
-    """It can be entered at first_step and every so many steps after it."""
+    """Steps between the entries of the chapter; first_step is the first entry."""
 
-    def entered(self, first_step: int) -> "Chapter":
-        """Return the rest of the chapter, from the last entry that leaves out no wanted step."""
+    def resume_at(self, first_step: int) -> "Chapter":
+        """Return the rest of the chapter from the last entry at or before first_step."""
         steps = max(0, first_step - self.first_step) // self.entry_every * self.entry_every
         start = self.first_step + steps
         return self._replace(name=f"steps_{start:08d}", first_step=start)
 
     def entries(self) -> "tuple[Chapter, ...]":
-        """Return what `entered` can return."""
+        """Return the rest of the chapter from each of its entries."""
         starts = range(self.first_step, self.stop_step, self.entry_every)
-        return tuple(self.entered(start) for start in starts)
+        return tuple(self.resume_at(start) for start in starts)
 
 
 class _Runs(NamedTuple):
-    """One epoch's rows in order: runs of rows of a (permuted) layer."""
+    """The rows of one epoch in order, as runs of rows of a permuted layer."""
 
     layer: Ints
     start: Ints
     length: Ints
     stop: Ints
-    """Rows of the epoch up to and with this run."""
+    """Rows of the epoch up to and including this run."""
 
 
 class _Layers(NamedTuple):
-    """The rows of row groups that are trained more than so many times in an epoch.
+    """The k-th repetitions of the rows of each row group, one layer for each group and k.
 
     The first layers are the row groups themselves, in order, with every row.
     """
 
     group: Ints
     repeat: Ints
-    """How many times each row of the layer has come before in the layers of its row group."""
+    """k of each layer, from 0."""
     rows: Ints
-    """How many rows a layer has."""
+    """Number of rows of each layer."""
     start: Ints
-    """Where they begin in row."""
+    """Index into `row` of the first row of each layer."""
     row: Ints
-    """Place within the row group, of the rows of all layers one after another."""
+    """Index within the row group, of the rows of all layers, concatenated."""
 
 
 class _Epoch(NamedTuple):
-    """What an epoch trains, and in which order."""
+    """The layers of an epoch, and the order in which it trains their rows."""
 
     layers: _Layers
     runs: _Runs
@@ -117,47 +115,47 @@ class _Epoch(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """The rows of some steps of one rank, by step, then by lane: what one task reads."""
+    """The rows that one task reads: some steps of one rank, by step, then by lane."""
 
     step: Ints
     step_epoch: Ints
-    """How many epochs have been trained when the step starts."""
+    """Epochs completed when the step starts."""
     lane: Ints
     epoch: Ints
-    """The epoch that the row belongs to; another than step_epoch where a window spans two."""
+    """Epoch of the row; it differs from step_epoch where a window spans two epochs."""
     shard_index: Ints
     row_group_index: Ints
     row: Ints
-    """Place within the row group."""
+    """Index within the row group."""
     repeat: Ints
-    """Which of the times that the row is trained in its epoch this is, from 0; not by step."""
+    """Repetition of the row within its epoch, from 0; not ordered by step."""
 
     def to_bytes(self) -> bytes:
-        """Pack the item for the way to a task."""
+        """Serialize the item for a Ray task."""
         columns = [getattr(self, column.name) for column in fields(self)]
         return np.stack(columns).astype("<i8").tobytes()
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> "Item":
-        """Undo to_bytes."""
+        """Deserialize what to_bytes returned."""
         return cls(
             *np.frombuffer(packed, dtype="<i8").astype(np.int64).reshape(len(fields(cls)), -1)
         )
 
 
 def chapters(*, steps: int, chapter_steps: int, global_batch: int) -> tuple[Chapter, ...]:
-    """Cut a run into a few chapters at fixed steps, whatever step it starts at.
+    """Cut a run into a few chapters at fixed steps, independent of the step it starts at.
 
     Args:
         steps: steps of the whole run.
-        chapter_steps: where a run may resume, every so many steps: chapters have entries there.
-        global_batch: samples of a step.
+        chapter_steps: steps between the points at which a run may resume.
+        global_batch: samples per step.
     """
-    entry_every = chapter_steps * -(-steps // (chapter_steps * _MOST_ENTRIES))
-    most_steps = max(1, ROWS_PER_CHAPTER // global_batch)
-    if entry_every > most_steps:
-        entry_every = -(-entry_every // -(-entry_every // most_steps))
-    length = most_steps // entry_every * entry_every or entry_every
+    entry_every = chapter_steps * -(-steps // (chapter_steps * _MAX_ENTRIES))
+    max_steps = max(1, ROWS_PER_CHAPTER // global_batch)
+    if entry_every > max_steps:
+        entry_every = -(-entry_every // -(-entry_every // max_steps))
+    length = max_steps // entry_every * entry_every or entry_every
     return tuple(
         Chapter(f"steps_{first:08d}", first, min(first + length, steps), entry_every)
         for first in range(0, steps, length)
@@ -165,7 +163,17 @@ def chapters(*, steps: int, chapter_steps: int, global_batch: int) -> tuple[Chap
 
 
 class Plan:
-    """The order of all samples over all epochs. Holds no state but a cache of epoch orders."""
+    """The order of all samples over all epochs; stateless except for a cache of epoch orders.
+
+    Args:
+        row_groups: of the split.
+        seed: of the recipe.
+        global_batch: samples per step.
+        repeats: of the rows, in the order of row groups; None trains each row once an epoch.
+
+    Raises:
+        DatasetError: the split has no rows.
+    """
 
     def __init__(
         self,
@@ -187,31 +195,9 @@ class Plan:
         self._starts = [0]
         self._epochs: dict[int, _Epoch] = {}
 
-    @classmethod
-    def of(
-        cls,
-        row_groups: Sequence[RowGroup],
-        *,
-        seed: int,
-        global_batch: int,
-        repeats: Repeats | None = None,
-    ) -> "Plan":
-        """Plan a split.
-
-        Args:
-            row_groups: of the split.
-            seed: the recipe's.
-            global_batch: samples of a step.
-            repeats: of its rows, in the order of row groups; None trains each once an epoch.
-
-        Raises:
-            DatasetError: the split has no rows.
-        """
-        return cls(row_groups, seed=seed, global_batch=global_batch, repeats=repeats)
-
     def epoch_of(self, step: int) -> int:
-        """Return how many epochs have been trained when the step starts."""
-        return self._place_of(step * self.global_batch)[0]
+        """Return the number of epochs completed when the step starts."""
+        return self._locate(step * self.global_batch)[0]
 
     def items(
         self,
@@ -223,13 +209,13 @@ class Plan:
     ) -> Iterator[Item]:
         """Yield the items of steps first_step to stop_step - 1, by step, then by rank.
 
-        Every rank gets an item of the same steps and as many rows before any rank gets another.
+        Items come in rounds: one per rank, of the same steps and the same number of rows.
 
         Args:
-            first_step: where to begin; may lie anywhere.
-            stop_step: the first step that is not wanted.
+            first_step: any step.
+            stop_step: the step after the last one.
             world_size: workers that share each global batch.
-            rows_per_item: about how many rows an item should have; more means fewer reads.
+            rows_per_item: approximate rows of an item; larger items need fewer reads.
 
         Raises:
             TrainingError: world_size does not divide the global batch.
@@ -251,7 +237,7 @@ class Plan:
             first = stop
 
     def _steps_per_item(self, wanted: int) -> int:
-        """Round to whole windows, or to even parts of one: row groups are then read few times."""
+        """Round to whole windows or equal parts of one, so that row groups are read few times."""
         if wanted >= self.lane_rows:
             return wanted // self.lane_rows * self.lane_rows
         parts = -(-self.lane_rows // max(1, wanted))
@@ -276,7 +262,7 @@ class Plan:
     def _item(self, cells: Ints, *, first_step: int, rank: int, stride: int) -> Item:
         _, steps, lanes = cells.shape
         epoch, group, row, repeat = cells.reshape(4, -1)
-        places = np.array([group[:2] for group in self.row_groups], dtype=np.int64)
+        groups = np.array([group[:2] for group in self.row_groups], dtype=np.int64)
         step = first_step + np.arange(steps, dtype=np.int64)
         step_epoch = [self.epoch_of(int(each)) for each in step]
         return Item(
@@ -284,40 +270,36 @@ class Plan:
             step_epoch=np.repeat(np.array(step_epoch, dtype=np.int64), lanes),
             lane=np.tile(rank + stride * np.arange(lanes, dtype=np.int64), steps),
             epoch=epoch,
-            shard_index=places[group, 0],
-            row_group_index=places[group, 1],
+            shard_index=groups[group, 0],
+            row_group_index=groups[group, 1],
             row=row,
             repeat=repeat,
         )
 
     def _stream(self, first: int, stop: int) -> Ints:
         """Return (epoch, group, row, repeat) of rows first to stop - 1 of the endless stream."""
-        pieces: list[Ints] = []
+        parts: list[Ints] = []
         while first < stop:
-            epoch, offset = self._place_of(first)
+            epoch, offset = self._locate(first)
             layers, runs = self._epoch(epoch, start=first - offset)
             end = min(offset + stop - first, int(runs.stop[-1]))
             for run in range(
                 int(np.searchsorted(runs.stop, offset, side="right")),
                 int(np.searchsorted(runs.stop, end, side="left")) + 1,
             ):
-                run_first = int(runs.stop[run] - runs.length[run])
-                low, high = (
-                    max(offset, run_first) - run_first,
-                    min(end, int(runs.stop[run])) - run_first,
-                )
-                layer, start = int(runs.layer[run]), int(runs.start[run])
+                run_first = runs.stop[run] - runs.length[run]
+                low, high = np.clip((offset, end), run_first, runs.stop[run]) - run_first
+                layer, start = int(runs.layer[run]), runs.start[run]
                 order = permutation(int(layers.rows[layer]), self.seed, epoch, _ROWS, layer)
-                rows = layers.row[layers.start[layer] + order[start + low : start + high]]
-                piece = np.empty((4, high - low), dtype=np.int64)
-                piece[0], piece[1], piece[2] = epoch, layers.group[layer], rows
-                piece[3] = layers.repeat[layer]
-                pieces.append(piece)
+                part = np.empty((4, high - low), dtype=np.int64)
+                part[0], part[1], part[3] = epoch, layers.group[layer], layers.repeat[layer]
+                part[2] = layers.row[layers.start[layer] + order[start + low : start + high]]
+                parts.append(part)
             first += end - offset
-        return np.concatenate(pieces, axis=1)
+        return np.concatenate(parts, axis=1)
 
-    def _place_of(self, row: int) -> tuple[int, int]:
-        """Return the epoch of a row of the stream, and its place in it."""
+    def _locate(self, row: int) -> tuple[int, int]:
+        """Return the epoch of a row of the stream, and its index in the epoch."""
         if self._repeats is None:
             return divmod(row, self.rows)
         while self._starts[-1] <= row:
@@ -350,11 +332,11 @@ class Plan:
             if self._repeats is None
             else self._repeats.counts(self.seed, epoch)
         )
-        return _layered(group, row, counts)
+        return _split_layers(group, row, counts)
 
 
-def _layered(group: Ints, row: Ints, counts: Ints) -> _Layers:
-    """Part the rows of row groups by how many times they have come before."""
+def _split_layers(group: Ints, row: Ints, counts: Ints) -> _Layers:
+    """Split the repeated rows of row groups into layers."""
     parts = []
     for repeat in range(int(counts.max())):
         kept = np.flatnonzero(counts > repeat)
@@ -365,10 +347,10 @@ def _layered(group: Ints, row: Ints, counts: Ints) -> _Layers:
 
 
 def _epoch_order(rows: Ints, *, lane_rows: int, lead: int, seed: int, epoch: int) -> _Runs:
-    """Lay out an epoch: the lead rows that fill the open load of the epoch before, loads, the rest.
+    """Order an epoch: `lead` rows that complete the previous epoch's block, whole blocks, the rest.
 
-    A layer gives as many whole loads as it holds; what is left of all of them is joined into
-    loads too, and gives the lead and the rest. So only these short ends are ever read in pieces.
+    A layer yields as many whole blocks as it holds. The short ends of all layers are joined into
+    the lead, further blocks and the rest, so only these ends are read in parts.
     """
     n = lane_rows
     order = permutation(len(rows), seed, epoch, _GROUPS)
@@ -379,35 +361,35 @@ def _epoch_order(rows: Ints, *, lane_rows: int, lead: int, seed: int, epoch: int
     layer, start = order[ends], (counts * n)[ends]
     length = (rows[order] % n)[ends]
     if length.sum() < lead:
-        # Not enough short ends to fill the open load: break up one whole load.
+        # Not enough short ends for the lead: break up one whole block.
         layer, start = np.append(layer, whole_layer[-1]), np.append(start, whole_start[-1])
         length = np.append(length, n)
         whole_layer, whole_start = whole_layer[:-1], whole_start[:-1]
 
-    layer, start, length, load = _cut(layer, start, length, first=lead, every=n)
+    layer, start, length, block = _cut(layer, start, length, first=lead, every=n)
     joined = (int(length.sum()) - lead) // n
-    loads = len(whole_layer) + joined
-    place = np.empty(loads + 2, dtype=np.int64)
-    place[permutation(loads, seed, epoch, _LOADS) + 1] = np.arange(loads)
-    # place[0]: the lead, before everything; place[-1]: the rest, after everything.
-    place[0], place[-1] = -1, loads
-    whole_place = place[1 + joined : 1 + joined + len(whole_layer)]
-    joined_place = place[np.where(load == joined + 1, loads + 1, load)]
-    by_place = np.argsort(np.concatenate([whole_place, joined_place]), kind="stable")
-    layer = np.concatenate([whole_layer, layer])[by_place]
-    start = np.concatenate([whole_start, start])[by_place]
-    length = np.concatenate([np.full(len(whole_layer), n), length])[by_place]
+    blocks = len(whole_layer) + joined
+    position = np.empty(blocks + 2, dtype=np.int64)
+    position[permutation(blocks, seed, epoch, _BLOCKS) + 1] = np.arange(blocks)
+    # The lead comes before all blocks, the rest after them.
+    position[0], position[-1] = -1, blocks
+    whole_position = position[1 + joined : 1 + joined + len(whole_layer)]
+    joined_position = position[np.where(block == joined + 1, blocks + 1, block)]
+    by_position = np.argsort(np.concatenate([whole_position, joined_position]), kind="stable")
+    layer = np.concatenate([whole_layer, layer])[by_position]
+    start = np.concatenate([whole_start, start])[by_position]
+    length = np.concatenate([np.full(len(whole_layer), n), length])[by_position]
     return _Runs(layer, start, length, np.cumsum(length))
 
 
 def _cut(
     layer: Ints, start: Ints, length: Ints, *, first: int, every: int
 ) -> tuple[Ints, Ints, Ints, Ints]:
-    """Cut runs, taken as one sequence, at `first` and then at every so many rows.
+    """Cut a sequence of runs at row `first` and then every `every` rows.
 
     Returns:
-        layer, start and length of the cut runs, and the number of the load that each belongs to:
-        0 before `first`, then 1, 2, ...
+        layer, start and length of the cut runs, and the block of each: 0 before `first`, then 1,
+        2, ...
     """
     stops = np.cumsum(length)
     total = int(stops[-1]) if len(stops) else 0
@@ -415,5 +397,5 @@ def _cut(
     low, cut_length = cuts[:-1], np.diff(cuts)
     run = np.searchsorted(stops, low, side="right")
     cut_start = start[run] + low - (stops - length)[run]
-    load = np.where(low < first, 0, 1 + (low - first) // every)
-    return layer[run], cut_start, cut_length, load
+    block = np.where(low < first, 0, 1 + (low - first) // every)
+    return layer[run], cut_start, cut_length, block

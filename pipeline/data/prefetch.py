@@ -1,4 +1,4 @@
-"""Do work ahead of its consumer in threads, in order, and end cleanly when the consumer leaves."""
+"""Prefetch items in threads, in order, and stop cleanly when the consumer leaves."""
 
 import queue
 import threading
@@ -12,21 +12,25 @@ To = TypeVar("To")
 _POLL_S = 0.1
 
 
-def ahead(
-    source: Generator[From, None, None], work: Callable[[From], To], *, most: int, threads: int
+def prefetch(
+    source: Generator[From, None, None],
+    work: Callable[[From], To],
+    *,
+    max_pending: int,
+    threads: int,
 ) -> Iterator[To]:
-    """Yield work(x) for each x of the source, in order, made in the background.
+    """Yield work(x) for each x of the source, in order, computed in the background.
 
-    One thread draws from the source, `threads` do the work. An error of either is raised at its
-    place in the order. Closing the iterator ends all of them.
+    An error of the source or of `work` is raised at its position in the order. Closing the iterator
+    ends all threads.
 
     Args:
-        source: drawn from in a thread of its own.
-        work: what to do with each; must be safe to call from several threads.
-        most: results that may be under way or waiting.
-        threads: how many work at once.
+        source: consumed in a thread of its own.
+        work: called from several threads.
+        max_pending: most results that are computed or waiting at once.
+        threads: how many call `work`.
     """
-    waiting: queue.Queue[Future[To] | None] = queue.Queue(maxsize=most)
+    waiting: queue.Queue[Future[To] | None] = queue.Queue(maxsize=max_pending)
     closed = threading.Event()
     with ThreadPoolExecutor(threads, thread_name_prefix="collate") as pool:
 
@@ -43,7 +47,7 @@ def ahead(
             finally:
                 source.close()
 
-        # A daemon: a source that never answers must not keep the process from ending.
+        # A daemon: a source that blocks forever must not keep the process alive.
         thread = threading.Thread(target=draw, name="draw", daemon=True)
         thread.start()
         try:
@@ -58,7 +62,7 @@ def ahead(
 def _put(
     waiting: "queue.Queue[Future[To] | None]", future: Future[To] | None, closed: threading.Event
 ) -> bool:
-    """Wait for room; give up, and say so, when the consumer has left."""
+    """Wait for a free place in the queue; return False if the consumer has left."""
     while not closed.is_set():
         try:
             waiting.put(future, timeout=_POLL_S)

@@ -1,10 +1,10 @@
-"""A chapter of the plan as one Ray Data dataset, split over the workers of a Ray Train run.
+"""Run a chapter of the plan as one Ray Data dataset, split over the workers of a Ray Train run.
 
-Ray Data reads, and decodes where the recipe says so; the plan alone decides the order. Each item
-is one task and gives one block, items go by step and then by rank, and the blocks of a round have
-equal length. Ray's equal split gives a block to the worker with the fewest rows so far and, with
-preserve_order, looks at nothing else, so the blocks go round the ranks in order. Each row carries
-its step and lane, and pipeline/data/stream.py holds what arrives to them.
+Ray Data reads the rows, and decodes them if the recipe says so; the plan alone decides the order.
+Each item is one task and yields one block. Items are ordered by step, then by rank, and the blocks
+of a round have equal length. Ray's equal split assigns a block to the worker with the fewest rows
+so far and, with preserve_order, considers nothing else, so blocks go to the ranks in turn. Each row
+carries its step and lane, and pipeline/data/stream.py checks both on arrival.
 """
 
 import logging
@@ -22,27 +22,27 @@ from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import Chapter, Plan
 from pipeline.data.read_rows import (
     bytes_per_row,
-    plan_of,
+    make_plan,
+    raise_if_failed,
     rows_per_item,
     run_item,
     train_columns,
-    unless_failed,
 )
 from pipeline.data.schema import PLANES, Task
 
 if TYPE_CHECKING:
-    # Ray Data's own processes import this module; they need no torch.
+    # Ray Data's own processes import this module, and should not import torch.
     from pipeline.recipe import DataConfig
 
 _DECODED_BYTES_PER_ITEM = 128 * 2**20
-_ITEMS_AHEAD_OF_A_WORKER = 4
-_LEAST_AHEAD_BYTES = 128 * 2**20
+_PREFETCHED_ITEMS_PER_WORKER = 4
+_MIN_PREFETCH_BYTES = 128 * 2**20
 
 _RunItem = Callable[[pa.Table], pa.Table]
 
 
 class ChapterConfig(ray.train.DataConfig):
-    """Tells Ray Train to run a chapter's items where it would split the dataset of that name."""
+    """A Ray Train DataConfig that runs the items of chapters instead of splitting datasets."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ChapterConfig(ray.train.DataConfig):
         worker_node_ids: Any = None,  # noqa: ANN401
         **_: Any,  # noqa: ANN401
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """Make the chapters named in `datasets`, for as many workers as there are."""
+        """Make the chapters named in `datasets` and split them over the workers."""
         splits: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name in datasets:
             dataset = self._dataset(self._chapters[name], world_size)
@@ -92,14 +92,14 @@ class ChapterConfig(ray.train.DataConfig):
         dataset.set_name(chapter.name)
         context = dataset.context
         context.execution_options.preserve_order = True
-        # Without a limit, tasks read ahead of a slow training until the object store is half full.
+        # Without a limit, tasks prefetch until the object store is half full.
         item_bytes = max(len(item.step) for item in items) * self._bytes_per_row
         context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
             object_store_memory=max(
-                _LEAST_AHEAD_BYTES, _ITEMS_AHEAD_OF_A_WORKER * world_size * item_bytes
+                _MIN_PREFETCH_BYTES, _PREFETCHED_ITEMS_PER_WORKER * world_size * item_bytes
             )
         )
-        # One block an item, however large: the split counts on it.
+        # One block per item, however large: the order of the split depends on it.
         context.target_max_block_size = None
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -108,10 +108,10 @@ class ChapterConfig(ray.train.DataConfig):
 
 
 class _QuietWhereUnpacked:
-    """Travels with a dataset to the process that runs it, and silences Ray Data there.
+    """Silences Ray Data's progress output in the process that unpickles it.
 
-    That process is Ray Data's own and offers no other hook. What it says of its progress would
-    stand between the lines of the training; warnings stay, and its log file stays complete.
+    That process is Ray Data's own and offers no other hook. Warnings stay, and its log file stays
+    complete.
     """
 
     def __reduce__(self) -> tuple[Callable[[], "_QuietWhereUnpacked"], tuple[()]]:
@@ -129,12 +129,12 @@ def make_chapters(
 ) -> tuple[dict[str, ray.data.Dataset], ChapterConfig]:
     """Make the datasets and the DataConfig of a TorchTrainer; see stream.ray_chapters."""
     _quiet()
-    # Workers and tasks have working directories of their own.
+    # Workers and tasks have other working directories.
     split_uri = storage.absolute(split_uri)
     manifest = read_manifest(split_uri)
     prepare, row_bytes, item_rows = None, bytes_per_row(manifest), rows_per_item(manifest)
     if data.decode_in == "tasks":
-        prepare, row_bytes = _decoding(data, manifest.task, seed=seed)
+        prepare, row_bytes = _choose_prepare(data, manifest.task, seed=seed)
         item_rows = max(1, min(item_rows, _DECODED_BYTES_PER_ITEM // row_bytes))
     run = partial(
         run_item,
@@ -143,7 +143,7 @@ def make_chapters(
         columns=train_columns(manifest.task, with_masks=with_masks),
         prepare=prepare,
     )
-    plan = plan_of(
+    plan = make_plan(
         split_uri,
         manifest,
         seed=seed,
@@ -151,17 +151,17 @@ def make_chapters(
         repeat_threshold=data.repeat_threshold,
     )
     entries = tuple(entry for chapter in chapters for entry in chapter.entries())
-    # Only the names count: ChapterConfig makes a dataset when a worker first asks for its name.
+    # Placeholders: ChapterConfig makes a dataset when a worker first asks for its name.
     datasets = dict.fromkeys((entry.name for entry in entries), ray.data.range(1))
     config = ChapterConfig(plan, entries, run=run, rows_per_item=item_rows, bytes_per_row=row_bytes)
     return datasets, config
 
 
-def _decoding(
+def _choose_prepare(
     data: "DataConfig", task: Task, *, seed: int
 ) -> tuple[Callable[[pa.Table], pa.Table], int]:
-    """Choose what tasks do with rows, and tell about how large a row is then."""
-    # They import torch.
+    """Return the prepare_rows of a task, and the approximate size of a prepared row."""
+    # Both modules import torch.
     if task == "semantic":
         from pipeline.data.collate_semantic import prepare_rows as prepare  # noqa: PLC0415
 
@@ -174,7 +174,7 @@ def _decoding(
 
 
 def worker_shard(chapter: Chapter) -> ray.data.DataIterator:
-    """Ask Ray Train for this worker's part of a chapter."""
+    """Return this worker's part of a chapter."""
     shard: ray.data.DataIterator = ray.train.get_dataset_shard(chapter.name)
     return shard
 
@@ -183,13 +183,14 @@ def tables(shard: ray.data.DataIterator) -> Generator[pa.Table, None, None]:
     """Yield the tables of a worker's items.
 
     Raises:
-        PipelineError: a task met it.
+        PipelineError: a task failed.
     """
-    # None takes whole blocks, which Ray's annotations leave out. One item is read ahead; what is
-    # collated ahead comes on top.
-    whole: Any = None
-    for rows in shard.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=1):
-        yield unless_failed(rows)
+    # None means whole blocks; Ray's annotations do not allow it. One item is prefetched here, in
+    # addition to the collated batches.
+    whole_block: Any = None
+    batches = shard.iter_batches(batch_size=whole_block, batch_format="pyarrow", prefetch_batches=1)
+    for rows in batches:
+        yield raise_if_failed(rows)
 
 
 def _quiet() -> _QuietWhereUnpacked:
@@ -198,6 +199,6 @@ def _quiet() -> _QuietWhereUnpacked:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
-    # It warns that the bars are off.
+    # This logger warns that the bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     return _QuietWhereUnpacked()

@@ -1,6 +1,6 @@
-"""Read the rows of a plan item out of the shards: what a data task does.
+"""Read the rows of plan items from shards, as a Ray Data task does.
 
-Data tasks import this module alone, so it needs Arrow and nothing heavier.
+Data tasks import only this module, so it imports Arrow and nothing heavier.
 """
 
 import logging
@@ -25,19 +25,18 @@ _log = logging.getLogger(__name__)
 _READERS = 16
 
 _ITEM_BYTES = 32 * 2**20
-"""Rows of an item take at most so much, as they are stored. A task holds them twice, and the parts
-of the row group that it reads."""
+"""Limit for the stored rows of an item. A task holds them twice, plus a part of a row group."""
 
-_UNKNOWN_ROW_BYTES = 2**18
+_DEFAULT_ROW_BYTES = 2**18
 
 _ROWS_AT_ONCE = 4
-"""Read of a row group at a time: one of Cityscapes has 71 MB, of which few rows may be wanted."""
+"""Rows decoded at a time: a row group of Cityscapes has 71 MB, often with few rows to read."""
 
 PLAN_COLUMNS = ("step", "step_epoch", "lane", "epoch", "repeat")
-"""Where a row stands in the plan; they travel with it."""
+"""Position of a row in the plan; sent with the row."""
 
 _FAILED = "failed"
-"""The one column that comes from a task that met an error."""
+"""The only column of a failed task."""
 
 _IMAGE_COLUMNS = ("image_id", "height", "width", "image")
 _TARGET_COLUMNS: dict[Task, tuple[str, ...]] = {
@@ -47,37 +46,37 @@ _TARGET_COLUMNS: dict[Task, tuple[str, ...]] = {
 
 
 def train_columns(task: Task, *, with_masks: bool = False) -> tuple[str, ...]:
-    """Name the columns that training reads.
+    """Return the columns that training reads.
 
     Args:
         task: of the shards.
-        with_masks: with the run-length masks of instances.
+        with_masks: include the run-length masks of instances.
     """
     return _IMAGE_COLUMNS + _TARGET_COLUMNS[task] + (("rle",) if with_masks else ())
 
 
 def bytes_per_row(manifest: Manifest) -> int:
-    """Tell how large a row is, as it is stored."""
+    """Return the mean size of a stored row."""
     stored = sum(shard.size_bytes for shard in manifest.shards)
-    return stored // max(1, manifest.images) or _UNKNOWN_ROW_BYTES
+    return stored // max(1, manifest.images) or _DEFAULT_ROW_BYTES
 
 
 def rows_per_item(manifest: Manifest) -> int:
-    """Choose how many rows a task reads: fewer where they are large. It changes no order."""
+    """Choose the rows per task, fewer if they are large; the order does not depend on it."""
     return max(1, min(ROWS_PER_ITEM, _ITEM_BYTES // bytes_per_row(manifest)))
 
 
-def plan_of(
+def make_plan(
     split_uri: str, manifest: Manifest, *, seed: int, global_batch: int, repeat_threshold: float
 ) -> Plan:
-    """Plan the split that a manifest describes.
+    """Make the plan of a split.
 
     Args:
-        split_uri: folder of shards; read only where rows repeat.
-        manifest: what it holds.
-        seed: the recipe's.
-        global_batch: samples of a step.
-        repeat_threshold: images with categories in a smaller share of the images are repeated.
+        split_uri: folder of shards; read only if rows repeat.
+        manifest: of the split.
+        seed: of the recipe.
+        global_batch: samples per step.
+        repeat_threshold: category frequency below which images are repeated; 0 repeats none.
 
     Raises:
         DatasetError: the split has no rows, or a shard cannot be read.
@@ -87,34 +86,34 @@ def plan_of(
         for shard_index, shard in enumerate(manifest.shards)
         for row_group_index, rows in enumerate(shard.row_groups)
     ]
-    repeats = _repeats(split_uri, manifest, repeat_threshold) if repeat_threshold else None
-    return Plan.of(groups, seed=seed, global_batch=global_batch, repeats=repeats)
+    repeats = _read_repeats(split_uri, manifest, repeat_threshold) if repeat_threshold else None
+    return Plan(groups, seed=seed, global_batch=global_batch, repeats=repeats)
 
 
 def read_item(
     item: Item, *, split_uri: str, files: tuple[str, ...], columns: Sequence[str]
 ) -> pa.Table:
-    """Read an item's rows, by step, then by lane, with their place in the plan.
+    """Read an item's rows, by step, then by lane, with the plan's columns.
 
     Args:
-        item: which rows.
+        item: the rows to read.
         split_uri: folder of shards.
         files: name of each shard.
         columns: to read.
 
     Raises:
-        DatasetError: a shard cannot be read, or holds fewer rows than dataset.json says.
+        DatasetError: a shard cannot be read, or has fewer rows than dataset.json says.
     """
-    # One number for each row group, so that each is read once.
-    place = item.shard_index * (item.row_group_index.max() + 1) + item.row_group_index
+    # Each row group is read once, its rows in ascending order.
+    by_row = np.lexsort((item.row, item.row_group_index, item.shard_index))
+    groups = np.stack([item.shard_index, item.row_group_index])[:, by_row]
+    starts = np.flatnonzero(np.diff(groups, prepend=-1).any(axis=0))
     tables, order = [], []
-    for each in np.unique(place):
-        where = np.flatnonzero(place == each)
-        shard, row_group = int(item.shard_index[where[0]]), int(item.row_group_index[where[0]])
+    for part in np.split(by_row, starts[1:]):
+        shard, row_group = int(item.shard_index[part[0]]), int(item.row_group_index[part[0]])
         uri = storage.join(split_uri, files[shard])
-        by_row = np.argsort(item.row[where], kind="stable")
-        tables.append(read_rows(uri, row_group, item.row[where[by_row]], columns=columns))
-        order.append(where[by_row])
+        tables.append(read_rows(uri, row_group, item.row[part], columns=columns))
+        order.append(part)
     table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
     for name in PLAN_COLUMNS:
         table = table.append_column(name, pa.array(getattr(item, name)))
@@ -129,31 +128,31 @@ def run_item(
     columns: Sequence[str],
     prepare: Callable[[pa.Table], pa.Table] | None,
 ) -> pa.Table:
-    """Read one item and prepare its rows: a task of Ray Data.
+    """Read and prepare the rows of one item in a Ray Data task.
 
     Args:
-        packed: one row, whose column `item` is Item.to_bytes.
+        packed: one row, whose column `item` holds Item.to_bytes.
         split_uri: folder of shards.
         files: name of each shard.
         columns: to read.
-        prepare: what else to do with the rows here.
+        prepare: applied to the rows after reading.
     """
     item = Item.from_bytes(packed["item"][0].as_py())
     try:
         rows = read_item(item, split_uri=split_uri, files=files, columns=columns)
         return rows if prepare is None else prepare(rows)
     except PipelineError as error:
-        # Ray Data would lose its type and text on the way. As many rows as the item has, so that it
-        # reaches the worker whose item it is.
-        said = [type(error).__name__, str(error)]
-        return pa.table({_FAILED: pa.array([said] * len(item.step))})
+        # Ray Data would drop the type and the text of the error. The table has as many rows as the
+        # item, so that it reaches the worker that owns the item.
+        failure = [type(error).__name__, str(error)]
+        return pa.table({_FAILED: pa.array([failure] * len(item.step))})
 
 
-def unless_failed(rows: pa.Table) -> pa.Table:
-    """Return what run_item made, or raise what it met.
+def raise_if_failed(rows: pa.Table) -> pa.Table:
+    """Return the rows of run_item, or raise its error.
 
     Raises:
-        PipelineError: the task met it.
+        PipelineError: the task failed.
     """
     if _FAILED in rows.column_names:
         kind, text = rows[_FAILED][0].as_py()
@@ -161,41 +160,41 @@ def unless_failed(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _repeats(split_uri: str, manifest: Manifest, threshold: float) -> Repeats:
-    """Read which categories each row has: two short columns of every shard."""
-    places = [storage.join(split_uri, shard.file) for shard in manifest.shards]
+def _read_repeats(split_uri: str, manifest: Manifest, threshold: float) -> Repeats:
+    """Compute repeat factors from the categories of each row."""
+    uris = [storage.join(split_uri, shard.file) for shard in manifest.shards]
     has_crowds = manifest.task == "instance"
     columns = ["image_id", "category_index", *(["is_crowd"] if has_crowds else [])]
     with ThreadPoolExecutor(_READERS) as pool:
-        table = pa.concat_tables(pool.map(lambda uri: _read_columns(uri, columns), places))
+        table = pa.concat_tables(pool.map(lambda uri: _read_columns(uri, columns), uris))
     counts = pc.list_value_length(table["category_index"]).to_numpy().astype(np.int64)
     row = np.repeat(np.arange(len(table)), counts)
     category = table["category_index"].combine_chunks().flatten().to_numpy().astype(np.int64)
     if has_crowds:
-        # What is not trained does not ask for more training.
+        # Crowds are not trained, so they do not count.
         crowd = table["is_crowd"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         row, category = row[~crowd], category[~crowd]
     factors = repeat_factors(row, category, rows=len(table), threshold=threshold)
     _log.info(
-        "data: with repeat threshold %g an epoch has about %.0f samples of %d images",
+        "data: repeat threshold %g, about %.0f samples per epoch from %d images",
         *(threshold, factors.sum(), len(table)),
     )
     return Repeats(factors=factors, image_ids=table["image_id"].to_numpy())
 
 
 def _read_columns(uri: str, columns: list[str]) -> pa.Table:
-    with _shard(uri, "its categories") as shard:
+    with _open_shard(uri, "categories") as shard:
         return shard.read(columns=columns, use_threads=False)
 
 
 def read_rows(uri: str, row_group: int, rows: Ints, *, columns: Sequence[str]) -> pa.Table:
-    """Read rows of a row group, a few at a time; they rise, and may repeat.
+    """Read rows of a row group, given in ascending order, with or without repetitions.
 
     Raises:
-        DatasetError: the shard cannot be read, or has not so many rows.
+        DatasetError: the shard cannot be read, or the row group has too few rows.
     """
     parts, first = [], 0
-    with _shard(uri, f"row group {row_group}") as shard:
+    with _open_shard(uri, f"row group {row_group}") as shard:
         for batch in shard.iter_batches(
             batch_size=_ROWS_AT_ONCE,
             row_groups=[row_group],
@@ -206,13 +205,13 @@ def read_rows(uri: str, row_group: int, rows: Ints, *, columns: Sequence[str]) -
             parts.append(batch.take(pa.array(rows[low:high] - first)))
             first += len(batch)
         if rows[-1] >= first:
-            raise IndexError(f"row {rows[-1]} is wanted, it has {first} rows")
+            raise IndexError(f"row {rows[-1]} of {first} rows")
     return pa.Table.from_batches(parts)
 
 
 @contextmanager
-def _shard(uri: str, part: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard to read a part of it."""
+def _open_shard(uri: str, part: str) -> Iterator[pq.ParquetFile]:
+    """Open a shard; an error names the part that was read."""
     fs, path = storage.resolve(uri)
     try:
         with fs.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as shard:

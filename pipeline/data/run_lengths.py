@@ -1,7 +1,7 @@
-"""COCO's three ways to write a mask, read into one: run lengths down the columns.
+"""Read COCO's three mask formats into one: run lengths in column-major order.
 
-Everything is checked before a decoder sees it, so a malformed mask is an error with a reason and
-never memory out of bounds. A mask is not painted here: its area and extent come from the runs.
+Everything is checked before pycocotools sees it, so a malformed mask is an error with a reason and
+never an out-of-bounds read. Masks are not decoded to pixels: area and box come from the runs.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,10 @@ from pycocotools import mask as coco_mask
 Runs = NDArray[np.int64]
 
 Segmentation = list[list[float]] | dict[str, Any]
-"""Polygons, or an object with size and counts, as an annotation holds it."""
+"""Polygons, or an object with size and counts, as in an annotation."""
 
-
-LONGEST_OUTLINE_PX = 2**22
-"""The painter's memory grows with the outline, 80 bytes a pixel; honest ones are far shorter."""
+MAX_OUTLINE_PX = 2**22
+"""pycocotools needs 80 bytes per pixel of outline; real outlines are far shorter."""
 
 
 class MaskError(ValueError):
@@ -31,22 +30,22 @@ class MaskError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunLengths:
-    """A binary mask of an image: lengths of alternating runs, first outside, then inside, ..."""
+    """A binary mask of an image as lengths of alternating runs, starting with zeros."""
 
     size_hw: tuple[int, int]
     encoded: bytes
-    """The same as COCO's compressed counts."""
+    """COCO's compressed counts."""
     runs: Runs
-    """(number of runs,) they add up to height * width."""
+    """(number of runs,); they add up to height * width."""
 
     @property
     def area_px(self) -> int:
-        """Pixels inside."""
+        """Number of pixels in the mask."""
         return int(self.runs[1::2].sum())
 
     @property
-    def extent_xyxy(self) -> tuple[int, int, int, int]:
-        """The smallest box around the pixels inside; there must be one."""
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """The smallest box around the mask, which must not be empty."""
         height = self.size_hw[0]
         stops = self.runs.cumsum()[1::2]
         starts = stops - self.runs[1::2]
@@ -66,7 +65,7 @@ def read_segmentation(segmentation: Segmentation, size_hw: tuple[int, int]) -> R
         size_hw: the image's size.
 
     Raises:
-        MaskError: it breaks a rule; the first broken one is told.
+        MaskError: the first broken rule.
     """
     if isinstance(segmentation, list):
         _check_polygons(segmentation, size_hw)
@@ -81,30 +80,30 @@ def read_segmentation(segmentation: Segmentation, size_hw: tuple[int, int]) -> R
     return lengths
 
 
-def read_numbers(numbers: NDArray[np.unsignedinteger[Any]]) -> dict[int, RunLengths]:
-    """Read the masks of all numbers that are in an image of numbers, in one pass.
+def encode_instance_masks(ids: NDArray[np.unsignedinteger[Any]]) -> dict[int, RunLengths]:
+    """Encode the mask of every id in an instance map, in one pass.
 
     Args:
-        numbers: (H, W).
+        ids: (H, W).
 
     Returns:
-        The mask of each number, rising.
+        Masks by ascending id.
     """
-    height, width = numbers.shape
-    flat = numbers.T.ravel()
+    height, width = ids.shape
+    flat = ids.T.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     stops = np.append(starts[1:], flat.size)
     values = flat[starts]
     return {
-        int(number): _of_spans(
-            starts[values == number], stops[values == number], size_hw=(height, width)
+        int(value): _from_spans(
+            starts[values == value], stops[values == value], size_hw=(height, width)
         )
-        for number in np.unique(values)
+        for value in np.unique(values)
     }
 
 
-def polygons_reach_px(segmentation: Segmentation, size_hw: tuple[int, int]) -> float:
-    """Measure how far polygons reach outside the image; 0 where they do not, or there are none."""
+def measure_overhang_px(segmentation: Segmentation, size_hw: tuple[int, int]) -> float:
+    """Measure how far polygons reach outside the image; 0 for run lengths."""
     if not isinstance(segmentation, list):
         return 0.0
     height, width = size_hw
@@ -119,21 +118,21 @@ def decode_counts(encoded: bytes, size_hw: tuple[int, int]) -> Runs:
     """Read COCO's compressed counts of a whole image.
 
     Raises:
-        MaskError: they are no counts, or do not fill the image.
+        MaskError: they are not counts, or do not fill the image.
     """
     runs = _decode(encoded)
     _check_runs(runs, size_hw)
     return runs
 
 
-def _of_spans(starts: Runs, stops: Runs, *, size_hw: tuple[int, int]) -> RunLengths:
-    """Make run lengths of what lies inside, in spans of the columns laid end to end."""
+def _from_spans(starts: Runs, stops: Runs, *, size_hw: tuple[int, int]) -> RunLengths:
+    """Make run lengths from spans of the column-major mask."""
     height, width = size_hw
     runs = np.empty(2 * len(starts) + 1, dtype=np.int64)
     runs[0::2] = np.append(starts, height * width) - np.concatenate([[0], stops])
     runs[1::2] = stops - starts
     if runs[-1] == 0:
-        # COCO ends with the last run that there is.
+        # COCO omits a trailing run of length 0.
         runs = runs[:-1]
     packed = {"size": [height, width], "counts": runs.tolist()}
     encoded = bytes(coco_mask.frPyObjects(packed, height, width)["counts"])
@@ -150,16 +149,16 @@ def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> No
             worst = points.flat[np.abs(points).argmax()]
             raise MaskError("mask_format", f"polygon {number} has a point at {worst:g}")
         length = np.abs(points - np.roll(points, 1, axis=0)).sum()
-        if length > LONGEST_OUTLINE_PX:
+        if length > MAX_OUTLINE_PX:
             raise MaskError("mask_format", f"polygon {number} has an outline of {length:.0f} px")
 
 
 def _points(polygon: list[float], number: int) -> NDArray[np.float64]:
-    """Give a polygon's points, (n, 2)."""
+    """Return a polygon's points, (n, 2)."""
     if len(polygon) < 6 or len(polygon) % 2:
         raise MaskError("polygon_short", f"polygon {number} has {len(polygon)} numbers")
     if not {*map(type, polygon)} <= {int, float}:
-        raise MaskError("mask_format", f"polygon {number} holds what is no number")
+        raise MaskError("mask_format", f"polygon {number} holds a value that is not a number")
     try:
         points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
     except OverflowError:
@@ -179,11 +178,11 @@ def _from_runs(segmentation: dict[str, Any], size_hw: tuple[int, int]) -> tuple[
     counts = segmentation["counts"]
     if isinstance(counts, str):
         if not counts.isascii():
-            raise MaskError("mask_format", "counts hold characters that run lengths cannot have")
+            raise MaskError("mask_format", "counts hold characters that are not ASCII")
         encoded = counts.encode("ascii")
         return encoded, decode_counts(encoded, size_hw)
     if not {*map(type, counts)} <= {int} or not all(0 <= run <= height * width for run in counts):
-        raise MaskError("mask_format", "a run length is no whole number between 0 and the area")
+        raise MaskError("mask_format", "a run length is not an integer between 0 and the area")
     runs = np.asarray(counts, dtype=np.int64)
     _check_runs(runs, size_hw)
     packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
@@ -201,24 +200,24 @@ def _check_runs(runs: Runs, size_hw: tuple[int, int]) -> None:
 
 
 def _decode(encoded: bytes) -> Runs:
-    """Unpack compressed counts.
+    """Decode compressed counts.
 
-    A number is written in groups of 5 bits, lowest first, as characters from 48 on; bit 5 says
-    that more follow, bit 4 of the last is the sign. From the fourth on, numbers are differences
-    to the one two places before.
+    A number is written in groups of 5 bits, lowest first, as characters from 48 on; bit 5 means
+    that more groups follow, bit 4 of the last group is the sign. From the fourth number on, each
+    is the difference to the number two before.
     """
     groups = np.frombuffer(encoded, dtype=np.uint8).astype(np.int64) - 48
     if len(groups) == 0:
         return groups
     if groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
-        raise MaskError("mask_format", "counts are no compressed run lengths")
+        raise MaskError("mask_format", "counts are not compressed run lengths")
     last = np.flatnonzero((groups & 32) == 0)
     first = np.concatenate([[0], last[:-1] + 1])
     widths = last - first + 1
     if widths.max() > 8:
         raise MaskError("mask_format", "counts hold a number of more than 40 bits")
-    place = np.arange(len(groups)) - np.repeat(first, widths)
-    numbers = np.add.reduceat((groups & 31) << (5 * place), first)
+    position = np.arange(len(groups)) - np.repeat(first, widths)
+    numbers = np.add.reduceat((groups & 31) << (5 * position), first)
     negative = (groups[last] & 16) != 0
     numbers -= np.where(negative, np.left_shift(1, 5 * widths), 0)
     numbers[1::2] = numbers[1::2].cumsum()

@@ -1,4 +1,4 @@
-"""What a shard holds: the columns of a row, and a hash of what is in them."""
+"""The columns of a shard, and the hash of a row."""
 
 import hashlib
 import json
@@ -10,22 +10,26 @@ import pyarrow as pa
 Task = Literal["instance", "semantic"]
 
 SCHEMA_VERSION = 2
-"""Of what is written. 2 added semantic rows and the columns of federated ones."""
+"""Version that ingest writes. 2 added semantic rows and the columns of federated ones."""
 
 READ_VERSIONS = (1, 2)
-"""Instance rows of version 1 are those of version 2."""
+"""Instance rows of version 1 and 2 are equal."""
 
 FIELD_SIDE = 112
 """Side of an instance's squeeze field, in cells."""
 
+_IMAGE_COLUMNS = [
+    pa.field("image_id", pa.int64(), nullable=False),
+    pa.field("file_name", pa.string(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    # The encoded file, byte for byte.
+    pa.field("image", pa.binary(), nullable=False),
+]
+
 INSTANCE_SCHEMA = pa.schema(
     [
-        pa.field("image_id", pa.int64(), nullable=False),
-        pa.field("file_name", pa.string(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        # The encoded file exactly as it came.
-        pa.field("image", pa.binary(), nullable=False),
+        *_IMAGE_COLUMNS,
         # One entry for each annotation, in the order of annotation ids.
         pa.field("annotation_id", pa.list_(pa.int64()), nullable=False),
         pa.field("boxes_xyxy", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
@@ -34,39 +38,33 @@ INSTANCE_SCHEMA = pa.schema(
         pa.field("area_px", pa.list_(pa.float32()), nullable=False),
         # COCO's compressed run-length counts, at image size.
         pa.field("rle", pa.list_(pa.binary()), nullable=False),
-        # FIELD_SIDE * FIELD_SIDE int8, row by row; crowds have one too, so lists stay aligned.
+        # FIELD_SIDE * FIELD_SIDE int8, row-major; crowds have one too, so lists stay aligned.
         pa.field("squeeze_field", pa.list_(pa.binary(FIELD_SIDE * FIELD_SIDE)), nullable=False),
     ]
 )
 """A row of an instance shard."""
 
-
 FEDERATED = {
     "neg_category_ids": "neg_category_index",
     "not_exhaustive_category_ids": "not_exhaustive_category_index",
 }
-"""LVIS looked for a few categories in each image. Key of its file: column of a row.
+"""LVIS annotates only a few categories in each image. Key in its file: column of a row.
 
-Negative categories were looked for and are not there; of not exhaustive ones, instances may be
-missing; positive ones are those that have annotations; nothing is known of the others.
+Negative categories are verified to be absent; not exhaustive ones may lack instances; positive ones
+are those with annotations; nothing is known about the others.
 """
 
 PLANES = ("label", "other_1", "distance_1", "other_2", "distance_2")
-"""Columns of a semantic row that are PNGs of the image's size, 8 bits a pixel.
+"""Columns of a semantic row that are PNGs of the image's size, 8 bits per pixel.
 
-label is a category_index, or 255 where a pixel carries no class; what the others are is said in
-pipeline/data/semantic_fields.py.
+label is a category_index, or 255 for pixels without a class; pipeline/data/semantic_fields.py
+defines the others.
 """
 
 SEMANTIC_SCHEMA = pa.schema(
     [
-        pa.field("image_id", pa.int64(), nullable=False),
-        pa.field("file_name", pa.string(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        # The encoded file exactly as it came.
-        pa.field("image", pa.binary(), nullable=False),
-        # The classes that are in the label, rising, and their pixels.
+        *_IMAGE_COLUMNS,
+        # The classes in the label, ascending, and their numbers of pixels.
         pa.field("category_index", pa.list_(pa.int32()), nullable=False),
         pa.field("class_px", pa.list_(pa.int64()), nullable=False),
         *(pa.field(name, pa.binary(), nullable=False) for name in PLANES),
@@ -83,15 +81,15 @@ FEDERATED_SCHEMA = pa.schema(
 """A row of an instance shard of a federated data set."""
 
 
-def schema_of(task: Task, *, federated: bool) -> pa.Schema:
-    """Give the columns of a row."""
+def get_schema(task: Task, *, federated: bool) -> pa.Schema:
+    """Return the columns of a row."""
     if task == "semantic":
         return SEMANTIC_SCHEMA
     return FEDERATED_SCHEMA if federated else INSTANCE_SCHEMA
 
 
-def row_digest(row: dict[str, Any]) -> bytes:
-    """Hash what a row holds, as it is written and as it is read back."""
+def hash_row(row: dict[str, Any]) -> bytes:
+    """Hash a row, equally before it is written and after it is read back."""
     digest = hashlib.sha256(row["image"])
     digest.update(json.dumps([row[name] for name in _PLAIN if name in row]).encode())
     for name in ("boxes_xyxy", "area_px"):

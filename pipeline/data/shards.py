@@ -1,7 +1,7 @@
-"""Make one shard: read its images, check them, write one Parquet file; or find that this is done.
+"""Make one shard: validate its images and write one Parquet file, or find that it is done already.
 
-A shard is a pure function of its part of the annotations and of its image files, so it can be made
-anywhere, again, and in any order. What it was made from stands in the file's own footer.
+A shard is a pure function of its entries and image files, so it can be made anywhere, in any order,
+and more than once. The file's footer records what it was made from.
 """
 
 import hashlib
@@ -11,55 +11,53 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.dataset_files import Files, Found
-from pipeline.data.manifest import ShardInfo
-from pipeline.data.problems import EXAMPLES, Problem
+from pipeline.data.dataset_files import FileContent, FileReader
+from pipeline.data.manifest import ShardInfo, parse_shard_info
+from pipeline.data.problems import Problem, ProblemCounts
 from pipeline.data.schema import (
     FEDERATED,
     FIELD_SIDE,
     PLANES,
     SCHEMA_VERSION,
-    row_digest,
-    schema_of,
+    get_schema,
+    hash_row,
 )
 from pipeline.data.source_index import (
     AnnotationRules,
     File,
     FrameRules,
     LabelRules,
-    Listed,
     Rules,
-    is_federated,
-    task_of,
+    SourceImage,
 )
-from pipeline.data.validate_cityscapes import examine_frame
-from pipeline.data.validate_image import MAX_IMAGE_BYTES, MAX_PIXELS, Examined, examine
-from pipeline.data.validate_label_map import examine_label
+from pipeline.data.validate_cityscapes import validate_frame
+from pipeline.data.validate_image import MAX_IMAGE_BYTES, MAX_PIXELS, ValidatedImage, validate_image
+from pipeline.data.validate_label_map import validate_label_map
 
 ROW_GROUP_ROWS = 32
-"""Rows that are read at once, and the grain of the shuffle (architecture: the data plan)."""
+"""Rows read at once, and the unit of the shuffle."""
 
 FOOTER_KEY = b"boundary-squeeze.shard"
 
 OnBad = Literal["stop", "drop", "fix"]
 
 _RULES_VERSION = 1
-"""Raise it when the same input gives other rows: then finished shards are made again."""
+"""Raise it when equal input gives other rows, so that finished shards are made again."""
 
-_READERS = 8
-"""Files read at once: object stores answer slowly and many at a time."""
+_READ_THREADS = 8
+"""Object stores have high latency, and serve many requests at once."""
 
 _FILE_KINDS = ("image_", "label_", "polygon_file")
-"""What is wrong with a file can be mended without a trace in the listing."""
+"""A file can be repaired without a change in the index, so these problems are checked again."""
 
-# Of short numbers the footer keeps least and greatest, which the audit reads; encoded images do not
-# get smaller, fields do, ten times.
+# The audit reads min and max of these from the footer. Encoded images do not compress; fields do,
+# ten times.
 _NUMBERS = [
     "image_id",
     "height",
@@ -84,11 +82,11 @@ _COMPRESSION = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSettings:
-    """What all shards of a data set have in common."""
+    """Settings shared by all shards of a data set."""
 
     rules: Rules
     mounts: dict[str, str]
-    """Where files lie; they take no part in what a shard is made from."""
+    """URI by mount name. A shard's content does not depend on it."""
     num_categories: int
     out: str
     on_bad: OnBad = "stop"
@@ -97,7 +95,7 @@ class ShardSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardReport:
-    """What became of a shard."""
+    """The content and the problems of a finished shard."""
 
     info: ShardInfo
     problems: list[Problem] = field(default_factory=list)
@@ -106,68 +104,73 @@ class ShardReport:
     """First examples by kind."""
     notice_counts: dict[str, int] = field(default_factory=dict)
     images: int = 0
-    """Image entries looked at, sound or not."""
+    """Image entries validated, with or without a row."""
     category_images: list[int] = field(default_factory=list)
-    """Rows in which a category is, by category_index; crowds do not count."""
+    """Rows with each category, by category_index; crowds do not count."""
     category_px: list[int] = field(default_factory=list)
     """Pixels of each class of a semantic shard, by category_index."""
-    was_done: bool = False
+    was_reused: bool = False
     peak_rss_mb: int = 0
 
     @property
     def is_clean(self) -> bool:
-        """Tell whether every image and annotation is in the shard as it came."""
+        """Tell whether every image and annotation is in the shard unchanged."""
         return not self.problems
 
 
-def pack(images: list[Listed]) -> bytes:
-    """Pack a shard's part of a listing for the way to a worker."""
+def parse_report(plain: dict[str, Any]) -> ShardReport:
+    """Make a report from its JSON form."""
+    problems = [Problem(**each) for each in plain["problems"]]
+    return ShardReport(**{**plain, "info": parse_shard_info(plain["info"]), "problems": problems})
+
+
+def pack(images: list[SourceImage]) -> bytes:
+    """Pack a shard's part of an index to send it to a worker."""
     return zlib.compress(json.dumps(images).encode(), level=1)
 
 
 def make_shard(file: str, packed: bytes, settings: ShardSettings) -> ShardReport:
-    """Make a shard, unless it is there already.
+    """Make a shard, unless it exists already.
 
     Args:
         file: its name.
-        packed: its images, as `pack` gives them.
+        packed: its images, from `pack`.
         settings: those of the data set.
 
     Returns:
-        What is in it and what is wrong; with `on_bad="stop"` a shard with problems is not written.
+        Its content and problems; with `on_bad="stop"` a shard with problems is not written.
 
     Raises:
-        StorageError: images cannot be read, other than that they are not there, or the shard cannot
-            be written.
+        StorageError: an existing image cannot be read, or the shard cannot be written.
     """
-    source = _source_hash(packed, settings)
-    place = storage.join(settings.out, file)
-    done = _read_report(place, source, settings.on_bad)
+    source = _hash_source(packed, settings)
+    uri = storage.join(settings.out, file)
+    done = _read_report(uri, source, settings.on_bad)
     if done is not None:
         return done
-    made = _Shard(settings)
-    for image, files in _with_files(_unpacked(packed), settings.mounts):
-        made.add(image, files)
-    report = made.close(file, source)
+    shard = _Shard(settings)
+    for image, content, label in _read_files(_unpack(packed), settings.mounts):
+        shard.add(image, content, label)
+    report = shard.close(file, source)
     if report.info.rows and (report.is_clean or settings.on_bad != "stop"):
-        storage.write_bytes_atomic(place, made.bytes())
-        report = replace(report, info=replace(report.info, size_bytes=len(made.bytes())))
+        storage.write_bytes_atomic(uri, shard.bytes())
+        report = replace(report, info=replace(report.info, size_bytes=len(shard.bytes())))
     return report
 
 
 class _Shard:
-    """A shard in the making: row groups as they fill, and what was found on the way."""
+    """A shard under construction: full row groups, and the problems found so far."""
 
     def __init__(self, settings: ShardSettings) -> None:
         self._settings = settings
-        self._schema = schema_of(task_of(settings.rules), federated=is_federated(settings.rules))
+        self._schema = get_schema(settings.rules.task, federated=settings.rules.federated)
         self._out = pa.BufferOutputStream()
         self._writer = pq.ParquetWriter(
             self._out,
             self._schema,
-            compression=_of_schema(_COMPRESSION, self._schema),
+            compression=_select_columns(_COMPRESSION, self._schema),
             use_dictionary=False,
-            write_statistics=list(_of_schema(dict.fromkeys(_NUMBERS), self._schema)),
+            write_statistics=list(_select_columns(dict.fromkeys(_NUMBERS), self._schema)),
             write_page_checksum=True,
         )
         self._rows: list[dict[str, Any]] = []
@@ -178,17 +181,16 @@ class _Shard:
         self._digest = hashlib.sha256()
         self._images = 0
         self._problems: list[Problem] = []
-        self._notices: dict[str, list[str]] = {}
-        self._notice_counts: dict[str, int] = {}
+        self._notices = ProblemCounts()
 
-    def add(self, image: Listed, files: "_FilesOf") -> None:
-        """Examine an image and keep its row."""
+    def add(self, image: SourceImage, content: FileContent, label: FileContent) -> None:
+        """Validate an image and keep its row."""
         self._images += 1
-        found = _examined(image, files, self._settings)
-        for problem in found.problems:
+        result = _validate(image, content, label, self._settings)
+        for problem in result.problems:
             self._note(problem)
-        if found.row is not None:
-            self._keep(found.row)
+        if result.row is not None:
+            self._keep(result.row)
 
     def close(self, file: str, source: str) -> ShardReport:
         """Finish the file, with the report in its footer."""
@@ -203,23 +205,23 @@ class _Shard:
         report = ShardReport(
             info=info,
             problems=self._problems,
-            notices=self._notices,
-            notice_counts=self._notice_counts,
+            notices=self._notices.examples,
+            notice_counts=dict(self._notices.counts),
             images=self._images,
             category_images=self._category_images,
             category_px=self._category_px,
             peak_rss_mb=peak_rss_mb(),
         )
-        # A shard without problems is the same whatever is done with problems.
+        # Without problems, on_bad makes no difference.
         on_bad = "" if report.is_clean else self._settings.on_bad
         stored = {**asdict(report), "source": source, "on_bad": on_bad}
-        del stored["peak_rss_mb"], stored["was_done"]
+        del stored["peak_rss_mb"], stored["was_reused"]
         self._writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(stored)})
         self._writer.close()
         return report
 
     def bytes(self) -> Any:  # noqa: ANN401  an Arrow buffer: as good as bytes, and not copied
-        """The finished file."""
+        """Return the finished file."""
         return self._out.getvalue()
 
     def _keep(self, row: dict[str, Any]) -> None:
@@ -229,16 +231,13 @@ class _Shard:
             self._category_images[index] += 1
         for index, pixels in zip(row["category_index"], row.get("class_px", ()), strict=False):
             self._category_px[index] += pixels
-        self._digest.update(row_digest(row))
+        self._digest.update(hash_row(row))
         if len(self._rows) == ROW_GROUP_ROWS:
             self._flush()
 
     def _note(self, problem: Problem) -> None:
         if problem.severity == "notice":
-            self._notice_counts[problem.kind] = self._notice_counts.get(problem.kind, 0) + 1
-            examples = self._notices.setdefault(problem.kind, [])
-            if len(examples) < EXAMPLES:
-                examples.append(f"{problem.subject}: {problem.reason}")
+            self._notices.add(problem.kind, problem.example)
             return
         if problem.action == "found" and self._settings.on_bad != "stop":
             problem = replace(problem, action="dropped")
@@ -251,37 +250,25 @@ class _Shard:
             self._rows.clear()
 
 
-class _FilesOf(NamedTuple):
-    """The files of an image as they were read."""
-
-    image: Found
-    label: Found
-
-
-def _examined(image: Listed, files: _FilesOf, settings: ShardSettings) -> Examined:
-    rules, fix = settings.rules, settings.on_bad == "fix"
+def _validate(
+    image: SourceImage, content: FileContent, label: FileContent, settings: ShardSettings
+) -> ValidatedImage:
+    rules, max_pixels, fix = settings.rules, settings.max_pixels, settings.on_bad == "fix"
     match rules:
         case AnnotationRules():
-            return examine(
+            return validate_image(
                 image.entry,
-                files.image,
+                content,
                 rules.category_index,
-                max_pixels=settings.max_pixels,
+                max_pixels=max_pixels,
                 clip_boxes=fix,
                 federated=rules.federated,
             )
         case FrameRules():
-            return examine_frame(
-                image.entry, files.image, files.label, max_pixels=settings.max_pixels
-            )
+            return validate_frame(image.entry, content, label, max_pixels=max_pixels)
         case LabelRules():
-            return examine_label(
-                image.entry,
-                files.image,
-                files.label,
-                rules,
-                max_pixels=settings.max_pixels,
-                take_palette=fix,
+            return validate_label_map(
+                image.entry, content, label, rules, max_pixels=max_pixels, take_palette=fix
             )
 
 
@@ -294,18 +281,18 @@ def _categories_in(row: dict[str, Any]) -> set[int]:
     }
 
 
-def _of_schema(settings: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    """Leave those of the columns that there are."""
+def _select_columns(settings: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    """Select the settings of columns that the schema has."""
     return {path: each for path, each in settings.items() if path.split(".")[0] in schema.names}
 
 
-def read_footer(place: str) -> tuple[pq.FileMetaData, dict[str, Any]] | None:
+def read_footer(uri: str) -> tuple[pq.FileMetaData, dict[str, Any]] | None:
     """Read a shard's Parquet metadata and what ingest wrote into it.
 
     Returns:
-        None where there is no such file, or it is no shard.
+        None if the file is missing or not a shard.
     """
-    fs, path = storage.resolve(place)
+    fs, path = storage.resolve(uri)
     try:
         with fs.open_input_file(path) as stream:
             metadata = pq.read_metadata(stream)
@@ -315,62 +302,54 @@ def read_footer(place: str) -> tuple[pq.FileMetaData, dict[str, Any]] | None:
 
 
 def peak_rss_mb() -> int:
-    """Tell the most memory that this process has held."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _source_hash(packed: bytes, settings: ShardSettings) -> str:
+def _hash_source(packed: bytes, settings: ShardSettings) -> str:
     rules = [type(settings.rules).__name__, asdict(settings.rules)]
-    made = [_RULES_VERSION, SCHEMA_VERSION, FIELD_SIDE, settings.max_pixels, rules]
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
+    inputs = [_RULES_VERSION, SCHEMA_VERSION, FIELD_SIDE, settings.max_pixels, rules]
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     digest.update(zlib.decompress(packed))
     return digest.hexdigest()
 
 
-def _read_report(place: str, source: str, on_bad: str) -> ShardReport | None:
-    """Give the report of a finished shard; None where it must be made."""
-    footer = read_footer(place)
+def _read_report(uri: str, source: str, on_bad: str) -> ShardReport | None:
+    """Read the report of a finished shard; None if the shard must be made."""
+    footer = read_footer(uri)
     if footer is None or footer[1].get("source") != source:
         return None
     stored = footer[1]
-    problems = [Problem(**each) for each in stored["problems"]]
+    report = parse_report({key: stored[key] for key in stored if key not in ("source", "on_bad")})
     if stored["on_bad"] not in ("", on_bad) or any(
-        each.kind.startswith(_FILE_KINDS) for each in problems
+        each.kind.startswith(_FILE_KINDS) for each in report.problems
     ):
         return None
-    info = {**stored["info"], "row_groups": tuple(stored["info"]["row_groups"])}
-    info["size_bytes"] = storage.file_size(place) or 0
-    return ShardReport(
-        info=ShardInfo(**info),
-        problems=problems,
-        notices=stored["notices"],
-        notice_counts=stored["notice_counts"],
-        images=stored["images"],
-        category_images=stored["category_images"],
-        category_px=stored["category_px"],
-        was_done=True,
-        peak_rss_mb=peak_rss_mb(),
-    )
+    info = replace(report.info, size_bytes=storage.file_size(uri) or 0)
+    return replace(report, info=info, was_reused=True, peak_rss_mb=peak_rss_mb())
 
 
-def _unpacked(packed: bytes) -> list[Listed]:
+def _unpack(packed: bytes) -> list[SourceImage]:
     return [
-        Listed(entry, File(*image), None if label is None else File(*label))
+        SourceImage(entry, File(*image), None if label is None else File(*label))
         for entry, image, label in json.loads(zlib.decompress(packed))
     ]
 
 
-def _with_files(images: list[Listed], mounts: dict[str, str]) -> Iterator[tuple[Listed, _FilesOf]]:
-    """Read the files of images, a row group ahead at most."""
-    with Files() as files, ThreadPoolExecutor(_READERS) as pool:
+def _read_files(
+    images: list[SourceImage], mounts: dict[str, str]
+) -> Iterator[tuple[SourceImage, FileContent, FileContent]]:
+    """Read the image and label files of images, at most one row group in advance."""
+    with FileReader() as reader, ThreadPoolExecutor(_READ_THREADS) as pool:
 
-        def read(file: File | None) -> Found:
+        def read(file: File | None) -> FileContent:
             if file is None:
-                return Found(None)
-            # One byte more than allowed tells that there are more.
-            return files.read(mounts[file.mount], file.name, most_bytes=MAX_IMAGE_BYTES + 1)
+                return FileContent(None)
+            # One byte over the limit shows that the file is too long.
+            return reader.read(mounts[file.mount], file.name, max_bytes=MAX_IMAGE_BYTES + 1)
 
         for start in range(0, len(images), ROW_GROUP_ROWS):
             group = images[start : start + ROW_GROUP_ROWS]
-            found = pool.map(lambda each: _FilesOf(read(each.image), read(each.label)), group)
-            yield from zip(group, found, strict=True)
+            contents = pool.map(read, [each.image for each in group])
+            labels = pool.map(read, [each.label for each in group])
+            yield from zip(group, contents, labels, strict=True)

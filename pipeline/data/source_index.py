@@ -1,12 +1,12 @@
-"""What a source lists: its images with the files that belong to each, before a file is opened.
+"""The index of a source: its images and the files of each, made before a file is opened.
 
-A source is a function from what the user typed to a Listing. The files are read, checked and made
-into rows elsewhere (pipeline/data/shards.py), by many processes; what these must know beside the
-entry of an image are the rules of its source.
+A source is a function from an IngestConfig to a SourceIndex. Many processes read the files and turn
+them into rows (pipeline/data/shards.py); besides an image's entry they need the source's rules.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pipeline.data.manifest import Category
 from pipeline.data.problems import Entry, Problem
@@ -14,83 +14,88 @@ from pipeline.data.schema import Task
 
 
 class File(NamedTuple):
-    """A file of a data set: a name under one of the listing's mounts."""
+    """A file of a data set: a name under one of the index's mounts."""
 
     mount: str
     name: str
 
 
-class Listed(NamedTuple):
-    """An image that a source lists."""
+class SourceImage(NamedTuple):
+    """An image of a source."""
 
     entry: Entry
-    """At least id and file_name; what else, the source's rules say."""
+    """At least id and file_name; further keys depend on the source's rules."""
     image: File
     label: File | None = None
-    """The file with its annotations, where it has one of its own."""
+    """Its label file, if labels are files of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotationRules:
-    """Entries hold height, width and annotations, as COCO writes them."""
+    """Entries hold height, width and annotations in COCO's format."""
+
+    task: ClassVar[Task] = "instance"
+    fix: ClassVar[str] = "cuts boxes that reach outside at the image's border"
 
     category_index: dict[int, int]
     """By category_id."""
     federated: bool = False
-    """Entries hold the lists of FEDERATED too, as LVIS writes them."""
+    """Entries also hold LVIS's lists, schema.FEDERATED."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameRules:
     """Label files are instanceIds.png or polygons.json of Cityscapes."""
 
+    task: ClassVar[Task] = "instance"
+    fix: ClassVar[str] = ""
+    federated: ClassVar[bool] = False
+
 
 UNKNOWN_VALUE = 254
-"""Stands for a value that is in no table; so there may be 254 classes."""
+"""Marks a value that is in no table, so there may be 254 classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelRules:
-    """Label files are PNGs with one class a pixel."""
+    """Label files are PNGs with one class per pixel."""
+
+    task: ClassVar[Task] = "semantic"
+    fix: ClassVar[str] = "takes palette indices as values"
+    federated: ClassVar[bool] = False
 
     index_of_value: tuple[int, ...]
     """256 long: category_index, 255 for no class, or UNKNOWN_VALUE."""
 
+    @classmethod
+    def of(cls, index_of_value: Mapping[int, int]) -> "LabelRules":
+        """Make the rules from the category_index, or 255, of each known value."""
+        return cls(
+            index_of_value=tuple(index_of_value.get(value, UNKNOWN_VALUE) for value in range(256))
+        )
+
 
 Rules = AnnotationRules | FrameRules | LabelRules
+"""How rows are made. `fix` says what --on-bad fix repairs; empty if it only drops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Listing:
-    """Everything that a data set lists, in order of image id, and what is wrong with the list."""
+class SourceIndex:
+    """Everything a data set lists, in order of image id, and the problems of the list itself."""
 
     rules: Rules
     categories: tuple[Category, ...]
-    images: list[Listed]
+    images: list[SourceImage]
     mounts: dict[str, str]
-    """Where files lie, by the name that they use. It takes no part in what rows hold."""
+    """URI by mount name. Rows do not depend on it."""
     problems: list[Problem]
     listed_images: int
-    """Entries in the source, sound or not."""
+    """Entries in the source, valid or not."""
     listed_annotations: int | None
-    """None where only files tell."""
+    """None if only the label files tell."""
     title: str
-    """What was read, in words."""
+    """Description of the source for messages."""
     source: str
-    """Names the content of the list, without naming its place."""
-    where: str = ""
-    """Where users get files that are missing."""
-
-
-def task_of(rules: Rules) -> Task:
-    """Tell what kind of rows the images become."""
-    match rules:
-        case AnnotationRules() | FrameRules():
-            return "instance"
-        case LabelRules():
-            return "semantic"
-
-
-def is_federated(rules: Rules) -> bool:
-    """Tell whether rows say which categories were looked for."""
-    return isinstance(rules, AnnotationRules) and rules.federated
+    """Identifies the content of the list, independent of its location."""
+    download: str = ""
+    """Where users get missing files."""

@@ -1,11 +1,11 @@
-"""Batches for a trainer, step by step, with or without Ray: the same tensors either way.
+"""Stream training batches step by step; the tensors are the same with and without Ray.
 
-`local_batches` reads in this process. With Ray Train the driver makes `ray_chapters` and each
-worker draws `worker_batches` from them. Both run the items of one plan (pipeline/data/plan.py) and
-collate in background threads; where an image is decoded (DataConfig.decode_in) changes no pixel.
+`local_batches` reads in this process. With Ray Train the driver calls `ray_chapters` and each
+worker iterates over `worker_batches`. Both run the items of one plan (pipeline/data/plan.py) and
+collate in background threads. DataConfig.decode_in moves the decoding but changes no pixel.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ from pipeline.data.batch import Batch
 from pipeline.data.collate import collate
 from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import Chapter
-from pipeline.data.prefetch import ahead
-from pipeline.data.read_rows import plan_of, read_item, rows_per_item, train_columns
+from pipeline.data.prefetch import prefetch
+from pipeline.data.read_rows import make_plan, read_item, rows_per_item, train_columns
 from pipeline.errors import TrainingError
 from pipeline.recipe import DataConfig
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     import ray.data
     import ray.train
 
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """What one worker trains in one optimizer step."""
+    """The batches of one worker in one optimizer step."""
 
     step: int
     epoch: int
-    """How many epochs have been trained when the step starts."""
-    passes: tuple[Batch, ...]
-    """The worker's part of the global batch, by lane, a few images at a time."""
+    """Epochs completed when the step starts."""
+    microbatches: tuple[Batch, ...]
+    """The worker's share of the global batch, by lane."""
 
 
 def local_batches(
@@ -51,26 +51,26 @@ def local_batches(
     stop_step: int,
     with_masks: bool = False,
 ) -> Iterator[StepBatch]:
-    """Yield whole global batches of steps first_step to stop_step - 1, read in this process.
+    """Yield the global batches of steps first_step to stop_step - 1, read in this process.
 
-    Closing the iterator ends its threads.
+    Closing the iterator stops its threads.
 
     Args:
         split_uri: folder of shards.
-        data: how an image is prepared.
-        seed: the recipe's.
-        global_batch: images of a step.
-        images_per_microbatch: images of one forward pass.
-        first_step: where to begin; may lie anywhere.
-        stop_step: the first step that is not wanted.
-        with_masks: decode masks of instances too, for targets made on each RoI's own mask.
+        data: the transforms.
+        seed: of the recipe.
+        global_batch: images per step.
+        images_per_microbatch: images per forward pass.
+        first_step: any step.
+        stop_step: the step after the last one.
+        with_masks: decode instance masks too, for targets from each RoI's own mask.
 
     Raises:
         DatasetError: the shards are missing or damaged, or an image cannot be decoded.
     """
     manifest = read_manifest(split_uri)
     files = tuple(shard.file for shard in manifest.shards)
-    plan = plan_of(
+    plan = make_plan(
         split_uri,
         manifest,
         seed=seed,
@@ -82,14 +82,13 @@ def local_batches(
     tables = (read_item(item, split_uri=split_uri, files=files, columns=columns) for item in items)
     steps = _steps(
         tables,
-        Chapter("of this process", first_step, stop_step, 1),
+        Chapter("local", first_step, stop_step, 1),
         first_step,
         lanes=range(global_batch),
     )
-    make = _maker(
-        data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+    return _collate_steps(
+        steps, data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
     )
-    return _prepared(steps, make, data)
 
 
 def ray_chapters(
@@ -101,18 +100,18 @@ def ray_chapters(
     chapters: tuple[Chapter, ...],
     with_masks: bool = False,
 ) -> tuple[dict[str, "ray.data.Dataset"], "ray.train.DataConfig"]:
-    """Make what TorchTrainer takes as `datasets` and `dataset_config`; call it in the driver.
+    """Make TorchTrainer's `datasets` and `dataset_config`, in the driver.
 
     Args:
         split_uri: folder of shards, readable from every node.
-        data: how an image is prepared, and where.
-        seed: the recipe's.
-        global_batch: images of a step.
-        chapters: all of the run's, from plan.chapters.
-        with_masks: carry masks too.
+        data: the transforms, and where to decode.
+        seed: of the recipe.
+        global_batch: images per step.
+        chapters: all chapters of the run, from plan.chapters.
+        with_masks: read masks too.
 
     Raises:
-        DatasetError: the folder is not complete or holds no rows.
+        DatasetError: the folder is incomplete or has no rows.
     """
     from pipeline.data import ray_chapters as ray_side  # noqa: PLC0415  imports Ray
 
@@ -138,104 +137,104 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
     first_step: int = 0,
     with_masks: bool = False,
 ) -> Iterator[StepBatch]:
-    """Yield this worker's part of each step of a chapter, inside a Ray Train worker.
+    """Yield this worker's share of each step of a chapter, in a Ray Train worker.
 
-    All workers must draw the same chapter at the same time and to its end.
+    All workers must iterate over the same chapter at the same time, to its end.
 
     Args:
-        chapter: one of those given to ray_chapters.
-        data: the same as there.
-        rank: this worker's.
+        chapter: one of those passed to ray_chapters.
+        data: as passed to ray_chapters.
+        rank: of this worker.
         world_size: number of workers.
-        seed: the recipe's.
-        global_batch: images of a step, over all workers.
-        images_per_microbatch: images of one forward pass.
-        first_step: where to begin; the same on all workers. Steps between the chapter's last entry
-            and it are read, but not decoded here.
-        with_masks: the same as in ray_chapters.
+        seed: of the recipe.
+        global_batch: images per step, over all workers.
+        images_per_microbatch: images per forward pass.
+        first_step: any step, the same on all workers. Steps between the chapter's last entry before
+            it and first_step are read and skipped.
+        with_masks: as passed to ray_chapters.
 
     Raises:
-        TrainingError: a row of another worker's lane arrived, or a step is missing or comes twice.
+        TrainingError: a row of another worker's lane arrived, or a step is missing or repeated.
     """
     from pipeline.data import ray_chapters as ray_side  # noqa: PLC0415  imports Ray
 
-    chapter = chapter.entered(first_step)
+    chapter = chapter.resume_at(first_step)
     steps = _steps(
         ray_side.tables(ray_side.worker_shard(chapter)),
         chapter,
         first_step,
         lanes=range(rank, global_batch, world_size),
     )
-    make = _maker(
-        data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+    return _collate_steps(
+        steps, data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
     )
-    return _prepared(steps, make, data)
 
 
-def _prepared(
+def _collate_steps(
     steps: Generator[tuple[int, pa.Table], None, None],
-    make: Callable[[tuple[int, pa.Table]], StepBatch],
     data: DataConfig,
+    *,
+    seed: int,
+    images_per_microbatch: int,
+    with_masks: bool,
 ) -> Iterator[StepBatch]:
-    threads = min(data.prefetch_batches, _MOST_THREADS)
-    return ahead(steps, make, most=data.prefetch_batches, threads=threads)
-
-
-def _maker(
-    data: DataConfig, *, seed: int, images_per_microbatch: int, with_masks: bool
-) -> Callable[[tuple[int, pa.Table]], StepBatch]:
+    """Collate the rows of each step in background threads."""
     pin = torch.cuda.is_available()
 
-    def collated(rows: pa.Table) -> Batch:
+    def collate_rows(rows: pa.Table) -> Batch:
         if "label" in rows.column_names:
-            return collate_semantic.collate(rows, data, seed=seed)
-        return collate(rows, data, seed=seed, with_masks=with_masks)
+            batch = collate_semantic.collate(rows, data, seed=seed)
+        else:
+            batch = collate(rows, data, seed=seed, with_masks=with_masks)
+        return batch.pin_memory() if pin else batch
 
-    def make(found: tuple[int, pa.Table]) -> StepBatch:
-        step, rows = found
-        passes = [
-            collated(rows.slice(first, images_per_microbatch))
-            for first in range(0, len(rows), images_per_microbatch)
-        ]
+    def collate_step(numbered: tuple[int, pa.Table]) -> StepBatch:
+        step, rows = numbered
         return StepBatch(
             step=step,
             epoch=rows["step_epoch"][0].as_py(),
-            passes=tuple(batch.pinned() if pin else batch for batch in passes),
+            microbatches=tuple(
+                collate_rows(rows.slice(first, images_per_microbatch))
+                for first in range(0, len(rows), images_per_microbatch)
+            ),
         )
 
-    return make
+    threads = min(data.prefetch_batches, _MAX_THREADS)
+    return prefetch(steps, collate_step, max_pending=data.prefetch_batches, threads=threads)
 
 
 def _steps(
     tables: Iterable[pa.Table], chapter: Chapter, first_step: int, *, lanes: range
 ) -> Generator[tuple[int, pa.Table], None, None]:
-    """Cut tables into steps and hold them to the plan: each step once, in order, own lanes only."""
+    """Cut tables into steps and check the plan: every step once, in order, own lanes only."""
     due = chapter.first_step
     for table in tables:
         step, lane = table["step"].to_numpy(), table["lane"].to_numpy()
         for first in range(0, len(table), len(lanes)):
-            here = slice(first, first + len(lanes))
-            if set(step[here].tolist()) != {due} or due >= chapter.stop_step:
-                wanted = f"step {due}" if due < chapter.stop_step else "no more"
-                found = ", ".join(map(str, dict.fromkeys(step[here].tolist())))
-                raise _off_plan(chapter, f"step {found} arrived where {wanted} is due")
-            if lane[here].tolist() != list(lanes):
-                raise _off_plan(
+            part = slice(first, first + len(lanes))
+            arrived = list(dict.fromkeys(step[part].tolist()))
+            if arrived != [due] or due >= chapter.stop_step:
+                expected = f"step {due}" if due < chapter.stop_step else "the end"
+                raise _plan_violation(
+                    chapter, f"got step {', '.join(map(str, arrived))}, expected {expected}"
+                )
+            if lane[part].tolist() != list(lanes):
+                raise _plan_violation(
                     chapter,
-                    f"for step {due}, rows of the lanes {lane[here].tolist()} of the global batch "
-                    f"arrived at the worker that owns {list(lanes)}",
+                    f"step {due}: rows of lanes {lane[part].tolist()} of the global batch arrived "
+                    f"at the worker that owns lanes {list(lanes)}",
                 )
             if due >= first_step:
                 yield due, table.slice(first, len(lanes))
             due += 1
     if due != chapter.stop_step:
-        raise _off_plan(
-            chapter, f"the data ended before step {due}, it must go to step {chapter.stop_step - 1}"
+        raise _plan_violation(
+            chapter, f"the data ended before step {due}, the last step is {chapter.stop_step - 1}"
         )
 
 
-def _off_plan(chapter: Chapter, what: str) -> TrainingError:
+def _plan_violation(chapter: Chapter, what: str) -> TrainingError:
     return TrainingError(
-        f"the stream of data left its plan in chapter {chapter.name}: {what}. "
-        "No step was trained on it; start the run again under the same name to go on"
+        f"the data stream does not follow its plan in chapter {chapter.name}: {what}. "
+        "No step was trained on it; start the run again under the same name to resume it"
     )

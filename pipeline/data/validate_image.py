@@ -1,11 +1,9 @@
-"""One image entry with its annotations and its file: a row of a shard, or the reasons why not.
+"""Validate one image entry with its annotations and file, and make its row of a shard.
 
-Pure functions of their inputs. What is found wrong is returned, never raised, so that one pass
-over a data set finds everything.
+Pure functions of their inputs. Problems are returned, not raised, so that one pass over a data set
+finds them all.
 """
 
-import io
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,42 +11,42 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.dataset_files import Found
-from pipeline.data.instance_fields import squeeze_field
-from pipeline.data.problems import Entry, Problem, problem_of
+from pipeline.data.dataset_files import FileContent
+from pipeline.data.instance_fields import compute_squeeze_field
+from pipeline.data.label_png import open_image
+from pipeline.data.problems import Entry, Problem, make_problem
 from pipeline.data.run_lengths import (
     MaskError,
     RunLengths,
-    polygons_reach_px,
+    measure_overhang_px,
     read_segmentation,
 )
 from pipeline.data.schema import FEDERATED, FIELD_SIDE
 
 MAX_IMAGE_BYTES = 64_000_000
-"""A file may not be longer: 32 of them, a row group, fit into one Arrow array of 2 GiB."""
+"""File size limit: 32 files, a row group, fit into one Arrow array of 2 GiB."""
 
 MAX_PIXELS = 89_478_485
-"""Default pixel limit, Pillow's own: 24 bit pixels that fill a quarter of a GiB."""
+"""Default pixel limit, Pillow's own: 24-bit pixels that fill a quarter of a GiB."""
 
-FARTHEST_OFF_PX = 3.0
-"""A side of a box may lie so far from the mask's; hand-drawn COCO boxes do."""
+MAX_BOX_OFFSET_PX = 3.0
+"""Tolerated distance between a side of a box and the mask's; hand-drawn COCO boxes need it."""
 
-LEAST_IOU = 0.5
-"""A box that is farther off and overlaps the mask's own less than this is another object's."""
+MIN_BOX_IOU = 0.5
+"""A box beyond that distance and below this IoU with the mask's box belongs to another object."""
 
 ROUNDING_PX = 1.0
-"""A box may reach so far out of the image; COCO's own do, by rounding."""
+"""Tolerated reach of a box outside the image; COCO's own boxes do, by rounding."""
 
-_TURN_TAG = 0x0112
-"""EXIF orientation."""
+_EXIF_ORIENTATION = 0x0112
 
-_Found = list[tuple[str, str, str]]
-"""Kind, reason and action."""
+_Reasons = list[tuple[str, str, str]]
+"""Kind, reason and action of each problem."""
 
 
 @dataclass(slots=True)
-class Examined:
-    """What became of an image: its row, where there is one, and every problem found."""
+class ValidatedImage:
+    """The row of an image, if it has one, and every problem of the image and its annotations."""
 
     row: dict[str, Any] | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -56,7 +54,7 @@ class Examined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instance:
-    """An instance as a row holds it."""
+    """An instance as stored in a row."""
 
     annotation_id: int
     category_index: int
@@ -66,67 +64,69 @@ class Instance:
     mask: RunLengths
 
 
-def examine(
+def validate_image(
     image: Entry,
-    file: Found,
+    file: FileContent,
     category_index: dict[int, int],
     *,
     max_pixels: int = MAX_PIXELS,
     clip_boxes: bool = False,
     federated: bool = False,
-) -> Examined:
-    """Check an image and its annotations, and make its row of what is sound.
+) -> ValidatedImage:
+    """Validate an image and its annotations, and make a row of the valid ones.
 
     Args:
         image: the entry, with its annotations under "annotations".
-        file: the encoded file, as it was read.
+        file: the encoded file.
         category_index: by category_id.
         max_pixels: a larger image is refused before it is decoded.
-        clip_boxes: cut boxes at the image's border instead of dropping them.
-        federated: the entry says which categories were looked for, and so shall the row.
+        clip_boxes: clip boxes to the image instead of dropping them.
+        federated: the entry has LVIS's lists of categories; add them to the row.
 
     Returns:
-        The row, unless the image itself is bad, and all problems; annotations with a `bad` problem
+        The row, unless the image itself is bad, and all problems. Annotations with a `bad` problem
         that was not fixed are not in the row.
     """
     size_hw = (image["height"], image["width"])
-    told = check_file(file, size_hw, max_pixels=max_pixels)
     if size_hw[0] * size_hw[1] > max_pixels:
-        # Masks of that size are not painted either.
+        # Its masks are not decoded either.
         listed = f"listed as {size_hw[1]} x {size_hw[0]} pixels, the limit is {max_pixels}"
-        return Examined(problems=[problem_of("image_too_large", listed, image)])
-    of_file = [problem_of(kind, reason, image) for kind, reason in told]
-    kept, of_annotations = _annotations(image, category_index, clip_boxes=clip_boxes)
-    found = Examined(problems=of_file + of_annotations)
+        return ValidatedImage(problems=[make_problem("image_too_large", listed, image)])
+    of_file = [
+        make_problem(kind, reason, image)
+        for kind, reason in check_image_file(file, size_hw, max_pixels=max_pixels)
+    ]
+    kept, of_annotations = _validate_annotations(image, category_index, clip_boxes=clip_boxes)
+    result = ValidatedImage(problems=of_file + of_annotations)
     if file.data is not None and not any(each.severity == "bad" for each in of_file):
-        found.row = instance_row(image, size_hw, file.data, kept)
+        result.row = make_instance_row(image, size_hw, file.data, kept)
         if federated:
-            found.row |= {
+            result.row |= {
                 column: [category_index[each] for each in image[key]]
                 for key, column in FEDERATED.items()
             }
-    return found
+    return result
 
 
-def check_file(
-    file: Found, size_hw: tuple[int, int] | None, *, max_pixels: int
+def check_image_file(
+    file: FileContent, size_hw: tuple[int, int] | None, *, max_pixels: int
 ) -> list[tuple[str, str]]:
-    """Check an image file as it was read; else like check_image."""
+    """Check that an image file exists and that check_image finds no problem."""
     if file.data is None:
-        kind = "image_unreadable" if file.fault else "image_missing"
-        return [(kind, file.fault or "no such file")]
+        kind = "image_unreadable" if file.error else "image_missing"
+        return [(kind, file.error or "no such file")]
     return check_image(file.data, size_hw, max_pixels=max_pixels)
 
 
 def check_image(
     data: bytes, size_hw: tuple[int, int] | None, *, max_pixels: int
 ) -> list[tuple[str, str]]:
-    """Check an encoded image: its header first, then every byte of it.
+    """Check an encoded image: the header first, then every byte.
 
     Args:
         data: the file.
-        size_hw: what it must be; None where nothing is listed.
-        max_pixels: a larger one is refused before it is decoded.
+        size_hw: the size listed for it, if any.
+        max_pixels: a larger image is refused before it is decoded.
 
     Returns:
         Kind and reason of each problem.
@@ -136,52 +136,48 @@ def check_image(
     if len(data) > MAX_IMAGE_BYTES:
         return [("image_too_large", f"more than {MAX_IMAGE_BYTES} bytes")]
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of what is refused below, and refuses by itself at twice its limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data))
+        image = open_image(data)
     except Image.DecompressionBombError as error:
         return [("image_too_large", str(error).split(",")[0])]
-    except Exception as error:  # decoders raise what they like on broken files
+    except Exception as error:  # decoders raise many types on broken files
         return [("image_format", f"it starts with {data[:8]!r} ({type(error).__name__})")]
-    with opened:
-        return _check_opened(opened, size_hw, max_pixels)
+    with image:
+        return _check_open_image(image, size_hw, max_pixels)
 
 
-def image_size_hw(data: bytes) -> tuple[int, int]:
-    """Give the size of an image that check_image has let in."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as opened:
-            width, height = opened.size
-    return height, width
+def read_size_hw(data: bytes) -> tuple[int, int]:
+    """Read the size of an image that passed check_image."""
+    with open_image(data) as image:
+        return image.height, image.width
 
 
-def _check_opened(
-    opened: Image.Image, size_hw: tuple[int, int] | None, max_pixels: int
+def _check_open_image(
+    image: Image.Image, size_hw: tuple[int, int] | None, max_pixels: int
 ) -> list[tuple[str, str]]:
-    width, height = opened.size
-    if opened.format not in ("JPEG", "PNG"):
-        return [("image_format", f"it is {opened.format}")]
+    width, height = image.size
+    if image.format not in ("JPEG", "PNG"):
+        return [("image_format", f"it is {image.format}")]
     if width * height > max_pixels:
         return [("image_too_large", f"{width} x {height} pixels, the limit is {max_pixels}")]
-    found = []
+    problems = []
     if size_hw is not None and (height, width) != size_hw:
         listed = f"{size_hw[1]} x {size_hw[0]}"
-        found.append(("image_size", f"{width} x {height} in the file, {listed} in the annotations"))
+        problems.append(
+            ("image_size", f"{width} x {height} in the file, {listed} in the annotations")
+        )
     try:
-        turn = opened.getexif().get(_TURN_TAG, 1)
-        # A JPEG is unpacked at an eighth of its size: every byte is read, few pixels are made.
-        opened.draft(opened.mode, (1, 1))
-        opened.load()
-    except Exception as error:  # decoders raise what they like on broken files
-        return [*found, ("image_unreadable", str(error)[:160] or type(error).__name__)]
-    if turn not in (0, 1):
-        found.append(("image_turned", f"EXIF orientation {turn}"))
-    return found
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        # A JPEG is decoded at an eighth of its size: every byte is read, few pixels are made.
+        image.draft(image.mode, (1, 1))
+        image.load()
+    except Exception as error:  # decoders raise many types on broken files
+        return [*problems, ("image_unreadable", str(error)[:160] or type(error).__name__)]
+    if orientation not in (0, 1):
+        problems.append(("image_turned", f"EXIF orientation {orientation}"))
+    return problems
 
 
-def instance_row(
+def make_instance_row(
     image: Entry, size_hw: tuple[int, int], data: bytes, instances: list[Instance]
 ) -> dict[str, Any]:
     """Make the row of an image and its instances."""
@@ -198,30 +194,31 @@ def instance_row(
         "area_px": [each.area_px for each in instances],
         "rle": [each.mask.encoded for each in instances],
         "squeeze_field": [
-            squeeze_field(each.mask, each.box_xyxy, side=FIELD_SIDE).tobytes() for each in instances
+            compute_squeeze_field(each.mask, each.box_xyxy, side=FIELD_SIDE).tobytes()
+            for each in instances
         ],
     }
 
 
-def _annotations(
+def _validate_annotations(
     image: Entry, category_index: dict[int, int], *, clip_boxes: bool
 ) -> tuple[list[Instance], list[Problem]]:
-    """Give the sound instances of an image, and what is wrong with the others."""
+    """Return the valid instances of an image, and all problems of its annotations."""
     kept, problems = [], []
     size_hw = (image["height"], image["width"])
     for entry in image["annotations"]:
-        found: _Found = []
-        box = _box(entry, size_hw, found, clip=clip_boxes)
-        mask = _mask(entry, size_hw, found)
+        reasons: _Reasons = []
+        box = _read_box(entry, size_hw, reasons, clip=clip_boxes)
+        mask = _read_mask(entry, size_hw, reasons)
         if box is not None and mask is not None:
-            _compare(box, mask, found)
-        made = [
-            replace(problem_of(kind, reason, entry, image=image), action=action)
-            for kind, reason, action in found
+            _compare_box(box, mask, reasons)
+        mine = [
+            replace(make_problem(kind, reason, entry, image=image), action=action)
+            for kind, reason, action in reasons
         ]
-        problems += made
-        sound = not any(each.severity == "bad" and each.action != "fixed" for each in made)
-        if box is not None and mask is not None and sound:
+        problems += mine
+        is_valid = not any(each.severity == "bad" and each.action != "fixed" for each in mine)
+        if box is not None and mask is not None and is_valid:
             kept.append(
                 Instance(
                     annotation_id=entry["id"],
@@ -235,30 +232,30 @@ def _annotations(
     return kept, problems
 
 
-def _box(
-    entry: Entry, size_hw: tuple[int, int], found: _Found, *, clip: bool
+def _read_box(
+    entry: Entry, size_hw: tuple[int, int], reasons: _Reasons, *, clip: bool
 ) -> NDArray[np.float64] | None:
     x, y, w, h = entry["bbox"]
-    # What is stored is float32: a number may overflow there, and a box become empty.
+    # Rows store float32, where a number may overflow and a box become empty.
     if not np.isfinite(np.array([x, y, w, h, entry["area"]], dtype=np.float32)).all():
-        found.append(("not_finite", f"bbox {entry['bbox']}, area {entry['area']}", "found"))
+        reasons.append(("not_finite", f"bbox {entry['bbox']}, area {entry['area']}", "found"))
         return None
     height, width = size_hw
     box = np.array([x, y, x + w, y + h], dtype=np.float64)
     if _is_empty(box):
-        found.append(("box_empty", f"bbox {entry['bbox']}", "found"))
+        reasons.append(("box_empty", f"bbox {entry['bbox']}", "found"))
         return None
     outside = max(-x, -y, x + w - width, y + h - height)
     if outside > ROUNDING_PX:
-        told = f"bbox {entry['bbox']} in an image of {width} x {height}"
+        reason = f"bbox {entry['bbox']} in an image of {width} x {height}"
         inside = np.clip(box, 0, [width, height, width, height])
         if not clip or _is_empty(inside):
-            found.append(("box_outside", told, "found"))
+            reasons.append(("box_outside", reason, "found"))
             return None
-        found.append(("box_outside", f"{told}, cut to {inside.tolist()}", "fixed"))
+        reasons.append(("box_outside", f"{reason}, cut to {inside.tolist()}", "fixed"))
         return inside
     if outside > 0:
-        found.append(("box_rounding", f"by {outside:.3g} px", "found"))
+        reasons.append(("box_rounding", f"by {outside:.3g} px", "found"))
     return box
 
 
@@ -267,25 +264,25 @@ def _is_empty(box_xyxy: NDArray[np.float64]) -> bool:
     return bool((stored[2:] <= stored[:2]).any())
 
 
-def _mask(entry: Entry, size_hw: tuple[int, int], found: _Found) -> RunLengths | None:
+def _read_mask(entry: Entry, size_hw: tuple[int, int], reasons: _Reasons) -> RunLengths | None:
     try:
         mask = read_segmentation(entry["segmentation"], size_hw)
     except MaskError as error:
-        found.append((error.kind, str(error), "found"))
+        reasons.append((error.kind, str(error), "found"))
         return None
-    reach = polygons_reach_px(entry["segmentation"], size_hw)
-    if reach > ROUNDING_PX:
-        found.append(("polygon_outside", f"by {reach:.3g} px", "found"))
+    outside = measure_overhang_px(entry["segmentation"], size_hw)
+    if outside > ROUNDING_PX:
+        reasons.append(("polygon_outside", f"by {outside:.3g} px", "found"))
     return mask
 
 
-def _compare(box: NDArray[np.float64], mask: RunLengths, found: _Found) -> None:
-    """Compare a box with the mask's own."""
-    own = np.array(mask.extent_xyxy, dtype=np.float64)
-    off = float(np.abs(box - own).max())
-    if off <= FARTHEST_OFF_PX:
+def _compare_box(box: NDArray[np.float64], mask: RunLengths, reasons: _Reasons) -> None:
+    """Compare an annotation's box with the box of its mask."""
+    own = np.array(mask.box_xyxy, dtype=np.float64)
+    offset = float(np.abs(box - own).max())
+    if offset <= MAX_BOX_OFFSET_PX:
         return
     common = np.clip(np.minimum(box[2:], own[2:]) - np.maximum(box[:2], own[:2]), 0, None).prod()
     iou = common / ((box[2:] - box[:2]).prod() + (own[2:] - own[:2]).prod() - common)
-    kind = "box_disagrees" if iou < LEAST_IOU else "box_off"
-    found.append((kind, f"off by {off:.1f} px, IoU {iou:.2f}", "found"))
+    kind = "box_disagrees" if iou < MIN_BOX_IOU else "box_off"
+    reasons.append((kind, f"off by {offset:.1f} px, IoU {iou:.2f}", "found"))

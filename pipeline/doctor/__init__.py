@@ -1,1 +1,1 @@
-"""Whether a Ray cluster can train: ask every node, judge the answers, say what to do."""
+"""Check whether a Ray cluster can train."""

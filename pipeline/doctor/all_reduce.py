@@ -1,6 +1,6 @@
-"""Sum over processes on all nodes, as every training step does, and say how fast it was.
+"""Run and time an all-reduce over processes on all nodes, as every training step does.
 
-The actor travels to the nodes as it is (see probe.py).
+The actor's code is pickled by value (see probe.py).
 """
 
 import datetime
@@ -14,17 +14,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.doctor.facts import AllReduce, Node
 
-_FEWEST = 2
+_MIN_PROCESSES = 2
 _BYTES = 64 * 2**20
 _ROUNDS = 3
 
 
 class Peer:
-    """One process of the sum."""
+    """One process of the all-reduce."""
 
     def address(self) -> str:
-        """Import torch, and say where the others find this process."""
-        import torch  # noqa: F401, PLC0415  seconds that belong to no measurement
+        """Import torch, and return a free address of this process."""
+        import torch  # noqa: F401, PLC0415  keeps the import out of the timing
 
         with socket.socket() as free:
             free.bind(("", 0))
@@ -34,7 +34,7 @@ class Peer:
     def reduce(
         self, *, rank: int, count: int, address: str, backend: str, timeout_s: float
     ) -> float:
-        """Sum a tensor over all processes; the seconds that one sum took."""
+        """Sum a tensor over all processes; return the seconds of one sum."""
         import torch  # noqa: PLC0415
         import torch.distributed as dist  # noqa: PLC0415
 
@@ -49,7 +49,7 @@ class Peer:
         try:
             tensor = torch.full((_BYTES // 4,), rank + 1.0, device=device)
             dist.all_reduce(tensor)
-            # Also waits for the GPU; the first sum opens the connections and is not timed.
+            # Synchronizes with the GPU; the first sum opens the connections and is not timed.
             if float(tensor[-1]) != count * (count + 1) / 2:
                 raise ValueError(f"the sum over {count} processes is {float(tensor[-1])}")
             tensor.zero_()
@@ -62,20 +62,20 @@ class Peer:
             dist.destroy_process_group()
 
 
-def all_reduce(nodes: Sequence[Node], *, use_gpu: bool, timeout_s: float) -> AllReduce | None:
-    """Sum over one process on each node; over two processes where there is one node.
+def run_all_reduce(nodes: Sequence[Node], *, use_gpu: bool, timeout_s: float) -> AllReduce | None:
+    """Sum over one process on each node, or over two processes on a single node.
 
     Args:
-        nodes: those that answer.
-        use_gpu: between GPUs, where there are any.
-        timeout_s: longest wait for the processes to start, and again for the sum.
+        nodes: the nodes that answer.
+        use_gpu: use NCCL between GPUs, if there are any.
+        timeout_s: limit for the start of the processes, and again for the sum.
 
     Returns:
-        None where there is no room for two processes, as with one GPU: nothing is summed then.
+        None if only one process fits, as with a single GPU.
     """
     use_gpu = use_gpu and any(node.gpus >= 1 for node in nodes)
-    placed = _places(nodes, use_gpu=use_gpu)
-    if len(placed) < _FEWEST:
+    placed = _choose_nodes(nodes, use_gpu=use_gpu)
+    if len(placed) < _MIN_PROCESSES:
         return None
     backend = "nccl" if use_gpu else "gloo"
     names = tuple(node.name for node in placed)
@@ -89,7 +89,7 @@ def all_reduce(nodes: Sequence[Node], *, use_gpu: bool, timeout_s: float) -> All
         for node in placed
     ]
     try:
-        ready, error = _all_of([peer.address.remote() for peer in peers], names, timeout_s)
+        ready, error = _get_all([peer.address.remote() for peer in peers], names, timeout_s)
         if error:
             return AllReduce(backend=backend, nodes=names, error=error, stage="start")
         refs = [
@@ -102,7 +102,7 @@ def all_reduce(nodes: Sequence[Node], *, use_gpu: bool, timeout_s: float) -> All
             )
             for rank, peer in enumerate(peers)
         ]
-        seconds, error = _all_of(refs, names, timeout_s)
+        seconds, error = _get_all(refs, names, timeout_s)
         if error:
             return AllReduce(backend=backend, nodes=names, error=error)
         return AllReduce(backend=backend, nodes=names, sent_bytes=_BYTES, seconds=max(seconds))
@@ -111,19 +111,19 @@ def all_reduce(nodes: Sequence[Node], *, use_gpu: bool, timeout_s: float) -> All
             ray.kill(peer)
 
 
-def _places(nodes: Sequence[Node], *, use_gpu: bool) -> list[Node]:
+def _choose_nodes(nodes: Sequence[Node], *, use_gpu: bool) -> list[Node]:
     able = [node for node in nodes if (node.gpus >= 1 if use_gpu else node.cpus > 0)]
     if len(able) != 1:
         return able
-    return able * min(_FEWEST, int(able[0].gpus) if use_gpu else _FEWEST)
+    return able * min(_MIN_PROCESSES, int(able[0].gpus) if use_gpu else _MIN_PROCESSES)
 
 
-def _all_of(refs: list[Any], names: Sequence[str], timeout_s: float) -> tuple[list[Any], str]:
-    """Wait for all, or say which one failed first or is missing."""
+def _get_all(refs: list[Any], names: Sequence[str], timeout_s: float) -> tuple[list[Any], str]:
+    """Get all results, or return the error of the node that failed first or is late."""
     waiting = list(refs)
     deadline = time.monotonic() + timeout_s
     while waiting:
-        # One at a time, for when one fails the others only wait for it.
+        # One at a time: when one fails, the others only wait for it.
         done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
             late = sorted({names[refs.index(ref)] for ref in waiting})

@@ -1,4 +1,4 @@
-"""What a job asks of a cluster: read from the job's own recipe, or from flags."""
+"""Read the resources that a job requests, from its recipe or from flags."""
 
 import math
 import runpy
@@ -11,31 +11,33 @@ from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, ScaleConfig
 
 
-def recipe_of(job: Path) -> Recipe:
-    """Read the recipe that a job file declares, without running the job.
+def load_recipe(job: Path) -> Recipe:
+    """Load the recipe of a job file without running the job.
 
     Raises:
-        RecipeError: there is no such file, or it declares no recipe.
+        RecipeError: the file does not exist, or declares no recipe.
     """
     if not job.is_file():
-        raise RecipeError(f"--job {job}: there is no such file; take one of jobs/*.py")
+        raise RecipeError(f"--job {job}: no such file; use one of jobs/*.py")
     declared = runpy.run_path(str(job)).get("RECIPE")
     if not isinstance(declared, Recipe):
-        raise RecipeError(f"--job {job}: declares no RECIPE; take a training job: jobs/README.md")
+        raise RecipeError(
+            f"--job {job}: declares no RECIPE; use a training job, see jobs/README.md"
+        )
     return declared
 
 
-def scale_of(
+def apply_flags(
     recipe: Recipe | None,
     *,
     num_workers: int | None,
     cpus_per_worker: float | None,
     use_gpu: bool,
 ) -> ScaleConfig | None:
-    """Apply flags to a recipe's scale; None where neither says anything.
+    """Apply flags to the scale of a recipe; return None without a recipe and flags.
 
     Raises:
-        RecipeError: the flags break a rule of the recipe.
+        RecipeError: the flags are invalid.
     """
     if recipe is None and num_workers is None and cpus_per_worker is None and not use_gpu:
         return None
@@ -47,8 +49,8 @@ def scale_of(
     return replace(scale, use_gpu=True) if use_gpu else scale
 
 
-def demand_of(scale: ScaleConfig | None, nodes: Sequence[Node], *, source: str) -> Demand:
-    """Say what is asked: by a recipe, or by nobody, and then one worker for each GPU or node."""
+def make_demand(scale: ScaleConfig | None, nodes: Sequence[Node], *, source: str) -> Demand:
+    """Make the demand of a scale; without one, request a worker for each GPU, or each node."""
     if scale is not None:
         return Demand(
             num_workers=scale.num_workers,

@@ -1,4 +1,4 @@
-"""What was found out about a cluster: plain values, so that judging them needs no cluster."""
+"""Results of the queries to a cluster, as plain values, so that the checks need no cluster."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,31 +9,30 @@ Level = Literal["ok", "warning", "FAIL"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One line of what the doctor says."""
+    """The result of one check."""
 
     check: str
-    """What was looked at."""
+    """Name of the check."""
     level: Level
     text: str
-    """What is the case."""
     fix: str = ""
-    """What to do about it; "" where nothing is to be done."""
+    """What to do about it; "" if nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """What a job asks of the cluster."""
+    """The resources that a job requests."""
 
     num_workers: int
     cpus_per_worker: float
     use_gpu: bool
     source: str
-    """Who asks: a job's path, flags, or nobody."""
+    """Origin of the numbers: path of a job, "flags", or a default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A graphics card as its driver reports it."""
+    """A GPU as its driver reports it."""
 
     name: str
     memory_mib: int
@@ -41,67 +40,67 @@ class Gpu:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What a node said of itself."""
+class NodeFacts:
+    """Software and hardware of a node, as its probe reports them."""
 
     python: str
     versions: Mapping[str, str]
-    """Of packages; "" for one that is missing."""
+    """By package; "" for a missing package."""
     code: str
-    """Hash of this package's source files, "" where the package is missing."""
+    """Hash of this package's source files; "" if the package is missing."""
     cuda_build: str
-    """The CUDA that torch was built with, "" for a torch without."""
+    """CUDA version that torch was built with; "" for a CPU build."""
     gpus: tuple[Gpu, ...]
     gpus_error: str
-    """Why the driver did not answer, where a driver is there."""
+    """Error of an installed driver; "" if none."""
     disk_free_bytes: int
     disk_total_bytes: int
     shm_total_bytes: int
-    """Size of /dev/shm; 0 where there is none."""
+    """Size of /dev/shm; 0 if it does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clock:
-    """A node's clock against this process's."""
+    """The clock of a node compared with this process's."""
 
     offset_s: float
-    """Positive where the node is ahead."""
+    """Positive if the node is ahead."""
     error_s: float
-    """Half of the shortest round trip: the offset is not known better."""
+    """Uncertainty of the offset: half of the shortest round trip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """A node as Ray knows it, with what it said when it was asked."""
+    """A node as Ray lists it, with the facts of its probe."""
 
     node_id: str
     name: str
-    """How it is called in what users read."""
+    """Name in all output."""
     cpus: float
-    """Ray's CPUs of it."""
+    """CPUs that Ray counts."""
     gpus: float
-    """Ray's GPUs of it."""
+    """GPUs that Ray counts."""
     object_store_bytes: int
     is_head: bool = False
-    answer: Answer | None = None
+    facts: NodeFacts | None = None
     error: str = ""
-    """Why it did not answer."""
+    """Why the probe did not answer."""
     clock: Clock | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoundTrip:
-    """A file written on every node and read on another one."""
+class StorageTrip:
+    """Files written on every node and read on another one."""
 
     uri: str
     is_local: bool
-    """A path on disks, which every node may have of its own."""
+    """Whether the URI is a path, which may be on a different disk on each node."""
     wrote: Mapping[str, str] = field(default_factory=dict)
-    """Error by node; "" where it could be written."""
+    """Write error by node; "" for success."""
     read: Mapping[str, str] = field(default_factory=dict)
-    """Error by the node that read what another one had written; "" where it was the same."""
+    """Read error by reading node; "" for success."""
     read_from: Mapping[str, str] = field(default_factory=dict)
-    """Which node had written what a node read."""
+    """Writing node by reading node."""
     left_over: str = ""
     """Why the files could not be deleted."""
     seconds: float = 0.0
@@ -114,40 +113,40 @@ class Tracking:
     uri: str
     """Without passwords."""
     is_embedded: bool
-    """An SQLite file instead of a server."""
+    """Whether it is an SQLite file instead of a server."""
     errors: Mapping[str, str] = field(default_factory=dict)
-    """By node; "" where it answered."""
+    """By node; "" for an answer."""
     seconds: float = 0.0
-    """The slowest answer."""
+    """Slowest answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AllReduce:
-    """A sum over processes on all nodes."""
+    """An all-reduce over processes on all nodes."""
 
     backend: str
     nodes: tuple[str, ...]
-    """One name for each process."""
+    """Node of each process."""
     sent_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
     stage: Literal["start", "reduce"] = "reduce"
-    """Where the error came: while processes started, or while they summed."""
+    """Stage of the error."""
 
     @property
     def bytes_per_s(self) -> float:
-        """What each process's link carries: a ring sends 2 (n - 1) / n of the bytes."""
+        """Bandwidth of each process's link: a ring sends 2 (n - 1) / n of the bytes."""
         count = len(self.nodes)
         return 2 * (count - 1) / count * self.sent_bytes / self.seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Authentication:
-    """Whether the cluster asks who submits jobs."""
+    """The answer to a request without a token."""
 
     status: int | None
-    """HTTP status of a request without a token; None where nothing answered."""
+    """HTTP status; None if nothing answered."""
     mode: str
-    """RAY_AUTH_MODE of the nodes, "" where it is unset."""
+    """RAY_AUTH_MODE of the nodes; "" if unset."""
     address: str
-    """Where the dashboard listens."""
+    """Address of the dashboard."""

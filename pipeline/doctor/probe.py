@@ -1,8 +1,8 @@
-"""What runs on each node: it looks at the node from inside.
+"""The probe actor that runs on each node.
 
-A node may lack this package, or have another version of it; finding that out is the point. So this
-file travels to the node as it is, imports nothing but the standard library at its top, and answers
-in dicts.
+A node may lack this package or have another version of it, and the probe must find that out. So the
+code of this file is pickled by value, imports only the standard library at its top, and returns
+dicts.
 """
 
 import contextlib
@@ -25,54 +25,53 @@ from typing import Any
 _PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "boundary-squeeze")
 _NVIDIA_SMI = "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader"
 _DRIVER_TIMEOUT_S = 20
-_LONGEST = 400
-"""Characters of an error."""
-_SHM = "/dev/shm"  # noqa: S108  looked at, not written to
+_MAX_ERROR = 400
+_SHM = "/dev/shm"  # noqa: S108  read only
 
 
 class NodeProbe:
-    """An actor on one node; a call that hangs does not keep the next one from running."""
+    """An actor on one node; its calls run concurrently, so one that hangs does not block others."""
 
     def facts(self, session_folder: str) -> dict[str, Any]:
-        """Say what is installed and how much room there is."""
-        return facts(session_folder)
+        """Return the facts of this node."""
+        return collect_facts(session_folder)
 
     def now(self) -> float:
-        """Say what time it is."""
+        """Return the time of this node."""
         return time.time()
 
     def auth_mode(self) -> str:
-        """Say how Ray was told to authenticate."""
+        """Return RAY_AUTH_MODE."""
         return os.environ.get("RAY_AUTH_MODE", "")
 
     def write(self, uri: str, text: str) -> str:
-        """Write a file as training does; "" or what went wrong."""
-        return _tried(lambda: _storage().write_bytes_atomic(uri, text.encode()))
+        """Write a file as training does; return the error, or ""."""
+        return _catch_error(lambda: _storage().write_bytes_atomic(uri, text.encode()))
 
     def read(self, uri: str, text: str) -> str:
-        """Read a file; "" when it holds the text, or what went wrong."""
+        """Compare a file with a text; return the error, or ""."""
 
         def compare() -> None:
             if not _storage().exists(uri):
                 raise FileNotFoundError("not there")
             if _storage().read_bytes(uri) != text.encode():
-                raise ValueError("other bytes came back than were written")
+                raise ValueError("the bytes differ from those written")
 
-        return _tried(compare)
+        return _catch_error(compare)
 
     def remove(self, uri: str) -> str:
-        """Delete a folder; "" or what went wrong."""
-        return _tried(lambda: _storage().remove(uri))
+        """Delete a folder; return the error, or ""."""
+        return _catch_error(lambda: _storage().remove(uri))
 
     def track(self, uri: str, timeout_s: float) -> tuple[str, float]:
-        """Ask the tracking server something; "" or what went wrong, and the seconds it took."""
+        """Query the tracking server; return the error, or "", and the seconds of the requests."""
         seconds: list[float] = []
-        error = _tried(lambda: _ask_tracking(uri, timeout_s, seconds))
+        error = _catch_error(lambda: _query_tracking(uri, timeout_s, seconds))
         return error, sum(seconds)
 
 
-def facts(session_folder: str) -> dict[str, Any]:
-    """Look at this node: the fields of facts.Answer."""
+def collect_facts(session_folder: str) -> dict[str, Any]:
+    """Return the fields of facts.NodeFacts."""
     gpus, gpus_error = _gpus()
     disk = shutil.disk_usage(session_folder if Path(session_folder).exists() else "/")
     return {
@@ -96,7 +95,7 @@ def _version(name: str) -> str:
 
 
 def _code() -> str:
-    """Hash this package's sources: a version number does not change with every edit."""
+    """Hash this package's sources, since an edit does not change the version number."""
     hashed = hashlib.sha256()
     for package in ("bsm", "pipeline"):
         spec = importlib.util.find_spec(package)
@@ -110,16 +109,16 @@ def _code() -> str:
 
 
 def _cuda_build() -> str:
-    """Read torch's own note of how it was built; importing torch would take seconds."""
+    """Read the CUDA version from torch/version.py; importing torch would take seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return ""
-    note = Path(next(iter(spec.submodule_search_locations))) / "version.py"
-    return str(runpy.run_path(str(note)).get("cuda") or "") if note.exists() else ""
+    version_file = Path(next(iter(spec.submodule_search_locations))) / "version.py"
+    return str(runpy.run_path(str(version_file)).get("cuda") or "") if version_file.exists() else ""
 
 
 def _gpus() -> tuple[list[dict[str, Any]], str]:
-    # Ray hides GPUs from a process that reserved none; the driver's own tool sees them all.
+    # Ray hides GPUs from a process that reserved none; nvidia-smi lists them all.
     if shutil.which("nvidia-smi") is None:
         return [], ""
     try:
@@ -131,7 +130,7 @@ def _gpus() -> tuple[list[dict[str, Any]], str]:
             check=True,
         )
     except subprocess.TimeoutExpired:
-        return [], f"nvidia-smi gave no answer in {_DRIVER_TIMEOUT_S} s"
+        return [], f"nvidia-smi: no answer in {_DRIVER_TIMEOUT_S} s"
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stdout", "") or str(error)
         return [], f"nvidia-smi: {output.strip().splitlines()[0]}"
@@ -144,30 +143,30 @@ def _gpus() -> tuple[list[dict[str, Any]], str]:
 
 
 def _storage() -> Any:  # noqa: ANN401  the module
-    from pipeline import storage  # noqa: PLC0415  it may be missing here
+    from pipeline import storage  # noqa: PLC0415  may be missing on this node
 
     return storage
 
 
-def _ask_tracking(uri: str, timeout_s: float, seconds: list[float]) -> None:
-    # First without MLflow, which takes seconds to import: a server that is away is away.
+def _query_tracking(uri: str, timeout_s: float, seconds: list[float]) -> None:
+    # First without MLflow, which takes seconds to import.
     if uri.startswith("http"):
         with (
-            _timed(seconds),
-            contextlib.suppress(urllib.error.HTTPError),  # it answers; what it says comes next
+            _measure(seconds),
+            contextlib.suppress(urllib.error.HTTPError),  # any answer will do
             urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=timeout_s),  # noqa: S310
         ):
             pass
-    from pipeline.tracking.stores import client  # noqa: PLC0415
+    from pipeline.tracking.stores import create_client  # noqa: PLC0415
 
-    # Making it imports MLflow, which says nothing of the server.
-    store = client(uri)
-    with _timed(seconds):
+    # Creating the client imports MLflow, which must not count as the server's time.
+    store = create_client(uri)
+    with _measure(seconds):
         store.search_experiments(max_results=1)
 
 
 @contextlib.contextmanager
-def _timed(seconds: list[float]) -> Iterator[None]:
+def _measure(seconds: list[float]) -> Iterator[None]:
     began = time.monotonic()
     try:
         yield
@@ -175,10 +174,10 @@ def _timed(seconds: list[float]) -> Iterator[None]:
         seconds.append(time.monotonic() - began)
 
 
-def _tried(action: Any) -> str:  # noqa: ANN401  a call without a result
+def _catch_error(action: Any) -> str:  # noqa: ANN401  a call without a result
     try:
         action()
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
-        return textwrap.shorten(f"{type(error).__name__}: {text}", _LONGEST, placeholder=" ...")
+        return textwrap.shorten(f"{type(error).__name__}: {text}", _MAX_ERROR, placeholder=" ...")
     return ""

@@ -1,11 +1,11 @@
-"""The boundary F-score of label maps: how much of the outlines lies within r pixels of the other's.
+"""The boundary F-score of label maps.
 
-The rule is that of GSCNN's evaluation (Takikawa et al. 2019), which published numbers follow: for
-each image and class the outlines of both masks, void taken out of both; precision is the share of
-the prediction's outline pixels that the truth's come within r of, recall the other way round, and
-F their harmonic mean; a class's score is its mean over images, the score the mean over classes. An
-image in which a class is in neither map counts as F = 1 there ("one"), which lifts rare classes;
-"skip" leaves such images out.
+Defined as in GSCNN's evaluation (Takikawa et al. 2019), which published numbers follow. Void is
+removed from both maps. Per image and class, precision is the share of the prediction's outline
+pixels within r pixels of the truth's outline, recall the share of the truth's outline pixels within
+r pixels of the prediction's, and F their harmonic mean. A class's score is its mean over images,
+the overall score the mean over classes. An image in which neither map has the class counts as F = 1
+("one"), which raises the score of rare classes, or is left out ("skip").
 """
 
 import math
@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.mean_iou import VOID, LabelMap, check_labels, values_of
+from pipeline.evaluation.bands import crop_slices
+from pipeline.evaluation.mean_iou import VOID, LabelMap, check_labels, find_labels
 
 RADII_PX = (3, 5, 9, 12)
-"""Those of the paper's Table 5."""
+"""From Table 5 of the paper."""
 
 Absent = Literal["one", "skip"]
 
@@ -29,15 +30,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoundaryF:
-    """The numbers of a split, 0 to 1, each for every radius."""
+    """F-scores of a split, 0 to 1, one per radius."""
 
     radii_px: tuple[int, ...]
     f: tuple[float, ...]
-    """Mean over classes; NaN where no class is known."""
+    """Mean over classes; NaN if every class is NaN."""
     per_class: dict[str, tuple[float, ...]]
-    """By the class's name, in the order of class indexes; NaN for what is nowhere, with "skip"."""
+    """By class name, in the order of class indices; NaN for a class in no image, with "skip"."""
     images_with: dict[str, int]
-    """Images that have outlines of the class in the truth or the prediction, by its name."""
+    """Number of images with an outline of the class in either map, by class name."""
     images: int
     absent: Absent
     notices: tuple[str, ...] = ()
@@ -50,29 +51,30 @@ def match_boundaries(
     num_classes: int,
     radii_px: Sequence[int] = RADII_PX,
 ) -> NDArray[np.int64]:
-    """Count the outline pixels of one image, and those that the other outline comes near.
+    """Count the outline pixels of one image, and those close to the other map's outline.
 
     Args:
         truth: (H, W) 0 to num_classes - 1, and 255 for void.
-        prediction: (H, W) the same; 255 is no class.
+        prediction: (H, W) the same; 255 means no class.
         num_classes: at most 255.
-        radii_px: Euclidean distances that still count as near.
+        radii_px: largest Euclidean distances of a match.
 
     Returns:
-        (num_classes, 1 + len(radii_px), 2): the outline's pixels, then those matched at each
-        radius; of the prediction, of the truth.
+        (num_classes, 1 + len(radii_px), 2): outline pixels, then pixels matched at each radius;
+        of the prediction and of the truth.
 
     Raises:
-        DatasetError: a value is outside the table, or the sizes differ.
+        DatasetError: a value is not a class or void, or the sizes differ.
     """
     check_labels(truth, prediction, num_classes=num_classes)
     prediction = np.where(truth == VOID, np.uint8(VOID), prediction)
     counts = np.zeros((num_classes, 1 + len(radii_px), 2), np.int64)
-    for index in np.union1d(values_of(truth), values_of(prediction)):
+    for index in np.union1d(find_labels(truth), find_labels(prediction)):
         if index == VOID:
             continue
-        window = _window((truth == index) | (prediction == index))
-        outlines = _outline(prediction[window] == index), _outline(truth[window] == index)
+        # An outline reaches one pixel beyond its mask.
+        crop = crop_slices((truth == index) | (prediction == index), margin_px=1)
+        outlines = _find_outline(prediction[crop] == index), _find_outline(truth[crop] == index)
         for side in (0, 1):
             counts[index, 0, side] = np.count_nonzero(outlines[side])
             if counts[index, 0, side] and outlines[1 - side].any():
@@ -88,24 +90,24 @@ def boundary_f(
     radii_px: Sequence[int] = RADII_PX,
     absent: Absent = "one",
 ) -> BoundaryF:
-    """Turn the counts of all images into F-scores; their order changes nothing.
+    """Turn the counts of all images, in any order, into F-scores.
 
     Args:
-        counts: what `match_boundaries` gives for each.
+        counts: from `match_boundaries`, one per image.
         names: of the classes.
-        radii_px: what it was given.
-        absent: what an image counts in which a class has no outline at all: F = 1, or nothing.
+        radii_px: of `match_boundaries`.
+        absent: whether an image without an outline of a class counts as F = 1 or is left out.
     """
     table = np.array(counts, np.int64).reshape(-1, len(names), 1 + len(radii_px), 2)
     f = _f_scores(table)
     nowhere = (table[:, :, 0] == 0).all(axis=-1)
     f[nowhere] = 1.0 if absent == "one" else math.nan
     scores = np.array(
-        [[_mean_known(f[:, k, r]) for r in range(f.shape[2])] for k in range(f.shape[1])]
+        [[_nan_mean(f[:, k, r]) for r in range(f.shape[2])] for k in range(f.shape[1])]
     )
     return BoundaryF(
         radii_px=tuple(radii_px),
-        f=tuple(_mean_known(column) for column in scores.T),
+        f=tuple(_nan_mean(column) for column in scores.T),
         per_class={name: tuple(map(float, row)) for name, row in zip(names, scores, strict=True)},
         images_with=dict(zip(names, map(int, (~nowhere).sum(axis=0)), strict=True)),
         images=len(table),
@@ -114,7 +116,7 @@ def boundary_f(
 
 
 def _f_scores(table: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give F (I, K, R); 0 where one side has no outline or nothing matches."""
+    """Compute F (I, K, R); 0 where one map has no outline or nothing matches."""
     outline = table[:, :, :1].astype(np.float64)
     share = table[:, :, 1:] / np.maximum(outline, 1)
     precision, recall = share[..., 0], share[..., 1]
@@ -125,17 +127,16 @@ def _f_scores(table: NDArray[np.int64]) -> NDArray[np.float64]:
     return f
 
 
-def _mean_known(values: NDArray[np.float64]) -> float:
-    """Average what is no NaN; fsum rounds once, so the order changes nothing."""
+def _nan_mean(values: NDArray[np.float64]) -> float:
+    """Average all values but NaN; fsum rounds once, so their order does not matter."""
     known = values[~np.isnan(values)]
     return math.fsum(known) / len(known) if len(known) else math.nan
 
 
-def _outline(mask: Mask) -> Mask:
-    """Mark pixels that differ from the next one to the right, below, or below to the right.
+def _find_outline(mask: Mask) -> Mask:
+    """Mark pixels that differ from the right, lower or lower right neighbor (GSCNN: seg2bmap).
 
-    The last row looks to the right only, the last column down only, the corner nowhere: the image's
-    border is no outline (GSCNN: seg2bmap).
+    Neighbors beyond the image do not count: its border is not an outline.
     """
     outline = np.zeros_like(mask)
     here = mask[:-1, :-1]
@@ -146,15 +147,6 @@ def _outline(mask: Mask) -> Mask:
 
 
 def _distance_to(outline: Mask) -> NDArray[np.float32]:
-    """Give the Euclidean distance of each pixel to the nearest one of the outline, in pixels."""
-    away = np.logical_not(outline).view(np.uint8)
-    return cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
-
-
-def _window(mask: Mask) -> tuple[slice, slice]:
-    """Give the smallest window around a mask, and a pixel more: outlines lie there too."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return (
-        slice(max(rows[0] - 1, 0), rows[-1] + 2),
-        slice(max(columns[0] - 1, 0), columns[-1] + 2),
-    )
+    """Compute the Euclidean distance of each pixel to the outline, in pixels."""
+    outside = np.logical_not(outline).view(np.uint8)
+    return cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)

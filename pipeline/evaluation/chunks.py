@@ -1,70 +1,57 @@
-"""Work on the pieces of a split, here or shared by Ray workers, with a line of progress at times.
+"""Run a predictor over the chunks of a split, in this process or on Ray workers.
 
-Who does a piece changes nothing in what comes of it, and all parts are put in the order of the
-pieces, so any number of workers gives the same numbers.
+Results are returned in the order of the chunks, so the metrics do not depend on the number of
+workers.
 """
 
-import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
-from pipeline.evaluation.result import Maker, Part
-from pipeline.evaluation.split_reader import Piece
+from pipeline.evaluation.result import ChunkResult, PredictorFactory
+from pipeline.evaluation.split_reader import EvalChunk
+from pipeline.progress import log_progress
 
-IMAGES_EACH = 8
-"""Images of a piece; a progress line can come after each."""
-
-_LOG_EVERY_S = 10.0
-
-_log = logging.getLogger(__name__)
+IMAGES_PER_CHUNK = 8
+"""Progress is logged between chunks."""
 
 
-def in_order(
+def run_chunks(
     model: nn.Module,
-    pieces: Sequence[Piece],
-    make: Maker,
+    chunks: Sequence[EvalChunk],
+    make_predictor: PredictorFactory,
     *,
     num_workers: int = 0,
     use_gpu: bool = False,
 ) -> list[Any]:
-    """Work on all pieces.
+    """Run a predictor over all chunks.
 
     Args:
-        model: sent to the workers, if there are any.
-        pieces: of the split.
-        make: makes what works on them; it is sent to the workers too.
-        num_workers: Ray workers that share the pieces; 0 works in this process, without Ray.
-        use_gpu: on a GPU, one for each worker; else each worker takes a CPU, and this process the
-            device where the model is.
+        model: copied to the workers, if there are any.
+        chunks: of the split.
+        make_predictor: called once in each process.
+        num_workers: number of Ray workers; 0 runs in this process, without Ray.
+        use_gpu: use one GPU per worker, or move the model to this process's GPU. Otherwise a worker
+            uses one CPU, and this process the device of the model.
 
     Returns:
-        The parts, in the order of the pieces.
+        The results in the order of the chunks.
     """
-    done: Iterator[tuple[Piece, Part]]
+    done: Iterator[tuple[EvalChunk, ChunkResult]]
     if num_workers == 0:
-        work = make(model.to("cuda") if use_gpu else model)
-        done = ((piece, work(piece)) for piece in pieces)
+        predict = make_predictor(model.to("cuda") if use_gpu else model)
+        done = ((chunk, predict(chunk)) for chunk in chunks)
     else:
-        from pipeline.evaluation.ray_workers import on_workers  # noqa: PLC0415  imports ray
+        from pipeline.evaluation.ray_workers import run_on_ray  # noqa: PLC0415  imports ray
 
-        done = on_workers(model, pieces, make, num_workers=num_workers, use_gpu=use_gpu)
-    parts = dict(_told(done, total=sum(len(piece.rows) for piece in pieces)))
-    return [parts[piece] for piece in pieces]
-
-
-def _told(done: Iterable[tuple[Piece, Part]], *, total: int) -> Iterator[tuple[Piece, Part]]:
-    """Pass parts on, with a progress line now and then."""
-    started = told = time.perf_counter()
-    images = 0
-    for piece, part in done:
-        yield piece, part
-        images += len(piece.rows)
-        now = time.perf_counter()
-        if now - told >= _LOG_EVERY_S or images == total:
-            told = now
-            speed = images / (now - started)
-            eta_s = round((total - images) / speed)
-            _log.info("evaluate %d/%d images  %.1f img/s  eta %ds", images, total, speed, eta_s)
+        done = run_on_ray(model, chunks, make_predictor, num_workers=num_workers, use_gpu=use_gpu)
+    results = dict(
+        log_progress(
+            done,
+            "evaluate",
+            total=sum(len(chunk.rows) for chunk in chunks),
+            images_of=lambda item: len(item[0].rows),
+        )
+    )
+    return [results[chunk] for chunk in chunks]

@@ -1,10 +1,10 @@
 """Cityscapes' instance AP and AP50, by mask and by boundary, from the counts of frames.
 
-The rules are those of cityscapesScripts (evalInstanceLevelSemanticLabeling), which are not COCO's:
-an overlap must exceed the threshold, of several masks on one object the best counts and the others
-are errors, and a mask that matches nothing is forgiven where most of it lies on void, on a group of
-objects or on an object below 100 pixels. By boundary, the overlap is the lesser of the masks' and
-the bands' (boundary-iou-api). Both give the same numbers as these programs, to the last bit.
+The rules are those of cityscapesScripts (evalInstanceLevelSemanticLabeling), not COCO's: IoU must
+exceed the threshold; if several masks match an object, the best counts and the others are false
+positives; an unmatched mask is ignored if most of it is on void, on a group of objects or on an
+object below 100 pixels. Boundary AP uses the lesser of mask IoU and band IoU (boundary-iou-api).
+The results equal those of the two programs to the last bit.
 """
 
 import math
@@ -19,17 +19,17 @@ from pipeline.data.cityscapes_classes import INSTANCE_CLASSES
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO
 from pipeline.evaluation.cityscapes_frames import FIRST_INSTANCE_ID, FrameCounts
 
-# Made as in cityscapesScripts: some are a bit above what one would write.
-_OVERLAPS = np.arange(0.5, 1.0, 0.05)
+# As in cityscapesScripts: some differ from 0.55, 0.60, ... in the last bit.
+_IOU_THRESHOLDS = np.arange(0.5, 1.0, 0.05)
 
 MIN_OBJECT_PX = 100
-"""Smaller objects are not asked for (cityscapesScripts: minRegionSizes)."""
+"""Smaller objects are ignored (cityscapesScripts: minRegionSizes)."""
 
 Values = NDArray[np.float64]
 
 
 class InstanceScores(NamedTuple):
-    """AP over IoU .50 to .95, and at .50; NaN where the truth has no such objects."""
+    """AP over IoU .50 to .95, and at .50; NaN if the truth has no such objects."""
 
     ap: float
     ap50: float
@@ -37,110 +37,112 @@ class InstanceScores(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CityscapesMetrics:
-    """The numbers of a split, 0 to 1."""
+    """AP of a split, 0 to 1."""
 
     mask: InstanceScores
     """Mean over the classes that the truth has."""
     boundary: InstanceScores
     mask_by_class: dict[str, InstanceScores]
-    """By the class's name, in the order of label ids."""
+    """By class name, in the order of label ids."""
     boundary_by_class: dict[str, InstanceScores]
     objects: dict[str, int]
-    """By the class's name: those that are asked for, of at least 100 pixels and no groups."""
+    """Number of objects by class name, without groups and objects below 100 pixels."""
     frames: int
     detections: int
     dilation_ratio: float
-    """The band of the boundary, in image diagonals."""
+    """Width of the boundary band, in image diagonals."""
     notices: tuple[str, ...] = ()
 
 
 def cityscapes_metrics(
     frames: Sequence[FrameCounts], *, dilation_ratio: float = CITYSCAPES_DILATION_RATIO
 ) -> CityscapesMetrics:
-    """Turn the counts of all frames into AP; their order changes nothing.
+    """Turn the counts of all frames, in any order, into AP.
 
     Args:
-        frames: what `count_frame` gives for each.
-        dilation_ratio: what it was given; shown beside the numbers.
+        frames: from `count_frame`, one per frame.
+        dilation_ratio: of `count_frame`.
     """
     by_mask, by_boundary = (
-        np.array([_class_ap(frames, each.label_id, bands=bands) for each in INSTANCE_CLASSES])
+        np.array(
+            [_compute_class_ap(frames, each.label_id, bands=bands) for each in INSTANCE_CLASSES]
+        )
         for bands in (False, True)
     )
     names = [each.name for each in INSTANCE_CLASSES]
-    asked = {
-        each.name: sum(int(_asked(f, each.label_id).sum()) for f in frames)
+    objects = {
+        each.name: sum(int(_select_objects(f, each.label_id).sum()) for f in frames)
         for each in INSTANCE_CLASSES
     }
     return CityscapesMetrics(
-        mask=_scores(by_mask),
-        boundary=_scores(by_boundary),
-        mask_by_class=dict(zip(names, map(_scores, by_mask[:, None]), strict=True)),
-        boundary_by_class=dict(zip(names, map(_scores, by_boundary[:, None]), strict=True)),
-        objects=asked,
+        mask=_average(by_mask),
+        boundary=_average(by_boundary),
+        mask_by_class=dict(zip(names, map(_average, by_mask[:, None]), strict=True)),
+        boundary_by_class=dict(zip(names, map(_average, by_boundary[:, None]), strict=True)),
+        objects=objects,
         frames=len(frames),
         detections=sum(len(each.scores) for each in frames),
         dilation_ratio=dilation_ratio,
-        notices=_notices(frames),
+        notices=_collect_notices(frames),
     )
 
 
-def _class_ap(frames: Sequence[FrameCounts], label_id: int, *, bands: bool) -> Values:
-    """Give the AP of a class at each overlap."""
-    parts = [_match(frame, label_id, bands=bands) for frame in frames]
-    objects = sum(int(_asked(frame, label_id).sum()) for frame in frames)
+def _compute_class_ap(frames: Sequence[FrameCounts], label_id: int, *, bands: bool) -> Values:
+    """Compute the AP of a class at each IoU threshold."""
+    matches = [_match(frame, label_id, bands=bands) for frame in frames]
+    objects = sum(int(_select_objects(frame, label_id).sum()) for frame in frames)
     if not objects:
-        return np.full(len(_OVERLAPS), math.nan)
+        return np.full(len(_IOU_THRESHOLDS), math.nan)
     return np.array(
         [
             _area_under_curve(
-                np.concatenate([part[place].right for part in parts]),
-                np.concatenate([part[place].wrong for part in parts]),
+                np.concatenate([frame[threshold].true_positives for frame in matches]),
+                np.concatenate([frame[threshold].false_positives for frame in matches]),
                 objects=objects,
             )
-            for place in range(len(_OVERLAPS))
+            for threshold in range(len(_IOU_THRESHOLDS))
         ]
     )
 
 
-class _Outcome(NamedTuple):
-    """What a class's masks of a frame are at one overlap, by their scores."""
+class _Matches(NamedTuple):
+    """Scores of a frame's true and false positives of a class at one IoU threshold."""
 
-    right: Values
-    wrong: Values
+    true_positives: Values
+    false_positives: Values
 
 
-def _match(frame: FrameCounts, label_id: int, *, bands: bool) -> list[_Outcome]:
-    """Tell right masks from wrong ones, at each overlap (T)."""
+def _match(frame: FrameCounts, label_id: int, *, bands: bool) -> list[_Matches]:
+    """Match the masks of a class at each IoU threshold (T)."""
     found = frame.label_ids == label_id
-    same = _of_class(frame, label_id)
+    same = _select_class(frame, label_id)
     scores = frame.scores[found]
-    overlap_DO, touches_DO = _overlap(frame, found, same, bands=bands)
-    asked = _asked(frame, label_id)[same]
-    above_TDO = overlap_DO > _OVERLAPS[:, None, None]
-    excused = _OVERLAPS[:, None] < _ignorable(frame, found, same, touches_DO)
-    wrong_TD = ~above_TDO.any(axis=2) & ~excused
-    outcomes = []
-    for above_DO, wrong in zip(above_TDO[:, :, asked], wrong_TD, strict=True):
+    iou_DO, touches_DO = _compute_iou(frame, found, same, bands=bands)
+    counted = _select_objects(frame, label_id)[same]
+    above_TDO = iou_DO > _IOU_THRESHOLDS[:, None, None]
+    ignored = _IOU_THRESHOLDS[:, None] < _compute_ignored_share(frame, found, same, touches_DO)
+    wrong_TD = ~above_TDO.any(axis=2) & ~ignored
+    matches = []
+    for above_DO, wrong in zip(above_TDO[:, :, counted], wrong_TD, strict=True):
         on, _ = above_DO.nonzero()
         best = np.where(above_DO, scores[:, None], -math.inf).max(axis=0, initial=-math.inf)
         best = best[above_DO.any(axis=0)]
-        outcomes.append(_Outcome(best, np.append(scores[wrong], _without(scores[on], best))))
-    return outcomes
+        matches.append(_Matches(best, np.append(scores[wrong], _remove(scores[on], best))))
+    return matches
 
 
-def _without(scores: Values, some: Values) -> Values:
-    """Take each of `some` out of the scores once."""
+def _remove(scores: Values, removed: Values) -> Values:
+    """Remove each of the given values from the scores once."""
     values, counts = np.unique(scores, return_counts=True)
-    taken, times = np.unique(some, return_counts=True)
-    counts[np.searchsorted(values, taken)] -= times
+    found, times = np.unique(removed, return_counts=True)
+    counts[np.searchsorted(values, found)] -= times
     return np.repeat(values, counts)
 
 
-def _overlap(
+def _compute_iou(
     frame: FrameCounts, found: NDArray[np.bool_], same: NDArray[np.bool_], *, bands: bool
 ) -> tuple[Values, NDArray[np.bool_]]:
-    """Give IoU (D, O), and which pairs touch at all."""
+    """Compute IoU (D, O), and which pairs intersect."""
     pick = np.ix_(found, same)
     shared = frame.shared_px[pick]
     iou = shared / (frame.object_px[same] + frame.found_px[found][:, None] - shared)
@@ -153,16 +155,16 @@ def _overlap(
     return np.where(touches, iou, 0.0), touches
 
 
-def _ignorable(
+def _compute_ignored_share(
     frame: FrameCounts,
     found: NDArray[np.bool_],
     same: NDArray[np.bool_],
     touches: NDArray[np.bool_],
 ) -> Values:
-    """Give the share of each mask (D,) that lies on void, groups and small objects.
+    """Compute the share of each mask (D,) on void, groups and small objects.
 
-    A small group counts twice, as in cityscapesScripts; by boundary, groups and small objects count
-    where the bands touch, as in boundary-iou-api.
+    A small group counts twice, as in cityscapesScripts. For boundary AP, groups and small objects
+    count only if the bands intersect, as in boundary-iou-api.
     """
     is_group = frame.object_ids[same] < FIRST_INSTANCE_ID
     is_small = frame.object_px[same] < MIN_OBJECT_PX
@@ -172,30 +174,30 @@ def _ignorable(
     return share
 
 
-def _of_class(frame: FrameCounts, label_id: int) -> NDArray[np.bool_]:
+def _select_class(frame: FrameCounts, label_id: int) -> NDArray[np.bool_]:
     ids = frame.object_ids
     same: NDArray[np.bool_] = (ids == label_id) | (ids // FIRST_INSTANCE_ID == label_id)
     return same
 
 
-def _asked(frame: FrameCounts, label_id: int) -> NDArray[np.bool_]:
-    """Tell which objects a model is asked for (O,)."""
+def _select_objects(frame: FrameCounts, label_id: int) -> NDArray[np.bool_]:
+    """Select the objects (O,) of a class that count: neither groups nor small."""
     large = frame.object_px >= MIN_OBJECT_PX
-    asked: NDArray[np.bool_] = large & (frame.object_ids // FIRST_INSTANCE_ID == label_id)
-    return asked
+    counted: NDArray[np.bool_] = large & (frame.object_ids // FIRST_INSTANCE_ID == label_id)
+    return counted
 
 
-def _area_under_curve(right: Values, wrong: Values, *, objects: int) -> float:
-    """Give the area under precision over recall, by steps around each point of the curve."""
-    scores = np.append(right, wrong)
+def _area_under_curve(true_positives: Values, false_positives: Values, *, objects: int) -> float:
+    """Integrate precision over recall, in steps centered on the points of the curve."""
+    scores = np.append(true_positives, false_positives)
     if not scores.size:
-        # cityscapesScripts ends with an IndexError here unless no mask of the class was found.
+        # cityscapesScripts fails with an IndexError here unless the class has no mask at all.
         return 0.0
     order = np.argsort(scores)
-    is_right = np.append(np.ones(len(right)), np.zeros(len(wrong)))[order]
+    is_hit = np.append(np.ones(len(true_positives)), np.zeros(len(false_positives)))[order]
     _, first = np.unique(scores[order], return_index=True)
-    below = np.append(np.cumsum(is_right), 0.0)[first - 1]
-    hits = len(right) - below
+    below = np.append(np.cumsum(is_hit), 0.0)[first - 1]
+    hits = len(true_positives) - below
     precision = np.append(hits / (len(scores) - first), 1.0)
     recall = np.append(hits / objects, 0.0)
     widths = np.convolve(
@@ -204,22 +206,22 @@ def _area_under_curve(right: Values, wrong: Values, *, objects: int) -> float:
     return float(np.dot(precision, widths))
 
 
-def _scores(ap: Values) -> InstanceScores:
-    """Average AP (classes, overlaps) over what the truth has."""
+def _average(ap: Values) -> InstanceScores:
+    """Average AP (classes, thresholds) over the classes that the truth has."""
     if np.isnan(ap).all():
         return InstanceScores(math.nan, math.nan)
     return InstanceScores(float(np.nanmean(ap)), float(np.nanmean(ap[:, 0])))
 
 
-def _notices(frames: Sequence[FrameCounts]) -> tuple[str, ...]:
+def _collect_notices(frames: Sequence[FrameCounts]) -> tuple[str, ...]:
     notices = []
     empty = sum(each.empty for each in frames)
     if empty:
-        notices.append(f"{empty} masks without a pixel: not counted, as in cityscapesScripts")
+        notices.append(f"{empty} empty masks not counted, as in cityscapesScripts")
     foreign = [label_id for each in frames for label_id in each.foreign_ids]
     if foreign:
         ids = ", ".join(map(str, sorted(set(foreign))))
-        notices.append(f"{len(foreign)} masks of classes without instances ({ids}): not counted")
+        notices.append(f"{len(foreign)} masks of classes without instances ({ids}) not counted")
     if not any(len(each.scores) for each in frames):
-        notices.append("there are no detections at all: every AP is 0")
+        notices.append("no detections: every AP is 0")
     return tuple(notices)

@@ -1,8 +1,8 @@
-"""Cityscapes' instance AP of folders: gtFine's split, and masks in the official submission format.
+"""Evaluate Cityscapes' instance AP from folders: a split of gtFine, and a submission.
 
-A submission has one txt for each frame, anywhere below its folder, with lines of `mask path, class
-id, score`; the path starts at the txt's own folder and names a PNG of the frame's size, 0 outside.
-cityscapesScripts takes what it is given; here everything that is wrong is told at once.
+A submission has one txt per frame, anywhere below its folder, with lines of `mask path, class id,
+score`. The path is relative to the txt's folder and names a PNG of the frame's size, 0 outside the
+object. Unlike cityscapesScripts, all files are checked, and one error reports all problems.
 """
 
 import math
@@ -19,18 +19,23 @@ from pipeline.data.cityscapes_classes import CLASSES
 from pipeline.errors import StorageError
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, check_ratio
 from pipeline.evaluation.cityscapes_ap import CityscapesMetrics, cityscapes_metrics
-from pipeline.evaluation.cityscapes_frames import FoundMask, FrameCounts, count_frame, strange_ids
+from pipeline.evaluation.cityscapes_frames import (
+    FoundMask,
+    FrameCounts,
+    count_frame,
+    find_unknown_ids,
+)
 from pipeline.evaluation.folders import (
-    BrokenImageError,
+    FolderProblems,
     Pair,
-    describe,
+    describe_folder,
     file_name,
-    frame_of,
-    measure_pairs,
+    map_pairs,
     pair_files,
+    parse_frame,
     read_gray,
 )
-from pipeline.evaluation.problems import Faults, raise_all, short
+from pipeline.evaluation.problems import Problems, raise_all, show_value
 
 TRUTH_SUFFIX = "_gtFine_instanceIds.png"
 
@@ -45,79 +50,77 @@ def evaluate_cityscapes(
     Args:
         truth: folder of a split, such as gtFine/val.
         detections: folder of the submission.
-        dilation_ratio: the band of the boundary, in image diagonals.
+        dilation_ratio: width of the boundary band, in image diagonals.
 
     Raises:
         RecipeError: the ratio is not between 0 and 1.
         StorageError: a folder cannot be listed.
-        DatasetError: everything that is wrong with the two, in one message.
+        DatasetError: all problems of both folders.
     """
     check_ratio(dilation_ratio)
-    of_truth, of_detections = Faults(truth), Faults(detections)
+    problems = FolderProblems.of(truth, detections)
     pairs = pair_files(
-        _truth_files(truth, of_truth),
-        _submission_files(detections, of_detections),
-        of_truth=of_truth,
-        of_detections=of_detections,
+        _list_truth(truth, problems.truth),
+        _list_submission(detections, problems.detections),
+        problems,
     )
 
-    def measure(pair: Pair, in_truth: Faults, in_detections: Faults) -> FrameCounts | None:
-        instance_map = _instance_map(pair, in_truth)
-        lines = _lines(pair.detections, detections, in_detections)
+    def count(pair: Pair, problems: FolderProblems) -> FrameCounts | None:
+        instance_map = _read_instance_map(pair, problems.truth)
+        lines = _read_lines(pair.detections, detections, problems.detections)
         if instance_map is None:
             return None
-        masks = _masks(lines, instance_map.shape, in_detections)
+        masks = _read_masks(lines, instance_map.shape, problems.detections)
         return count_frame(instance_map, masks, dilation_ratio=dilation_ratio)
 
-    counted = measure_pairs(pairs, measure, of_truth=of_truth, of_detections=of_detections)
-    frames = [frame for frame in counted if frame is not None]
+    frames = list(map_pairs(pairs, count, problems))
     foreign = Counter(label_id for frame in frames for label_id in frame.foreign_ids)
     if foreign and not any(frame.empty or len(frame.scores) for frame in frames):
         ids = ", ".join(map(str, sorted(foreign)))
-        of_detections.add("class ids without instances", f"all {foreign.total()} masks have {ids}")
-        raise_all([of_detections])
+        where = f"all {foreign.total()} masks have {ids}"
+        problems.detections.add("no class with instances", where)
+        raise_all(problems)
     return cityscapes_metrics(frames, dilation_ratio=dilation_ratio)
 
 
-def _truth_files(folder: str, faults: Faults) -> dict[str, list[str]]:
+def _list_truth(folder: str, problems: Problems) -> dict[str, list[str]]:
     files = storage.list_files(folder, suffix=TRUTH_SUFFIX, recursive=True)
     by_frame: dict[str, list[str]] = defaultdict(list)
     for uri in files:
         by_frame[file_name(uri).removesuffix(TRUTH_SUFFIX)].append(uri)
     if not files:
-        faults.add("folder without truth", f"{describe(folder)}; none is *{TRUTH_SUFFIX}")
+        where = f"{describe_folder(folder)}; none is *{TRUTH_SUFFIX}"
+        problems.add("no ground truth in the folder", where)
     return by_frame
 
 
-def _submission_files(folder: str, faults: Faults) -> dict[str, list[str]]:
+def _list_submission(folder: str, problems: Problems) -> dict[str, list[str]]:
     files = storage.list_files(folder, suffix=".txt", recursive=True)
     by_frame: dict[str, list[str]] = defaultdict(list)
     for uri in files:
-        frame = frame_of(uri)
+        frame = parse_frame(uri)
         if frame is None:
-            faults.add("name that tells no frame", file_name(uri))
+            problems.add("no frame in the file name", file_name(uri))
         else:
             by_frame[frame].append(uri)
     if not files:
-        faults.add("folder without submission", f"{describe(folder)}; none is *.txt")
+        problems.add("no submission in the folder", f"{describe_folder(folder)}; none is *.txt")
     return by_frame
 
 
-def _instance_map(pair: Pair, faults: Faults) -> NDArray[np.uint16] | None:
+def _read_instance_map(pair: Pair, problems: Problems) -> NDArray[np.uint16] | None:
     name = file_name(pair.truth)
-    try:
-        pixels = read_gray(pair.truth, palette=False)
-    except BrokenImageError as error:
-        faults.add("image that cannot be read", f"{name}: {error}")
+    pixels = read_gray(pair.truth, problems, where=name, palette=False)
+    if pixels is None:
         return None
     if pixels.dtype != np.uint16:
-        kind = "instance map that is not of 16 bits"
-        faults.add(kind, f"{name}: {pixels.dtype}, values up to {pixels.max()}")
+        where = f"{name}: {pixels.dtype}, values up to {pixels.max()}"
+        problems.add("instance map is not 16-bit", where)
         return None
     instance_map = pixels.astype(np.uint16)
-    strange = strange_ids(instance_map)
-    if strange:
-        faults.add("instance id of no class", f"{name}: {', '.join(map(str, strange[:5]))}")
+    unknown = find_unknown_ids(instance_map)
+    if unknown:
+        problems.add("unknown instance id", f"{name}: {', '.join(map(str, unknown[:5]))}")
         return None
     return instance_map
 
@@ -125,73 +128,74 @@ def _instance_map(pair: Pair, faults: Faults) -> NDArray[np.uint16] | None:
 class _Line(NamedTuple):
     """One line of a frame's txt."""
 
-    place: str
+    where: str
     mask: str
     label_id: int
     score: float
 
 
-def _lines(txt: str, root: str, faults: Faults) -> list[_Line]:
+def _read_lines(txt: str, root: str, problems: Problems) -> list[_Line]:
     name = file_name(txt)
     try:
         text = storage.read_bytes(txt).decode()
     except (StorageError, UnicodeDecodeError) as error:
-        faults.add("line of no known form", f"{name}: {error}")
+        problems.add("malformed line", f"{name}: {error}")
         return []
     lines: list[_Line] = []
     seen: set[str] = set()
     for number, fields in enumerate(map(str.split, text.splitlines()), start=1):
-        line = _line(fields, f"{name}, line {number}", txt, root, faults) if fields else None
+        where = f"{name}, line {number}"
+        line = _parse_line(fields, where, txt, root, problems) if fields else None
         if line is not None and line.mask in seen:
-            faults.add("same mask twice", f"{line.place}: {fields[0]}")
+            problems.add("mask used twice", f"{line.where}: {fields[0]}")
         elif line is not None:
             seen.add(line.mask)
             lines.append(line)
     return lines
 
 
-def _line(fields: list[str], place: str, txt: str, root: str, faults: Faults) -> _Line | None:
+def _parse_line(
+    fields: list[str], where: str, txt: str, root: str, problems: Problems
+) -> _Line | None:
     class_id, score = (
-        (_number(field) for field in fields[1:3]) if len(fields) == 3 else (None, None)
+        (_parse_float(field) for field in fields[1:3]) if len(fields) == 3 else (None, None)
     )
     if class_id is None or score is None:
-        faults.add("line of no known form", f"{place}: {short(' '.join(fields))}")
+        problems.add("malformed line", f"{where}: {show_value(' '.join(fields))}")
         return None
     if not math.isfinite(score):
-        faults.add("score that is not a finite number", f"{place}: {score}")
+        problems.add("score is not finite", f"{where}: {score}")
         return None
     if class_id not in _LABEL_IDS:
-        faults.add("class id outside the table", f"{place}: {fields[1]}")
+        problems.add("unknown class id", f"{where}: {fields[1]}")
         return None
     base = storage.absolute(root)
     inside = posixpath.dirname(txt.removeprefix(base).lstrip("/"))
     path = posixpath.normpath(posixpath.join(inside, fields[0]))
     if path.startswith(("/", "../")):
-        faults.add("mask path that leads outside", f"{place}: {short(fields[0])}")
+        problems.add("mask path outside the submission", f"{where}: {show_value(fields[0])}")
         return None
-    return _Line(place, storage.join(base, path), int(class_id), score)
+    return _Line(where, storage.join(base, path), int(class_id), score)
 
 
-def _number(text: str) -> float | None:
+def _parse_float(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def _masks(lines: list[_Line], size_hw: tuple[int, ...], faults: Faults) -> Iterator[FoundMask]:
-    """Read the masks that are as they should be."""
+def _read_masks(
+    lines: list[_Line], size_hw: tuple[int, ...], problems: Problems
+) -> Iterator[FoundMask]:
+    """Yield all valid masks."""
     for line in lines:
-        try:
-            pixels = read_gray(line.mask, palette=False)
-        except BrokenImageError as error:
-            kind = "image that cannot be read"
-            faults.add(kind, f"{line.place}: {file_name(line.mask)}: {error}")
+        where = f"{line.where}: {file_name(line.mask)}"
+        pixels = read_gray(line.mask, problems, where=where, palette=False)
+        if pixels is None:
             continue
-        if pixels.shape != size_hw:
-            sizes = (
-                f"{pixels.shape[0]} x {pixels.shape[1]}, the frame has {size_hw[0]} x {size_hw[1]}"
-            )
-            faults.add("mask of another size", f"{line.place}: {sizes}")
-            continue
-        yield FoundMask(line.label_id, line.score, pixels != 0)
+        if pixels.shape == size_hw:
+            yield FoundMask(line.label_id, line.score, pixels != 0)
+        else:
+            sizes = "{} x {}, the frame has {} x {}".format(*pixels.shape, *size_hw)
+            problems.add("wrong mask size", f"{line.where}: {sizes}")

@@ -1,8 +1,7 @@
-"""One frame of Cityscapes in pixels: how the masks that a model found lie on its objects.
+"""Count the pixels that predicted masks share with the objects of one Cityscapes frame.
 
-Everything that Cityscapes' AP needs of a frame are counts of pixels: of each object and mask, of
-what they share, and of what a mask covers of void. They are whole numbers, so frames can be counted
-by any number of workers and in any order.
+Cityscapes' AP needs only pixel counts: of each object and mask, of their intersections, and of a
+mask on void. They are integers, so any number of workers can count frames in any order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,26 +14,31 @@ from pycocotools import mask as mask_api
 
 from pipeline.data.cityscapes_classes import CLASSES, INSTANCE_CLASSES
 from pipeline.errors import DatasetError
-from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, band_of, band_px
+from pipeline.evaluation.bands import (
+    CITYSCAPES_DILATION_RATIO,
+    band_px,
+    crop_slices,
+    mask_to_boundary,
+)
 
 Counts: TypeAlias = NDArray[np.int64]
 
 FIRST_INSTANCE_ID = 1000
-"""Ids below are classes; what is of a class with instances there is a group of objects."""
+"""Ids below are label ids; that of a class with instances marks a group of objects."""
 
 _NUM_IDS = FIRST_INSTANCE_ID * (max(each.label_id for each in CLASSES) + 1)
 
 _EVALUATED = [each.label_id for each in INSTANCE_CLASSES]
 
-_VOID = [each.label_id for each in CLASSES if each.ignored and each.label_id >= 0]
-"""As cityscapesScripts has it: a caravan or trailer is void as a group, not as an object."""
+_VOID = [each.label_id for each in CLASSES if each.is_ignored and each.label_id >= 0]
+"""As in cityscapesScripts: a caravan or trailer is void as a group, but not as an object."""
 
 
 class FoundMask(NamedTuple):
-    """One instance that a model found in a frame."""
+    """One predicted instance of a frame."""
 
     label_id: int
-    """24 to 33; not the train id."""
+    """24 to 33, not the train id."""
     score: float
     mask: NDArray[np.bool_]
     """(H, W) of the frame."""
@@ -42,38 +46,38 @@ class FoundMask(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameCounts:
-    """A frame with O objects (groups are among them) and D masks that were found, in pixels."""
+    """Pixel counts of a frame with O objects (including groups) and D predicted masks."""
 
     object_ids: Counts
-    """(O,) values of the instance map."""
+    """(O,) instance map values."""
     object_px: Counts
     object_band_px: Counts
     label_ids: Counts
-    """(D,) of what was found."""
+    """(D,) of the predicted masks."""
     scores: NDArray[np.float64]
     found_px: Counts
     found_band_px: Counts
     void_px: Counts
     """(D,) pixels on void."""
     shared_px: Counts
-    """(D, O) pixels of both, whatever their classes."""
+    """(D, O) intersections, whatever the classes."""
     shared_band_px: Counts
-    """(D, O) pixels of both bands."""
+    """(D, O) intersections of the bands."""
     empty: int
-    """Masks without a pixel, which are not among the D."""
+    """Number of empty masks; not in D."""
     foreign_ids: tuple[int, ...]
-    """Label ids of masks of classes without instances, which are not among them either."""
+    """Label ids of masks of classes without instances; not in D."""
 
 
-def masks_from_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[FoundMask]:
-    """Paint rows of a COCO results file, one at a time; category_id is the label id."""
+def decode_masks(rows: Iterable[Mapping[str, Any]]) -> Iterator[FoundMask]:
+    """Decode the masks of a COCO results file one at a time; category_id is the label id."""
     for row in rows:
         mask = np.ascontiguousarray(mask_api.decode(row["segmentation"]))
         yield FoundMask(row["category_id"], row["score"], mask.view(np.bool_))
 
 
-def strange_ids(instance_map: NDArray[np.uint16]) -> list[int]:
-    """List the values of an instance map that belong to no class."""
+def find_unknown_ids(instance_map: NDArray[np.uint16]) -> list[int]:
+    """List the values of an instance map that do not belong to any class."""
     known = {each.label_id for each in CLASSES}
     things = {each.label_id for each in CLASSES if each.has_instances}
     present: list[int] = np.flatnonzero(np.bincount(instance_map.ravel())).tolist()
@@ -86,38 +90,38 @@ def count_frame(
     *,
     dilation_ratio: float = CITYSCAPES_DILATION_RATIO,
 ) -> FrameCounts:
-    """Count how masks lie on the objects of a frame.
+    """Count the pixels that masks share with the objects of a frame.
 
     Args:
         instance_map: (H, W) as in *_instanceIds.png: label_id * 1000 + number for an object, the
             label_id alone for everything else.
-        found: drawn from one by one.
+        found: the predicted masks; consumed one by one.
         dilation_ratio: the band of the boundary, in image diagonals.
 
     Raises:
-        DatasetError: the map has values of no class, or a mask is not of its size.
+        DatasetError: the map has unknown ids, or a mask has another size.
     """
     height, width = instance_map.shape
-    strange = strange_ids(instance_map)
-    if strange:
-        raise DatasetError(f"an instance map holds {strange[:3]}, which are ids of no class")
+    unknown = find_unknown_ids(instance_map)
+    if unknown:
+        raise DatasetError(f"an instance map holds {unknown[:3]}, which are not ids of any class")
     width_px = band_px(height=height, width=width, dilation_ratio=dilation_ratio)
     truth = _Truth.read(instance_map, width_px=width_px)
-    masks: list[_Counted] = []
+    masks: list[_MaskCounts] = []
     empty, foreign_ids = 0, []
     for each in found:
         if each.mask.shape != (height, width):
             raise DatasetError(
                 f"a mask of {each.mask.shape} pixels on a frame of {instance_map.shape}: masks "
-                "have the frame's height and width"
+                "must have the frame's height and width"
             )
-        window = _window(each.mask)
+        crop = crop_slices(each.mask)
         if each.label_id not in _EVALUATED:
             foreign_ids.append(each.label_id)
-        elif window is None:
+        elif not each.mask[crop].size:
             empty += 1
         else:
-            masks.append(truth.count(each, window, width_px=width_px))
+            masks.append(truth.count(each, crop, width_px=width_px))
     num_objects = len(truth.object_ids)
     return FrameCounts(
         object_ids=truth.object_ids,
@@ -137,7 +141,7 @@ def count_frame(
     )
 
 
-class _Counted(NamedTuple):
+class _MaskCounts(NamedTuple):
     label_id: int
     score: float
     px: int
@@ -149,15 +153,15 @@ class _Counted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Truth:
-    """An instance map, prepared so that any mask is counted in one pass over its own pixels."""
+    """An instance map, indexed so that a mask is counted in one pass over its own pixels."""
 
     object_ids: Counts
     object_px: Counts
     object_band_px: Counts
-    places: NDArray[np.uint16]
-    """(H, W): an object's place among the O; O is void, O + 1 all the rest."""
-    band_places: NDArray[np.uint16]
-    """(H, W): the same in the objects' bands, O + 1 elsewhere."""
+    indices: NDArray[np.uint16]
+    """(H, W) index of the object; O is void, O + 1 everything else."""
+    band_indices: NDArray[np.uint16]
+    """(H, W) index of the object in its band; O + 1 elsewhere."""
 
     @classmethod
     def read(cls, instance_map: NDArray[np.uint16], *, width_px: int) -> "_Truth":
@@ -166,27 +170,27 @@ class _Truth:
         label_ids = np.where(ids < FIRST_INSTANCE_ID, ids, ids // FIRST_INSTANCE_ID)
         object_ids = ids[np.isin(label_ids, _EVALUATED)]
         number = len(object_ids)
-        place_of = np.full(_NUM_IDS, number + 1, np.uint16)
-        place_of[_VOID] = number
-        place_of[object_ids] = np.arange(number)
-        places = place_of[instance_map]
-        band_places = np.full(places.shape, number + 1, np.uint16)
-        band_px = np.zeros(number, np.int64)
-        for place in range(number):
-            mask = places == place
-            window = _window(mask)
-            band = band_of(mask[window], width_px=width_px)
-            band_places[window][band] = place
-            band_px[place] = band.sum()
-        return cls(object_ids, present[object_ids], band_px, places, band_places)
+        index_of_id = np.full(_NUM_IDS, number + 1, np.uint16)
+        index_of_id[_VOID] = number
+        index_of_id[object_ids] = np.arange(number)
+        indices = index_of_id[instance_map]
+        band_indices = np.full(indices.shape, number + 1, np.uint16)
+        object_band_px = np.zeros(number, np.int64)
+        for index in range(number):
+            mask = indices == index
+            crop = crop_slices(mask)
+            band = mask_to_boundary(mask[crop], width_px=width_px)
+            band_indices[crop][band] = index
+            object_band_px[index] = band.sum()
+        return cls(object_ids, present[object_ids], object_band_px, indices, band_indices)
 
-    def count(self, found: FoundMask, window: tuple[slice, slice], *, width_px: int) -> _Counted:
+    def count(self, found: FoundMask, crop: tuple[slice, slice], *, width_px: int) -> _MaskCounts:
         number = len(self.object_ids)
-        mask = found.mask[window]
-        band = band_of(mask, width_px=width_px)
-        on = np.bincount(self.places[window][mask], minlength=number + 2)
-        band_on = np.bincount(self.band_places[window][band], minlength=number + 2)
-        return _Counted(
+        mask = found.mask[crop]
+        band = mask_to_boundary(mask, width_px=width_px)
+        on = np.bincount(self.indices[crop][mask], minlength=number + 2)
+        band_on = np.bincount(self.band_indices[crop][band], minlength=number + 2)
+        return _MaskCounts(
             label_id=found.label_id,
             score=found.score,
             px=int(on.sum()),
@@ -195,12 +199,3 @@ class _Truth:
             shared_px=on[:number],
             shared_band_px=band_on[:number],
         )
-
-
-def _window(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
-    """Give the smallest window around a mask."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    columns = np.flatnonzero(mask.any(axis=0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

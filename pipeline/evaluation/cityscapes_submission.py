@@ -1,7 +1,7 @@
-"""Detections in the official submission format of Cityscapes, for its own instance AP.
+"""Write detections in the official submission format of Cityscapes, for its own instance AP.
 
-For each frame a txt with lines of `mask path, label id, score`, and a PNG for each mask, as
-cityscapes_files.py and cityscapesScripts read them:
+One txt per frame with lines of `mask path, label id, score`, and one PNG per mask, as read by
+cityscapes_files.py and cityscapesScripts:
 
     python jobs/evaluate.py --metric cityscapes-instance --truth gtFine/val --detections FOLDER
 """
@@ -17,7 +17,7 @@ from pycocotools import mask as mask_api
 from pipeline import storage
 from pipeline.data.semantic_fields import encode_plane
 from pipeline.errors import DatasetError
-from pipeline.evaluation.folders import frame_of
+from pipeline.evaluation.folders import parse_frame
 
 _THREADS = 8
 
@@ -27,18 +27,18 @@ _MASKS = "masks"
 def write_submission(
     uri: str, rows: Sequence[Mapping[str, Any]], file_names: Mapping[int, str]
 ) -> None:
-    """Write what was found in frames of Cityscapes; what was in the folder before is deleted.
+    """Write the detections of Cityscapes frames; delete the previous content of the folder.
 
     Args:
         uri: the folder.
         rows: of a COCO results file, whose category ids are label ids, with masks.
-        file_names: of the photos by image id; a frame in which nothing was found has its txt too.
+        file_names: of the images by image id; a frame without detections gets an empty txt.
 
     Raises:
-        DatasetError: a photo's name tells no frame, or two tell the same.
-        StorageError: the place cannot be written.
+        DatasetError: file names do not contain frames, or several the same one.
+        StorageError: the folder cannot be written.
     """
-    frames = _frames(file_names)
+    frames = _parse_frames(file_names)
     by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         by_image[row["image_id"]].append(row)
@@ -53,15 +53,15 @@ def write_submission(
         each.result()
 
 
-def _frames(file_names: Mapping[int, str]) -> dict[int, str]:
-    frames = {image_id: frame_of(name) for image_id, name in file_names.items()}
-    told = Counter(frames.values())
-    bad = [file_names[i] for i, frame in frames.items() if frame is None or told[frame] > 1]
+def _parse_frames(file_names: Mapping[int, str]) -> dict[int, str]:
+    frames = {image_id: parse_frame(name) for image_id, name in file_names.items()}
+    counts = Counter(frames.values())
+    bad = [file_names[i] for i, frame in frames.items() if frame is None or counts[frame] > 1]
     if bad:
         raise DatasetError(
-            f"{len(bad)} photos have no frame of Cityscapes of their own in their names, such as "
-            f"{', '.join(bad[:3])}: a submission needs names that start with the frame's, "
-            "CITY_123456_123456, each once. Evaluate without --evaluation.submission"
+            f"{len(bad)} file names do not start with a Cityscapes frame of their own, such as "
+            f"{', '.join(bad[:3])}. A submission needs names like CITY_123456_123456*, each frame "
+            "once. Evaluate without --evaluation.submission"
         )
     return {image_id: frame for image_id, frame in frames.items() if frame is not None}
 
@@ -69,8 +69,8 @@ def _frames(file_names: Mapping[int, str]) -> dict[int, str]:
 def _write_frame(uri: str, frame: str, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = []
     for number, row in enumerate(rows):
-        place = f"{_MASKS}/{frame}_{number:03d}.png"
+        path = f"{_MASKS}/{frame}_{number:03d}.png"
         mask = np.ascontiguousarray(mask_api.decode(row["segmentation"]))
-        storage.write_bytes_atomic(storage.join(uri, place), encode_plane(mask * np.uint8(255)))
-        lines.append(f"{place} {row['category_id']} {row['score']!r}\n")
+        storage.write_bytes_atomic(storage.join(uri, path), encode_plane(mask * np.uint8(255)))
+        lines.append(f"{path} {row['category_id']} {row['score']!r}\n")
     storage.write_bytes_atomic(storage.join(uri, f"{frame}.txt"), "".join(lines).encode())

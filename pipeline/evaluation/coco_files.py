@@ -1,7 +1,7 @@
-"""COCO truth and results files: read, checked against each other, and written.
+"""Read, check and write COCO annotation and results files.
 
-An evaluator that is handed a wrong file gives a wrong number, or a KeyError from its depths. What
-could make it do so is looked for first, and all of it is told in one error (faults.py).
+Given a wrong file, the evaluators return a wrong number or fail with a KeyError. So files are
+checked first, and one error reports all problems (problems.py).
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.evaluation.federated import check_federated
-from pipeline.evaluation.problems import Faults, raise_all, short
-from pipeline.evaluation.rle import BrokenSegmentation, to_rle
+from pipeline.evaluation.problems import Problems, raise_all, show_value
+from pipeline.evaluation.rle import SegmentationError, to_rle
 
 Entry = dict[str, Any]
 
@@ -23,32 +23,32 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class CheckedFiles:
-    """A truth and detections that any evaluator can take."""
+    """A truth and detections that any evaluator accepts."""
 
     images: list[Entry]
-    """id, height, width; a size that the truth does not give, and nobody needs, is 0."""
+    """id, height, width; a size that is missing and not needed is 0."""
     categories: list[Entry]
-    """id, name; every name once."""
+    """id, name; names are unique."""
     annotations: list[Entry]
-    """id (anew, from 1), image_id, category_id, iscrowd, area; bbox and segmentation if asked."""
+    """id (new, from 1), image_id, category_id, iscrowd, area; bbox, segmentation on request."""
     detections: list[Entry]
-    """id (from 1), image_id, category_id, score; bbox, segmentation and mask_area_px if asked."""
+    """id (from 1), image_id, category_id, score; bbox, segmentation, mask_area_px on request."""
     notices: tuple[str, ...]
-    """What is no error, yet should be known by who reads the numbers."""
+    """Remarks to show with the metrics."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Truth:
-    """What entries of either file may refer to, and what they need."""
+class _TruthIndex:
+    """Images and categories of the truth, and the keys that entries of both files need."""
 
     sizes_hw: dict[int, Size | None]
-    """By image id; None where the truth does not say."""
+    """By image id; None if the truth has none."""
     names: dict[int, str]
     """By category id."""
     masks: bool
     boxes: bool
     known: bool = True
-    """False where there is no truth to look ids up in."""
+    """False if the truth could not be read: ids cannot be looked up."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -60,28 +60,28 @@ def read_json(uri: str) -> object:
 
     Raises:
         StorageError: it cannot be read.
-        DatasetError: it is not JSON, for instance because it was cut short.
+        DatasetError: it is not JSON, for instance because it was truncated.
     """
     data = storage.read_bytes(uri)
     try:
         return json.loads(data)
     except ValueError as error:
         raise DatasetError(
-            f"{uri} ({len(data)} bytes) is not valid JSON: {error}. A file that was cut short "
-            "breaks off at its end; compare its size with the original's, and copy it again"
+            f"{uri} ({len(data)} bytes) is not valid JSON: {error}. If it is "
+            "truncated, its size differs from the original's; copy it again"
         ) from error
 
 
 def write_detections(uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write detections as a COCO results file; readers never see half of it.
+    """Write detections as a COCO results file, atomically.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the file cannot be written.
     """
     storage.write_bytes_atomic(uri, json.dumps(list(rows), separators=(",", ":")).encode())
 
 
-def check(
+def check_files(
     truth: object,
     detections: object,
     *,
@@ -90,214 +90,217 @@ def check(
     federated: bool = False,
     names: tuple[str, str] = ("truth", "detections"),
 ) -> CheckedFiles:
-    """Check a truth and detections against each other, and clean both for the evaluators.
+    """Check a truth and detections against each other, and normalize both for the evaluators.
 
-    Segmentations of any form become compressed run lengths, annotations are numbered anew from 1
-    (pycocotools takes id 0 for "not matched"), and missing areas and crowd flags are filled in
-    with a notice.
+    Segmentations become compressed RLE, annotations get new ids from 1 (pycocotools reads id 0 as
+    "not matched"), and missing areas and crowd flags are filled in with a notice.
 
     Args:
-        truth: what a COCO annotation file holds.
-        detections: what a COCO results file holds.
-        masks: segmentations are needed.
-        boxes: boxes are needed.
-        federated: the truth must be one of LVIS, which has no crowds.
-        names: what errors call the two.
+        truth: content of a COCO annotation file.
+        detections: content of a COCO results file.
+        masks: whether segmentations are needed.
+        boxes: whether boxes are needed.
+        federated: whether the truth must be one of LVIS, which has no crowds.
+        names: of the two in error messages.
 
     Raises:
-        DatasetError: everything that is wrong with either, in one message.
+        DatasetError: all problems of both files.
     """
-    of_truth, of_detections = Faults(names[0]), Faults(names[1])
-    entries = _truth_lists(truth, of_truth)
-    about = _about_truth(entries, of_truth, masks=masks, boxes=boxes)
+    truth_problems, detection_problems = Problems(names[0]), Problems(names[1])
+    entries = _check_lists(truth, truth_problems)
+    index = _index_truth(entries, truth_problems, masks=masks, boxes=boxes)
     if federated:
-        check_federated(entries, of_truth)
-    annotations, notices = _annotations(
-        entries.get("annotations", []), about, of_truth, crowds=not federated
+        check_federated(entries, truth_problems)
+    annotations, notices = _check_annotations(
+        entries.get("annotations", []), index, truth_problems, crowds=not federated
     )
-    found = _detections(detections, about, of_detections)
-    raise_all([of_truth, of_detections])
+    found = _check_detections(detections, index, detection_problems)
+    raise_all([truth_problems, detection_problems])
     images = [
         {"id": image_id, "height": (size or (0, 0))[0], "width": (size or (0, 0))[1]}
-        for image_id, size in about.sizes_hw.items()
+        for image_id, size in index.sizes_hw.items()
     ]
-    categories = [{"id": key, "name": name} for key, name in about.names.items()]
-    notices += _about_detections(found, num_images=len(images))
+    categories = [{"id": key, "name": name} for key, name in index.names.items()]
+    notices += _note_images_without_detections(found, num_images=len(images))
     return CheckedFiles(images, categories, annotations, found, tuple(notices))
 
 
-def _truth_lists(truth: object, faults: Faults) -> dict[str, list[Any]]:
+def _check_lists(truth: object, problems: Problems) -> dict[str, list[Any]]:
     lists = ("images", "annotations", "categories")
     if isinstance(truth, dict) and all(isinstance(truth.get(key), list) for key in lists):
         if not truth["annotations"]:
-            faults.add("nothing to evaluate against", "annotations is empty")
+            problems.add("no annotations", "annotations is empty")
         for key in lists:
-            _check_ids(truth[key], key, faults)
+            _check_ids(truth[key], key, problems)
         return truth
     holds = f"keys {sorted(truth)}" if isinstance(truth, dict) else f"a {type(truth).__name__}"
-    faults.add("not a truth", f"it holds {holds:.60}")
+    problems.add("not an annotation file", f"it holds {holds:.60}")
     return {}
 
 
-def _about_truth(
-    entries: Mapping[str, list[Any]], faults: Faults, *, masks: bool, boxes: bool
-) -> _Truth:
-    images = _complete(entries.get("images", []), ("id",), "images", faults)
-    categories = _complete(entries.get("categories", []), ("id", "name"), "categories", faults)
-    sizes = {entry["id"]: _size_of(entry) for entry in images if _is_whole(entry["id"])}
+def _index_truth(
+    entries: Mapping[str, list[Any]], problems: Problems, *, masks: bool, boxes: bool
+) -> _TruthIndex:
+    images = _select_complete(entries.get("images", []), ("id",), "images", problems)
+    categories = _select_complete(
+        entries.get("categories", []), ("id", "name"), "categories", problems
+    )
+    sizes = {entry["id"]: _read_size(entry) for entry in images if _is_int(entry["id"])}
     if masks:
         for image_id in (key for key, size in sizes.items() if size is None):
-            faults.add("image without size", f"image {image_id}")
+            problems.add("image without size", f"image {image_id}")
     names = [str(entry["name"]) for entry in categories]
-    named_once = {
+    unique_names = {
         entry["id"]: f"{name} ({entry['id']})" if names.count(name) > 1 else name
         for entry, name in zip(categories, names, strict=True)
-        if _is_whole(entry["id"])
+        if _is_int(entry["id"])
     }
-    return _Truth(sizes, named_once, masks=masks, boxes=boxes, known=bool(entries))
+    return _TruthIndex(sizes, unique_names, masks=masks, boxes=boxes, known=bool(entries))
 
 
-def _annotations(
-    entries: list[Any], about: _Truth, faults: Faults, *, crowds: bool
+def _check_annotations(
+    entries: list[Any], index: _TruthIndex, problems: Problems, *, crowds: bool
 ) -> tuple[list[Entry], list[str]]:
     clean: list[Entry] = []
     notices: list[str] = []
-    for place, entry in enumerate(entries):
-        where = f"annotations[{place}]{_id_of(entry)}"
-        kept = _common(entry, where, about, faults)
+    for position, entry in enumerate(entries):
+        where = f"annotations[{position}]{_show_id(entry)}"
+        checked = _check_entry(entry, where, index, problems)
         if isinstance(entry, dict):
-            _check_flags(entry, where, faults)
-        if kept is None:
+            _check_flags(entry, where, problems)
+        if checked is None:
             continue
-        area = kept["mask_area_px"] if about.masks else kept["bbox"][2] * kept["bbox"][3]
+        area = checked["mask_area_px"] if index.masks else checked["bbox"][2] * checked["bbox"][3]
         is_crowd = int(entry.get("iscrowd", 0) == 1)
-        given = {"iscrowd": is_crowd, "area": entry.get("area", area)}
-        clean.append(kept | given | {"id": len(clean) + 1})
-    filled_in = {"iscrowd": "0, no crowd"} if crowds else {}
-    for key, taken in (filled_in | {"area": "that of the mask or box"}).items():
+        flags = {"iscrowd": is_crowd, "area": entry.get("area", area)}
+        clean.append(checked | flags | {"id": len(clean) + 1})
+    defaults = {"iscrowd": "0 (no crowd)"} if crowds else {}
+    for key, default in (defaults | {"area": "the area of the mask or box"}).items():
         missing = sum(isinstance(entry, dict) and key not in entry for entry in entries)
         if missing:
-            notices.append(f"{missing} annotations have no {key}; it was taken as {taken}")
+            notices.append(f"{missing} annotations have no {key}; used {default}")
     return clean, notices
 
 
-def _check_flags(entry: Entry, where: str, faults: Faults) -> None:
+def _check_flags(entry: Entry, where: str, problems: Problems) -> None:
     is_crowd, area = entry.get("iscrowd", 0), entry.get("area", 0)
     if is_crowd not in (0, 1):
-        faults.add("broken iscrowd", f"{where}: iscrowd {short(is_crowd)}")
+        problems.add("invalid iscrowd", f"{where}: iscrowd {show_value(is_crowd)}")
     if not _is_finite(area) or area < 0:
-        faults.add("broken area", f"{where}: area {short(area)}")
+        problems.add("invalid area", f"{where}: area {show_value(area)}")
 
 
-def _detections(detections: object, about: _Truth, faults: Faults) -> list[Entry]:
+def _check_detections(detections: object, index: _TruthIndex, problems: Problems) -> list[Entry]:
     if not isinstance(detections, list):
         keys = f" with keys {sorted(detections)}" if isinstance(detections, dict) else ""
-        faults.add("not a list", f"it is a {type(detections).__name__}{keys:.60}")
+        problems.add("not a list", f"it is a {type(detections).__name__}{keys:.60}")
         return []
     clean: list[Entry] = []
-    for place, entry in enumerate(detections):
-        kept = _common(entry, f"entry {place}", about, faults, more=("score",))
+    for position, entry in enumerate(detections):
+        checked = _check_entry(entry, f"entry {position}", index, problems, more=("score",))
         if isinstance(entry, dict) and not _is_finite(entry.get("score", 0)):
-            kind = "score that is not a finite number"
-            faults.add(kind, f"entry {place}: score {short(entry['score'])}")
-        if kept is not None:
-            clean.append(kept | {"id": len(clean) + 1, "score": entry["score"]})
+            kind = "score is not finite"
+            problems.add(kind, f"entry {position}: score {show_value(entry['score'])}")
+        if checked is not None:
+            clean.append(checked | {"id": len(clean) + 1, "score": entry["score"]})
     return clean
 
 
-def _common(
-    entry: Entry, where: str, about: _Truth, faults: Faults, *, more: tuple[str, ...] = ()
+def _check_entry(
+    entry: Entry, where: str, index: _TruthIndex, problems: Problems, *, more: tuple[str, ...] = ()
 ) -> Entry | None:
-    """Check what annotations and detections share; None where there is too little to go on with."""
-    if not _has(entry, (*about.keys, *more), where, faults):
+    """Check the fields that annotations and detections share; None if the entry is unusable."""
+    if not _has_keys(entry, (*index.keys, *more), where, problems):
         return None
     keys = ("image_id", "category_id")
-    # A list, so that both are looked at.
-    is_known = all([_is_known(entry, key, where, about, faults) for key in keys])  # noqa: C419
-    kept = {"image_id": entry["image_id"], "category_id": entry["category_id"]}
-    if about.boxes:
-        kept["bbox"] = entry["bbox"]
+    # A list, not a generator: check both.
+    is_known = all([_check_id(entry, key, where, index, problems) for key in keys])  # noqa: C419
+    checked = {"image_id": entry["image_id"], "category_id": entry["category_id"]}
+    if index.boxes:
+        checked["bbox"] = entry["bbox"]
         if not _is_box(entry["bbox"]):
-            faults.add("broken bbox", f"{where}: bbox {short(entry['bbox'])}")
+            problems.add("invalid bbox", f"{where}: bbox {show_value(entry['bbox'])}")
             return None
-    size_hw = about.sizes_hw.get(entry["image_id"]) if is_known else None
-    if about.masks:
+    size_hw = index.sizes_hw.get(entry["image_id"]) if is_known else None
+    if index.masks:
         if size_hw is None:
             return None
         try:
             rle, area_px = to_rle(entry["segmentation"], size_hw=size_hw)
-        except BrokenSegmentation as fault:
-            faults.add(fault.kind, f"{where}, image {entry['image_id']}: {fault.value}")
+        except SegmentationError as error:
+            problems.add(error.kind, f"{where}, image {entry['image_id']}: {error.value}")
             return None
-        kept |= {"segmentation": rle, "mask_area_px": area_px}
-    return kept if is_known else None
+        checked |= {"segmentation": rle, "mask_area_px": area_px}
+    return checked if is_known else None
 
 
-def _is_known(entry: Entry, key: str, where: str, about: _Truth, faults: Faults) -> bool:
-    ids: Mapping[int, object] = about.sizes_hw if key == "image_id" else about.names
-    if not _is_whole(entry[key]):
-        faults.add("id that is not a number", f"{where}: {key} {short(entry[key])}")
+def _check_id(entry: Entry, key: str, where: str, index: _TruthIndex, problems: Problems) -> bool:
+    ids: Mapping[int, object] = index.sizes_hw if key == "image_id" else index.names
+    if not _is_int(entry[key]):
+        problems.add("id is not an integer", f"{where}: {key} {show_value(entry[key])}")
         return False
-    if about.known and entry[key] not in ids:
-        faults.add(f"unknown {key}", f"{where}: {key} {entry[key]}")
+    if index.known and entry[key] not in ids:
+        problems.add(f"unknown {key}", f"{where}: {key} {entry[key]}")
     return entry[key] in ids
 
 
-def _complete(entries: list[Any], keys: tuple[str, ...], field: str, faults: Faults) -> list[Entry]:
+def _select_complete(
+    entries: list[Any], keys: tuple[str, ...], field: str, problems: Problems
+) -> list[Entry]:
     return [
         entry
-        for place, entry in enumerate(entries)
-        if _has(entry, keys, f"{field}[{place}]", faults)
+        for position, entry in enumerate(entries)
+        if _has_keys(entry, keys, f"{field}[{position}]", problems)
     ]
 
 
-def _has(entry: object, keys: tuple[str, ...], where: str, faults: Faults) -> bool:
+def _has_keys(entry: object, keys: tuple[str, ...], where: str, problems: Problems) -> bool:
     if not isinstance(entry, dict):
-        faults.add("not an object", f"{where}: {short(entry)}")
+        problems.add("not an object", f"{where}: {show_value(entry)}")
         return False
     missing = [key for key in keys if key not in entry]
     if missing:
-        faults.add("missing key", f"{where}: no {', no '.join(missing)}")
+        problems.add("missing key", f"{where}: no {', no '.join(missing)}")
     return not missing
 
 
-def _check_ids(entries: list[Any], field: str, faults: Faults) -> None:
+def _check_ids(entries: list[Any], field: str, problems: Problems) -> None:
     seen: set[int] = set()
     for entry in entries:
         if not isinstance(entry, dict) or "id" not in entry:
             continue
-        if not _is_whole(entry["id"]):
-            faults.add("id that is not a number", f"{field}: id {short(entry['id'])}")
+        if not _is_int(entry["id"]):
+            problems.add("id is not an integer", f"{field}: id {show_value(entry['id'])}")
         elif entry["id"] in seen:
-            faults.add("same id twice", f"{field}: id {entry['id']}")
+            problems.add("duplicate id", f"{field}: id {entry['id']}")
         else:
             seen.add(entry["id"])
 
 
-def _about_detections(found: list[Entry], *, num_images: int) -> list[str]:
+def _note_images_without_detections(found: list[Entry], *, num_images: int) -> list[str]:
     if not found:
-        return ["there are no detections at all: every AP is 0"]
+        return ["no detections: every AP is 0"]
     bare = num_images - len({entry["image_id"] for entry in found})
     if 2 * bare <= num_images:
         return []
     return [
         f"{bare} of the truth's {num_images} images have no detection; their objects count as "
-        "missed. If the model saw only a part of the images, cut the truth to that part"
+        "missed. If the model ran on some of the images only, reduce the truth to these"
     ]
 
 
-def _id_of(entry: object) -> str:
-    return f" (id {short(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
+def _show_id(entry: object) -> str:
+    return f" (id {show_value(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
 
 
-def _size_of(image: Entry) -> Size | None:
+def _read_size(image: Entry) -> Size | None:
     height, width = image.get("height"), image.get("width")
-    if _is_whole(height) and _is_whole(width) and min(height, width) > 0:
+    if _is_int(height) and _is_int(width) and min(height, width) > 0:
         return height, width
     return None
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

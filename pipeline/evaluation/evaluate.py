@@ -1,8 +1,8 @@
-"""From a model and a split to its numbers, and to what it found.
+"""Evaluate a model on a split.
 
-The split is cut into pieces that are the same for any number of workers (shards.py), and results
-are put together in the order of the pieces. So one process, two workers and eight GPUs of a kind
-give the same numbers.
+The split is cut into the same chunks for any number of workers (split_reader.py), and results are
+combined in the order of the chunks. So one process, two workers and eight GPUs of one kind give the
+same metrics.
 """
 
 import time
@@ -14,12 +14,12 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
-from pipeline.evaluation.chunks import IMAGES_EACH, in_order
+from pipeline.evaluation.chunks import IMAGES_PER_CHUNK, run_chunks
 from pipeline.evaluation.coco_files import write_detections
-from pipeline.evaluation.instances import instance_work
-from pipeline.evaluation.result import Evaluation, Work
-from pipeline.evaluation.semantic import semantic_work
-from pipeline.evaluation.split_reader import Piece, plan_pieces, truth_from_shards
+from pipeline.evaluation.instances import make_instance_task
+from pipeline.evaluation.result import Evaluation, EvaluationTask
+from pipeline.evaluation.semantic import make_semantic_task
+from pipeline.evaluation.split_reader import EvalChunk, plan_chunks, truth_from_shards
 from pipeline.evaluation.timing import format_inference, inference_metrics
 from pipeline.recipe import DataConfig, EvaluationConfig
 
@@ -36,53 +36,55 @@ def evaluate_model(
     num_workers: int = 0,
     use_gpu: bool = False,
 ) -> Evaluation:
-    """Run a model over a split and measure it.
+    """Run a model over a split and compute its metrics.
 
     Args:
-        model: of the kind of the split: in evaluation mode it gives
-            `bsm.instance.tensors.Detections`, or the logits of every class.
+        model: for the task of the split; in evaluation mode it returns
+            `bsm.instance.tensors.Detections`, or logits of all classes.
         split_uri: folder of shards.
-        data: how images are resized.
-        evaluation: how many images, how they are batched, and what is measured.
-        out_uri: folder or URI, reached by all workers, for what is found (Evaluation.files); None
-            keeps nothing.
-        num_workers: Ray workers that share the images; 0 works in this process, without Ray.
-        use_gpu: on a GPU, one for each worker; else each worker takes a CPU, and this process the
-            device where the model is.
+        data: how to resize images.
+        evaluation: number of images, batch size, and metrics.
+        out_uri: folder or URI for the predictions (Evaluation.files), reachable from all workers;
+            None does not save them.
+        num_workers: number of Ray workers; 0 runs in this process, without Ray.
+        use_gpu: use one GPU per worker, or move the model to this process's GPU. Otherwise a worker
+            uses one CPU, and this process the device of the model.
 
     Raises:
-        DatasetError: the split is not complete, or its categories are not the model's.
-        StorageError: it cannot be read, or what is found cannot be written.
+        DatasetError: the split is incomplete, or its categories are not the model's.
+        StorageError: the split cannot be read, or the predictions cannot be written.
     """
     started = time.perf_counter()
-    pieces, work = plan_work(split_uri, data, evaluation, out_uri=out_uri)
-    parts = in_order(model, pieces, work.make, num_workers=num_workers, use_gpu=use_gpu)
+    chunks, task = plan_evaluation(split_uri, data, evaluation, out_uri=out_uri)
+    results = run_chunks(
+        model, chunks, task.make_predictor, num_workers=num_workers, use_gpu=use_gpu
+    )
     seconds = time.perf_counter() - started
-    images = sum(len(piece.rows) for piece in pieces)
-    timed = [each for part in parts for each in part.seconds]
-    measured = work.measure(parts)
+    images = sum(len(chunk.rows) for chunk in chunks)
+    image_seconds = [each for result in results for each in result.seconds]
+    measured = task.compute_metrics(results)
     speed = {"images": float(images), "seconds": seconds, "images_per_s": images / seconds}
     return replace(
         measured,
-        metrics=measured.metrics | speed | inference_metrics(timed),
-        text=f"{measured.text}\n{format_inference(timed)}",
+        metrics=measured.metrics | speed | inference_metrics(image_seconds),
+        text=f"{measured.text}\n{format_inference(image_seconds)}",
     )
 
 
-def plan_work(
+def plan_evaluation(
     split_uri: str, data: DataConfig, evaluation: EvaluationConfig, *, out_uri: str | None = None
-) -> tuple[Sequence[Piece], Work]:
-    """Cut a split into pieces, and say what is done with each and with all of them.
+) -> tuple[Sequence[EvalChunk], EvaluationTask]:
+    """Cut a split into chunks, and make the task for its kind of labels.
 
     For arguments and errors see `evaluate_model`.
     """
     split_uri = storage.absolute(split_uri)
-    passes = max(1, IMAGES_EACH // evaluation.images_per_batch)
-    pieces = plan_pieces(
+    batches = max(1, IMAGES_PER_CHUNK // evaluation.images_per_batch)
+    chunks = plan_chunks(
         split_uri,
         max_images=evaluation.max_images,
-        images_each=passes * evaluation.images_per_batch,
+        images_per_chunk=batches * evaluation.images_per_batch,
     )
-    semantic = read_manifest(split_uri).task == "semantic"
-    work_of: Any = semantic_work if semantic else instance_work
-    return pieces, work_of(split_uri, data, evaluation, out_uri=out_uri)
+    is_semantic = read_manifest(split_uri).task == "semantic"
+    make_task: Any = make_semantic_task if is_semantic else make_instance_task
+    return chunks, make_task(split_uri, data, evaluation, out_uri=out_uri)

@@ -1,48 +1,48 @@
-"""What an LVIS truth says beside COCO's: which categories were looked for in an image.
+"""Check the federated fields of an LVIS truth.
 
-LVIS does not label everything everywhere. An image names the categories that are surely not in it
-(negative) and those of which not all objects are marked (not exhaustive); in all others but those
-of its own annotations nobody looked. A category says whether it is rare, common or frequent.
+LVIS does not annotate every category in every image. An image lists the categories that are not in
+it (negative) and those that are not exhaustively annotated; of all other categories, only those of
+its annotations were checked. A category is rare, common or frequent.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pipeline.evaluation.problems import Faults, short
+from pipeline.evaluation.problems import Problems, show_value
 
 Frequency = Literal["r", "c", "f"]
 
 IMAGE_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-def check_federated(entries: Mapping[str, list[Any]], faults: Faults) -> None:
-    """Look for what makes a truth none of LVIS.
+def check_federated(entries: Mapping[str, list[Any]], problems: Problems) -> None:
+    """Check the fields that LVIS adds to COCO.
 
     Args:
-        entries: images and categories as the file gives them.
-        faults: of the truth; more are added.
+        entries: images and categories of the annotation file.
+        problems: new problems of the file are added here.
     """
-    for image in _dicts(entries.get("images", [])):
+    for image in _select_dicts(entries.get("images", [])):
         missing = [key for key in IMAGE_LISTS if not isinstance(image.get(key), list)]
         if missing:
-            faults.add(
-                "image that is not of LVIS", f"image {_id(image)}: no {', no '.join(missing)}"
-            )
+            where = f"image {_show_id(image)}: no {', no '.join(missing)}"
+            problems.add("image without LVIS fields", where)
         for key in IMAGE_LISTS:
             values = image.get(key)
-            odd = [v for v in values if type(v) is not int] if isinstance(values, list) else []
-            if odd:
-                where = f"image {_id(image)}: {key} holds {short(odd[0])}"
-                faults.add("id that is not a number", where)
-    for category in _dicts(entries.get("categories", [])):
+            bad = [v for v in values if type(v) is not int] if isinstance(values, list) else []
+            if bad:
+                where = f"image {_show_id(image)}: {key} holds {show_value(bad[0])}"
+                problems.add("id is not an integer", where)
+    for category in _select_dicts(entries.get("categories", [])):
         if category.get("frequency") not in get_args(Frequency):
-            value = short(category.get("frequency"))
-            faults.add("category without frequency", f"category {_id(category)}: frequency {value}")
+            value = show_value(category.get("frequency"))
+            where = f"category {_show_id(category)}: frequency {value}"
+            problems.add("category without frequency", where)
 
 
-def _dicts(entries: list[Any]) -> list[dict[str, Any]]:
+def _select_dicts(entries: list[Any]) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
-def _id(entry: Mapping[str, Any]) -> str:
-    return short(entry.get("id"))
+def _show_id(entry: Mapping[str, Any]) -> str:
+    return show_value(entry.get("id"))

@@ -1,36 +1,28 @@
-"""Two folders that belong together, image by image: paired by name, measured in threads, in order.
+"""Evaluate two folders image by image: pair files by name and measure the pairs in threads.
 
-What has no partner, and what is wrong with any file of either, is gathered over all images and
-told in one error at the end.
+Missing files and problems of any file are collected over all images and reported in one error.
 """
 
-import io
-import logging
 import os
 import re
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline import storage
-from pipeline.data.prefetch import ahead
+from pipeline.data.label_png import LabelError, read_values
+from pipeline.data.prefetch import prefetch
 from pipeline.errors import StorageError
-from pipeline.evaluation.problems import Faults, raise_all
+from pipeline.evaluation.problems import Problems, raise_all
+from pipeline.progress import log_progress
 
-Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 
 CITYSCAPES_FRAME = re.compile(r"[^_/]+_\d{6}_\d{6}")
-"""How names of files that belong to a frame of Cityscapes start."""
-
-_LOG_EVERY_S = 10.0
-
-_log = logging.getLogger(__name__)
+"""Start of the name of every file that belongs to a Cityscapes frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,126 +30,116 @@ class Pair:
     """The files of one image in both folders."""
 
     key: str
-    """What the image is called in both."""
+    """Name of the image in both."""
     truth: str
     detections: str
 
 
-class BrokenImageError(ValueError):
-    """An image file that cannot be used, in a few words."""
+class FolderProblems(NamedTuple):
+    """Problems of both folders."""
+
+    truth: Problems
+    detections: Problems
+
+    @classmethod
+    def of(cls, truth: str, detections: str) -> "FolderProblems":
+        """Start without problems."""
+        return cls(Problems(truth), Problems(detections))
 
 
 def file_name(uri: str) -> str:
-    """Give the last part of a path or URI."""
+    """Return the last part of a path or URI."""
     return uri.rsplit("/", 1)[-1]
 
 
-def frame_of(uri: str) -> str | None:
-    """Give the frame of Cityscapes that a file belongs to by its name."""
+def parse_frame(uri: str) -> str | None:
+    """Parse the Cityscapes frame that a file belongs to from its name."""
     found = CITYSCAPES_FRAME.match(file_name(uri))
     return found[0] if found else None
 
 
-def describe(folder: str) -> str:
-    """Say what is in a folder where something else was looked for."""
+def describe_folder(folder: str) -> str:
+    """Say what a folder holds instead of the expected files."""
     if not storage.exists(folder):
-        return "it is not there"
+        return "it does not exist"
     files = storage.list_files(folder, recursive=True)
     return f"{len(files)} files" + (f", such as {file_name(files[0])}" if files else "")
 
 
 def pair_files(
-    truth: Mapping[str, list[str]],
-    detections: Mapping[str, list[str]],
-    *,
-    of_truth: Faults,
-    of_detections: Faults,
+    truth: Mapping[str, list[str]], detections: Mapping[str, list[str]], problems: FolderProblems
 ) -> list[Pair]:
-    """Pair files by what their images are called.
+    """Pair the files of both folders by image.
 
     Args:
-        truth: files by key.
-        detections: files by key.
-        of_truth: keys with several files are added.
-        of_detections: keys with several files are added, and those that only one side has.
+        truth: files by image.
+        detections: files by image.
+        problems: images with several files, or with files in one folder only, are added here.
     """
-    for files, faults in ((truth, of_truth), (detections, of_detections)):
+    for folder, files in zip(problems, (truth, detections), strict=True):
         for key in sorted(key for key, found in files.items() if len(found) > 1):
             names = ", ".join(map(file_name, files[key]))
-            faults.add("several files of one frame", f"{key}: {names:.120}")
+            folder.add("several files for one frame", f"{key}: {names:.120}")
     if truth and detections:
         for key in sorted(truth.keys() - detections.keys()):
-            of_detections.add("frame without detections", key)
+            problems.detections.add("frame without detections", key)
         for key in sorted(detections.keys() - truth.keys()):
-            of_detections.add("frame that the truth does not have", file_name(detections[key][0]))
+            problems.detections.add("frame not in the truth", file_name(detections[key][0]))
     both = sorted(truth.keys() & detections.keys())
     return [Pair(key, truth[key][0], detections[key][0]) for key in both]
 
 
-def measure_pairs(
-    pairs: Iterable[Pair],
-    measure: Callable[[Pair, Faults, Faults], Measured],
-    *,
-    of_truth: Faults,
-    of_detections: Faults,
-) -> Iterator[Measured]:
-    """Measure each pair, several at a time; the results come in the order of the pairs.
+def map_pairs(
+    pairs: Sequence[Pair],
+    measure: Callable[[Pair, FolderProblems], Result | None],
+    problems: FolderProblems,
+) -> Iterator[Result]:
+    """Measure pairs in threads, and yield the results in the order of the pairs.
 
     Args:
-        pairs: what `pair_files` gives.
-        measure: gets a pair and two places for the faults of its files; called in threads.
-        of_truth: what is known to be wrong with the truth so far.
-        of_detections: and with the detections.
+        pairs: from `pair_files`.
+        measure: adds the problems of a pair's files to its second argument; None has no result.
+        problems: all problems known before.
 
     Raises:
-        DatasetError: after the last pair, when something is wrong with the files, also with those
-            that were looked at before this call.
+        DatasetError: after the last pair, if there are any problems.
     """
-    pairs = list(pairs)
 
-    def one(pair: Pair) -> tuple[Measured, Faults, Faults]:
-        faults = Faults(of_truth.file), Faults(of_detections.file)
-        return measure(pair, *faults), *faults
+    def run(pair: Pair) -> tuple[Result | None, FolderProblems]:
+        of_pair = FolderProblems.of(problems.truth.file, problems.detections.file)
+        return measure(pair, of_pair), of_pair
 
     threads = os.cpu_count() or 1
-    told = time.perf_counter()
-    results = ahead((pair for pair in pairs), one, most=2 * threads, threads=threads)
-    for number, (result, truth, detections) in enumerate(results, start=1):
-        of_truth.absorb(truth)
-        of_detections.absorb(detections)
-        if time.perf_counter() - told >= _LOG_EVERY_S:
-            told = time.perf_counter()
-            _log.info("evaluate %d/%d images", number, len(pairs))
-        yield result
-    raise_all([of_truth, of_detections])
+    done = prefetch((pair for pair in pairs), run, max_pending=2 * threads, threads=threads)
+    for result, of_pair in log_progress(done, "evaluate", total=len(pairs)):
+        problems.truth.merge(of_pair.truth)
+        problems.detections.merge(of_pair.detections)
+        if result is not None:
+            yield result
+    raise_all(problems)
 
 
-def read_gray(uri: str, *, palette: bool) -> NDArray[np.generic]:
-    """Read a PNG of one value a pixel.
+def read_gray(
+    uri: str, problems: Problems, *, where: str, palette: bool
+) -> NDArray[np.generic] | None:
+    """Read a PNG with one value per pixel; None if it has a problem.
 
     Args:
         uri: the file.
-        palette: a picture of up to 256 colors is taken too, by the colors' indexes.
+        problems: a missing or invalid file is added here.
+        where: start of the description of such a problem.
+        palette: whether to accept images with a palette, and read the indices.
 
     Returns:
         (H, W): bool for 1 bit, uint8 for 8 bits, uint16 for 16 bits.
-
-    Raises:
-        BrokenImageError: it is not there, broken, or has several values a pixel.
     """
     try:
         data = storage.read_bytes(uri)
     except StorageError as error:
-        raise BrokenImageError(str(error)) from error
+        problems.add("unreadable image", f"{where}: {error}")
+        return None
     try:
-        with warnings.catch_warnings():
-            # Pillow's warning of large images; at twice that size it refuses by itself.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            pixels = np.asarray(image)
-    except Exception as error:  # decoders raise what they like on broken files
-        raise BrokenImageError(f"{error} ({len(data)} bytes)") from error
-    if pixels.ndim != 2 or (image.mode == "P" and not palette):
-        raise BrokenImageError(f"it is a picture in color ({image.mode}), not one value a pixel")
-    # Old versions of Pillow give 32 bits for a PNG of 16.
-    return pixels.astype(np.uint16) if image.mode == "I" else pixels
+        return read_values(data, bits=None, max_pixels=None, take_palette=palette)
+    except LabelError as error:
+        problems.add("unreadable image", f"{where}: {error} ({len(data)} bytes)")
+        return None

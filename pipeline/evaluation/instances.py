@@ -1,8 +1,8 @@
-"""Evaluation of instance models: detections of each piece, then mask, boundary and box AP of all.
+"""Evaluate instance models: detections of each chunk, then mask, boundary and box AP of all.
 
-A federated split (LVIS) is measured by LVIS's rules, all others by COCO's. Instances of Cityscapes
-are measured by COCO's too, with the narrower band that boundary-iou-api has for them: its official
-AP needs more of the truth than shards hold, and is measured from files (cityscapes_submission.py).
+A federated split (LVIS) is evaluated under LVIS's rules, all others under COCO's. Cityscapes also
+uses COCO's rules, with the narrower band of boundary-iou-api: its official AP needs more of the
+truth than shards hold, and is evaluated from files (cityscapes_submission.py).
 """
 
 import logging
@@ -18,38 +18,38 @@ from pipeline import storage
 from pipeline.data.collate import collate_for_test
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.errors import DatasetError
+from pipeline.evaluation.ap_engine import MetricName
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, COCO_DILATION_RATIO
 from pipeline.evaluation.cityscapes_submission import write_submission
 from pipeline.evaluation.coco_files import write_detections
 from pipeline.evaluation.infer import Detection, detect, to_results
-from pipeline.evaluation.lvis import LvisMetrics, evaluate_lvis_metrics
-from pipeline.evaluation.mask_quality import quality_in_true_boxes
-from pipeline.evaluation.metrics import MetricName, Metrics, evaluate_metrics, flat_names
-from pipeline.evaluation.result import Evaluation, Row, Work
-from pipeline.evaluation.split_reader import Piece, read_piece, truth_from_shards
+from pipeline.evaluation.mask_quality import measure_mask_quality
+from pipeline.evaluation.metrics import coco_names, evaluate_metrics
+from pipeline.evaluation.result import Evaluation, EvaluationTask, Row
+from pipeline.evaluation.split_reader import EvalChunk, read_chunk, truth_from_shards
 from pipeline.evaluation.table import format_quality, format_summary
 from pipeline.evaluation.timing import Stopwatch
 from pipeline.recipe import DataConfig, EvaluationConfig
 
-_TRUE_BOXES = ("boxes_xyxy", "category_index", "is_crowd", "squeeze_field")
+_TRUE_BOX_COLUMNS = ("boxes_xyxy", "category_index", "is_crowd", "squeeze_field")
 
 _METRICS: tuple[MetricName, ...] = ("segm", "boundary", "bbox")
 
 _log = logging.getLogger(__name__)
 
 
-class Found(NamedTuple):
-    """What was found in a piece."""
+class ChunkDetections(NamedTuple):
+    """Detections of a chunk."""
 
     rows: list[Row]
-    """Of a COCO results file."""
+    """Rows of a COCO results file."""
     image_ids: tuple[int, ...]
     seconds: tuple[float, ...]
-    """Of the images that were timed."""
+    """Inference time of each image that was timed."""
 
 
-class Detector:
-    """Finds the objects in pieces of a split, on the device where the model is."""
+class InstancePredictor:
+    """Detects the objects in chunks of a split, on the model's device."""
 
     def __init__(
         self, model: nn.Module, *, split_uri: str, data: DataConfig, evaluation: EvaluationConfig
@@ -59,77 +59,89 @@ class Detector:
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._watch = Stopwatch(self._device)
 
-    def __call__(self, piece: Piece) -> Found:
-        """Find them.
+    def __call__(self, chunk: EvalChunk) -> ChunkDetections:
+        """Detect the objects of a chunk.
 
         Raises:
-            DatasetError: the model knows categories that the split does not have.
+            DatasetError: the model predicts categories that the split does not have.
         """
-        step, given = self._evaluation.images_per_batch, self._evaluation.boxes == "truth"
-        table = read_piece(self._split_uri, piece, truth=_TRUE_BOXES if given else ())
+        step, in_true_boxes = self._evaluation.images_per_batch, self._evaluation.boxes == "truth"
+        table = read_chunk(self._split_uri, chunk, truth=_TRUE_BOX_COLUMNS if in_true_boxes else ())
         rows: list[Row] = []
         for start in range(0, len(table), step):
             part = table.slice(start, step)
-            batch = collate_for_test(part, self._data, with_targets=given).to(self._device)
+            batch = collate_for_test(part, self._data, with_targets=in_true_boxes).to(self._device)
             for found in detect(
                 self._model,
                 batch,
                 paste_bytes=self._evaluation.paste_bytes,
-                in_true_boxes=given,
+                in_true_boxes=in_true_boxes,
                 watch=self._watch,
             ):
-                rows += _rows(found, self._manifest, self._split_uri)
-        return Found(rows, piece.image_ids, self._watch.taken())
+                rows += _to_rows(found, self._manifest, self._split_uri)
+        return ChunkDetections(rows, chunk.image_ids, self._watch.pop_seconds())
 
 
-def instance_work(
+def make_instance_task(
     split_uri: str, data: DataConfig, evaluation: EvaluationConfig, *, out_uri: str | None
-) -> Work:
-    """Say what is done with the pieces of a split of instances.
+) -> EvaluationTask:
+    """Make the task of evaluating a split of instances.
 
     Args:
         split_uri: folder of shards.
-        data: how images are resized.
-        evaluation: what is measured, and whether a submission is written.
-        out_uri: folder for detections.json and submission/; None keeps nothing.
+        data: how to resize images.
+        evaluation: metrics, and whether to write a submission.
+        out_uri: folder for detections.json and submission/; None saves nothing.
     """
-    return Work(
-        make=partial(Detector, split_uri=split_uri, data=data, evaluation=evaluation),
-        measure=partial(_measured, split_uri=split_uri, evaluation=evaluation, out_uri=out_uri),
+    return EvaluationTask(
+        make_predictor=partial(
+            InstancePredictor, split_uri=split_uri, data=data, evaluation=evaluation
+        ),
+        compute_metrics=partial(
+            _compute_metrics, split_uri=split_uri, evaluation=evaluation, out_uri=out_uri
+        ),
     )
 
 
-def _measured(
-    found: Sequence[Found], *, split_uri: str, evaluation: EvaluationConfig, out_uri: str | None
+def _compute_metrics(
+    found: Sequence[ChunkDetections],
+    *,
+    split_uri: str,
+    evaluation: EvaluationConfig,
+    out_uri: str | None,
 ) -> Evaluation:
-    """Measure what was found in all pieces, and write it where it shall be kept."""
+    """Compute the metrics of all chunks' detections, and save the detections."""
     manifest = read_manifest(split_uri)
-    image_ids = {image_id for part in found for image_id in part.image_ids}
+    image_ids = {image_id for chunk in found for image_id in chunk.image_ids}
     truth = truth_from_shards(split_uri, image_ids=image_ids)
-    # Stable: an image lies in one piece, and keeps its order in it.
-    rows = sorted((row for part in found for row in part.rows), key=lambda row: row["image_id"])
-    files = {} if out_uri is None else _kept(rows, truth, out_uri, evaluation=evaluation)
+    # Stable: all detections of an image are in one chunk, and keep their order.
+    rows = sorted((row for chunk in found for row in chunk.rows), key=lambda row: row["image_id"])
+    files = (
+        {} if out_uri is None else _save_predictions(rows, truth, out_uri, evaluation=evaluation)
+    )
     ratio = evaluation.dilation_ratio or (
         CITYSCAPES_DILATION_RATIO if manifest.is_cityscapes else COCO_DILATION_RATIO
     )
     if not truth["annotations"]:
-        notice = "the images that were evaluated have no annotations: there is nothing to measure"
+        notice = "the evaluated images have no annotations: AP is undefined"
         return Evaluation(
-            metrics=dict.fromkeys(flat_names(_METRICS), math.nan),
+            metrics=dict.fromkeys(coco_names(_METRICS), math.nan),
             text=notice,
             files=files,
             notices=(notice,),
             detections=rows,
         )
-    by_metric: Mapping[MetricName, Metrics | LvisMetrics] = (
-        evaluate_lvis_metrics(truth, rows, metrics=_METRICS, dilation_ratio=ratio)
-        if manifest.federated
-        else evaluate_metrics(truth, rows, metrics=_METRICS, dilation_ratio=ratio)
+    by_metric = evaluate_metrics(
+        truth,
+        rows,
+        metrics=_METRICS,
+        rules="lvis" if manifest.federated else "coco",
+        dilation_ratio=ratio,
     )
     metrics = {name: value for each in by_metric.values() for name, value in each.flat().items()}
     text, quality = format_summary(by_metric), None
     if evaluation.boxes == "truth":
-        quality = quality_in_true_boxes(truth, rows, dilation_ratio=ratio)
+        quality = measure_mask_quality(truth, rows, dilation_ratio=ratio)
         metrics |= quality.means()
         text += "\n" + format_quality(quality)
     return Evaluation(
@@ -141,25 +153,25 @@ def _measured(
         },
         files=files,
         notices=tuple(dict.fromkeys(n for each in by_metric.values() for n in each.notices)),
-        by_metric=dict(by_metric),
+        by_metric=by_metric,
         detections=rows,
         quality=quality,
     )
 
 
-def _rows(found: Sequence[Detection], manifest: Manifest, split_uri: str) -> list[Row]:
+def _to_rows(found: Sequence[Detection], manifest: Manifest, split_uri: str) -> list[Row]:
     known = {each.category_index: each.category_id for each in manifest.categories}
-    foreign = {each.category_index for each in found} - known.keys()
-    if foreign:
+    unknown = {each.category_index for each in found} - known.keys()
+    if unknown:
         raise DatasetError(
-            f"the model found category_index {min(foreign)}, {split_uri} has {len(known)} "
-            f"categories (0 to {len(known) - 1}): the model was made for another data set. "
-            f"Evaluate it on its own, or train one with --model.num-classes {len(known)}"
+            f"the model predicted category_index {min(unknown)}, {split_uri} has {len(known)} "
+            f"categories (0 to {len(known) - 1}): the model was trained on another dataset. "
+            f"Evaluate it there, or train one with --model.num-classes {len(known)}"
         )
     return to_results(found, known)
 
 
-def _kept(
+def _save_predictions(
     rows: Sequence[Row], truth: Mapping[str, Any], out_uri: str, *, evaluation: EvaluationConfig
 ) -> dict[str, str]:
     files = {"detections": storage.join(out_uri, "detections.json")}
@@ -169,7 +181,7 @@ def _kept(
         names = {image["id"]: image["file_name"] for image in truth["images"]}
         write_submission(files["submission"], rows, names)
         _log.info(
-            "evaluate: AP by Cityscapes' own rules: python jobs/evaluate.py --metric "
+            "evaluate: for the official Cityscapes AP, run: python jobs/evaluate.py --metric "
             "cityscapes-instance --truth gtFine/SPLIT --detections %s",
             files["submission"],
         )

@@ -1,8 +1,8 @@
-"""Mean IoU and boundary F-score of folders of label maps: one PNG an image, one value a pixel.
+"""Evaluate mean IoU and boundary F-score from folders of label maps, one PNG per image.
 
-Files are paired by their names. Cityscapes' start with the frame's (CITY_123456_123456), BDD100K's
-are the image's with or without `_train_id`, those of other data sets have the same path in both
-folders. Values are train ids, or Cityscapes' label ids where that is said.
+Files are paired by name. Cityscapes names start with the frame (CITY_123456_123456), BDD100K names
+are the image's with or without `_train_id`; other data sets have the same path in both folders.
+Pixel values are train ids, or Cityscapes' label ids on request.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.cityscapes_classes import CLASSES, TRAINED
+from pipeline.data.cityscapes_classes import CLASSES, TRAIN_CLASSES
 from pipeline.errors import RecipeError
 from pipeline.evaluation.boundary_fscore import (
     RADII_PX,
@@ -23,13 +23,13 @@ from pipeline.evaluation.boundary_fscore import (
     match_boundaries,
 )
 from pipeline.evaluation.folders import (
-    BrokenImageError,
+    FolderProblems,
     Pair,
-    describe,
+    describe_folder,
     file_name,
-    frame_of,
-    measure_pairs,
+    map_pairs,
     pair_files,
+    parse_frame,
     read_gray,
 )
 from pipeline.evaluation.mean_iou import (
@@ -37,14 +37,14 @@ from pipeline.evaluation.mean_iou import (
     LabelMap,
     MeanIou,
     count_pixels,
+    find_labels,
     mean_iou,
-    values_of,
 )
-from pipeline.evaluation.problems import Faults
+from pipeline.evaluation.problems import Problems
 
 Ids = Literal["train", "label"]
 
-Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 
 _TRUTH_SUFFIX: dict[Ids, str] = {
     "train": "_gtFine_labelTrainIds.png",
@@ -53,7 +53,7 @@ _TRUTH_SUFFIX: dict[Ids, str] = {
 
 
 _TRAIN_ID = np.full(VOID + 1, VOID, np.uint8)
-_TRAIN_ID[[each.label_id for each in TRAINED]] = [each.train_id for each in TRAINED]
+_TRAIN_ID[[each.label_id for each in TRAIN_CLASSES]] = [each.train_id for each in TRAIN_CLASSES]
 
 _LABEL_IDS = [each.label_id for each in CLASSES if each.label_id >= 0]
 
@@ -65,25 +65,27 @@ class LabelFolders:
     truth: str
     detections: str
     classes: str
-    """cityscapes, bdd, or a number of classes."""
+    """cityscapes, bdd, or the number of classes."""
     truth_ids: Ids = "train"
     detections_ids: Ids = "train"
 
     def __post_init__(self) -> None:
-        """Refuse ids that the classes do not have.
+        """Check the fields.
 
         Raises:
-            RecipeError: all that is wrong.
+            RecipeError: all problems.
         """
         problems = []
         if self.classes not in ("cityscapes", "bdd") and not (
             self.classes.isdecimal() and 0 < int(self.classes) < VOID
         ):
             problems.append(
-                f"classes {self.classes!r}: take cityscapes, bdd, or how many there are, 1 to 254"
+                f"classes {self.classes!r}: use cityscapes, bdd, or the number of classes, 1 to 254"
             )
         elif self.classes != "cityscapes" and "label" in (self.truth_ids, self.detections_ids):
-            problems.append(f"only Cityscapes has label ids; classes {self.classes} has train ids")
+            problems.append(
+                f"only Cityscapes has label ids; use train ids with classes {self.classes}"
+            )
         if storage.absolute(self.truth) == storage.absolute(self.detections):
             problems.append(f"truth and detections are the same folder: {self.truth}")
         if problems:
@@ -91,9 +93,9 @@ class LabelFolders:
 
     @property
     def names(self) -> list[str]:
-        """Names of the classes, in the order of train ids."""
+        """Class names, in the order of train ids."""
         if self.classes in ("cityscapes", "bdd"):
-            return [each.name for each in TRAINED]
+            return [each.name for each in TRAIN_CLASSES]
         return [f"class {index}" for index in range(int(self.classes))]
 
 
@@ -102,12 +104,12 @@ def evaluate_miou(folders: LabelFolders) -> MeanIou:
 
     Raises:
         StorageError: a folder cannot be listed.
-        DatasetError: everything that is wrong with the two, in one message.
+        DatasetError: all problems of both folders.
     """
-    number = len(folders.names)
-    counts = np.zeros((number, number + 1), np.int64)
+    classes = len(folders.names)
+    counts = np.zeros((classes, classes + 1), np.int64)
     images = 0
-    for each in _measured(folders, lambda t, p: count_pixels(t, p, num_classes=number)):
+    for each in _map_label_maps(folders, lambda t, p: count_pixels(t, p, num_classes=classes)):
         counts += each
         images += 1
     return mean_iou(counts, names=folders.names, images=images)
@@ -120,56 +122,53 @@ def evaluate_boundary_f(
 
     Args:
         folders: what to measure.
-        radii_px: distances that count as near, in pixels.
-        absent: what an image counts in which a class has no outline: F = 1, or nothing.
+        radii_px: largest distances of a match, in pixels.
+        absent: whether an image without an outline of a class counts as F = 1 or is left out.
 
     Raises:
         RecipeError: a radius is below 1.
         StorageError: a folder cannot be listed.
-        DatasetError: everything that is wrong with the two, in one message.
+        DatasetError: all problems of both folders.
     """
     if not radii_px or min(radii_px) < 1:
-        raise RecipeError(f"radii {list(radii_px)}: give whole pixels from 1 on, such as 3 5 9 12")
-    number = len(folders.names)
-    counts = _measured(
-        folders, lambda t, p: match_boundaries(t, p, num_classes=number, radii_px=radii_px)
+        raise RecipeError(f"radii {list(radii_px)}: use integers from 1 on, such as 3 5 9 12")
+    classes = len(folders.names)
+    counts = _map_label_maps(
+        folders, lambda t, p: match_boundaries(t, p, num_classes=classes, radii_px=radii_px)
     )
     return boundary_f(list(counts), names=folders.names, radii_px=radii_px, absent=absent)
 
 
-def _measured(
-    folders: LabelFolders, measure: Callable[[LabelMap, LabelMap], Measured]
-) -> Iterator[Measured]:
-    """Measure every pair; the error that tells all faults comes after the last."""
-    of_truth, of_detections = Faults(folders.truth), Faults(folders.detections)
+def _map_label_maps(
+    folders: LabelFolders, measure: Callable[[LabelMap, LabelMap], Result]
+) -> Iterator[Result]:
+    """Measure every pair of label maps; all problems are raised after the last pair."""
+    problems = FolderProblems.of(folders.truth, folders.detections)
     pairs = pair_files(
-        _truth_files(folders, of_truth),
-        _detections_files(folders, of_detections),
-        of_truth=of_truth,
-        of_detections=of_detections,
+        _list_truth(folders, problems.truth),
+        _list_predictions(folders, problems.detections),
+        problems,
     )
-    number = len(folders.names)
+    classes = len(folders.names)
 
-    def one(pair: Pair, in_truth: Faults, in_detections: Faults) -> Measured | None:
-        truth = _read(pair.truth, in_truth, ids=folders.truth_ids, num_classes=number)
+    def measure_pair(pair: Pair, problems: FolderProblems) -> Result | None:
+        truth = _read(pair.truth, problems.truth, ids=folders.truth_ids, num_classes=classes)
         prediction = _read(
-            pair.detections, in_detections, ids=folders.detections_ids, num_classes=number
+            pair.detections, problems.detections, ids=folders.detections_ids, num_classes=classes
         )
         if truth is None or prediction is None:
             return None
         if truth.shape != prediction.shape:
-            sizes = (f"{each.shape[0]} x {each.shape[1]}" for each in (prediction, truth))
-            where = f"{file_name(pair.detections)}: {', the truth has '.join(sizes)}"
-            in_detections.add("label map of another size", where)
+            sizes = "{} x {}, the truth has {} x {}".format(*prediction.shape, *truth.shape)
+            where = f"{file_name(pair.detections)}: {sizes}"
+            problems.detections.add("wrong label map size", where)
             return None
         return measure(truth, prediction)
 
-    for each in measure_pairs(pairs, one, of_truth=of_truth, of_detections=of_detections):
-        if each is not None:
-            yield each
+    return map_pairs(pairs, measure_pair, problems)
 
 
-def _truth_files(folders: LabelFolders, faults: Faults) -> dict[str, list[str]]:
+def _list_truth(folders: LabelFolders, problems: Problems) -> dict[str, list[str]]:
     files = storage.list_files(folders.truth, suffix=".png", recursive=True)
     suffix = _TRUTH_SUFFIX[folders.truth_ids]
     if folders.classes == "cityscapes" and any("_gtFine_" in file_name(uri) for uri in files):
@@ -177,60 +176,62 @@ def _truth_files(folders: LabelFolders, faults: Faults) -> dict[str, list[str]]:
         if not named:
             others = ", ".join(sorted({file_name(u).split("_gtFine_")[-1] for u in files}))
             where = f"{len(files)} PNGs, none is *{suffix}; there are {others:.100}"
-            faults.add("folder without label maps", where)
+            problems.add("no label maps in the folder", where)
             return {}
         files = named
     elif not files:
-        faults.add("folder without label maps", f"{describe(folders.truth)}; none is *.png")
-    return _by_key(folders, files, folders.truth, faults)
+        problems.add(
+            "no label maps in the folder", f"{describe_folder(folders.truth)}; none is *.png"
+        )
+    return _group_by_image(folders, files, folders.truth, problems)
 
 
-def _detections_files(folders: LabelFolders, faults: Faults) -> dict[str, list[str]]:
+def _list_predictions(folders: LabelFolders, problems: Problems) -> dict[str, list[str]]:
     files = storage.list_files(folders.detections, suffix=".png", recursive=True)
     if not files:
-        faults.add("folder without label maps", f"{describe(folders.detections)}; none is *.png")
+        problems.add(
+            "no label maps in the folder", f"{describe_folder(folders.detections)}; none is *.png"
+        )
     truth = [uri for uri in files if "_gtFine_" in file_name(uri)]
     for uri in truth:
-        faults.add("truth given as detections", file_name(uri))
+        problems.add("ground truth among the detections", file_name(uri))
     others = [uri for uri in files if "_gtFine_" not in file_name(uri)]
-    return _by_key(folders, others, folders.detections, faults)
+    return _group_by_image(folders, others, folders.detections, problems)
 
 
-def _by_key(
-    folders: LabelFolders, files: Sequence[str], root: str, faults: Faults
+def _group_by_image(
+    folders: LabelFolders, files: Sequence[str], root: str, problems: Problems
 ) -> dict[str, list[str]]:
     by_key: dict[str, list[str]] = defaultdict(list)
     for uri in files:
         match folders.classes:
             case "cityscapes":
-                key = frame_of(uri)
+                key = parse_frame(uri)
             case "bdd":
                 key = file_name(uri).removesuffix(".png").removesuffix("_train_id")
             case _:
                 key = uri.removeprefix(storage.absolute(root)).strip("/").removesuffix(".png")
         if key is None:
-            faults.add("name that tells no frame", file_name(uri))
+            problems.add("no frame in the file name", file_name(uri))
         else:
             by_key[key].append(uri)
     return by_key
 
 
-def _read(uri: str, faults: Faults, *, ids: Ids, num_classes: int) -> LabelMap | None:
-    """Read a label map as train ids; None where it is at fault."""
+def _read(uri: str, problems: Problems, *, ids: Ids, num_classes: int) -> LabelMap | None:
+    """Read a label map as train ids; None if it has a problem."""
     name = file_name(uri)
-    try:
-        pixels = read_gray(uri, palette=True)
-    except BrokenImageError as error:
-        faults.add("image that cannot be read", f"{name}: {error}")
+    pixels = read_gray(uri, problems, where=name, palette=True)
+    if pixels is None:
         return None
     if pixels.dtype != np.uint8:
-        faults.add("label map that is not of 8 bits", f"{name}: {pixels.dtype}")
+        problems.add("label map is not 8-bit", f"{name}: {pixels.dtype}")
         return None
     labels: LabelMap = pixels.astype(np.uint8)
     known = _LABEL_IDS if ids == "label" else [*range(num_classes), VOID]
-    strange = np.setdiff1d(values_of(labels), known)
-    if strange.size:
-        values = ", ".join(map(str, strange[:5]))
-        faults.add("label value outside the table", f"{name}: {values}, read as {ids} ids")
+    unknown = np.setdiff1d(find_labels(labels), known)
+    if unknown.size:
+        values = ", ".join(map(str, unknown[:5]))
+        problems.add("unknown label value", f"{name}: {values}, read as {ids} ids")
         return None
     return _TRAIN_ID[labels] if ids == "label" else labels

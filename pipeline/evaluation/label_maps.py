@@ -1,8 +1,8 @@
-"""From a batch to label maps at the size of the original images.
+"""Predict label maps of a batch at the size of the original images.
 
-An image is looked at as a whole, or through windows that overlap, whose logits are averaged. Of
-windows no more logits are held than one row of them covers: what lies above the next row is decided
-and let go, so memory does not grow with the height of an image.
+Inference is on the whole image, or with a sliding window whose overlapping logits are averaged. A
+sliding window holds the logits of one row of windows only: pixels above the next row are decided
+first, so memory does not grow with the height of an image.
 
 K classes, H, W size of an image in the input
 """
@@ -26,11 +26,11 @@ from pipeline.recipe import EvaluationConfig
 
 LabelMap = NDArray[np.uint8]
 
-WINDOWS_OF_RESIZED = (
-    "evaluation.window_px looks at images at their own size, and data.test_size_hw resizes them. "
+SLIDING_WINDOW_OF_RESIZED = (
+    "evaluation.window_px needs images at their original size, and data.test_size_hw resizes them. "
     "Type: --data.test-size-hw None, or --evaluation.window-px None"
 )
-"""What is said where both are asked for."""
+"""Error text for conflicting settings."""
 
 
 @torch.inference_mode()
@@ -41,73 +41,73 @@ def label_batch(
     *,
     watch: Stopwatch | None = None,
 ) -> list[LabelMap]:
-    """Name the class of every pixel of a batch.
+    """Predict the class of every pixel of a batch.
 
     Args:
-        model: gives logits (N, K, H, W) in evaluation mode; its own mode is kept.
+        model: returns logits (N, K, H, W) in evaluation mode; its mode is restored.
         batch: on the model's device.
-        evaluation: whether, and through which windows.
-        watch: times the passes of the model, and the choice of the class.
+        evaluation: settings of the sliding window, if any.
+        watch: times the forward passes and the argmax.
 
     Returns:
-        For each image its label map (h, w) of class indices, at the size of the original.
+        A label map (h, w) of class indices per image, at the size of the original.
 
     Raises:
-        RecipeError: windows are wanted for images that were resized.
+        RecipeError: a sliding window is configured, but the images are resized.
     """
     watch = watch or Stopwatch(batch.images.device)
     sizes_hw = [(h, w) for h, w in batch.image_sizes_hw.tolist()]
     originals_hw = [(h, w) for h, w in batch.original_sizes_hw.tolist()]
     if evaluation.window_px is not None and sizes_hw != originals_hw:
-        raise RecipeError(WINDOWS_OF_RESIZED)
+        raise RecipeError(SLIDING_WINDOW_OF_RESIZED)
 
-    def whole() -> list[Tensor]:
+    def infer_whole() -> list[Tensor]:
         logits: Tensor = model(batch.images, batch.image_sizes_hw)
         return [
-            _likeliest(logits[place, :, :height, :width], original)
-            for place, ((height, width), original) in enumerate(
-                zip(sizes_hw, originals_hw, strict=True)
+            _resize_argmax(each[:, :height, :width], original_hw)
+            for each, (height, width), original_hw in zip(
+                logits, sizes_hw, originals_hw, strict=True
             )
         ]
 
-    def through_windows() -> list[Tensor]:
+    def infer_sliding_window() -> list[Tensor]:
         return [
-            _through_windows(model, batch.images[place, :, :height, :width], evaluation)
-            for place, (height, width) in enumerate(sizes_hw)
+            _infer_sliding_window(model, image[:, :height, :width], evaluation)
+            for image, (height, width) in zip(batch.images, sizes_hw, strict=True)
         ]
 
     was_training = model.training
     model.eval()
     try:
-        look = whole if evaluation.window_px is None else through_windows
-        found = watch.time(look, images=len(sizes_hw))
+        infer = infer_whole if evaluation.window_px is None else infer_sliding_window
+        found = watch.time(infer, images=len(sizes_hw))
     finally:
         model.train(was_training)
     return [np.asarray(labels.cpu().numpy(), dtype=np.uint8) for labels in found]
 
 
 def encode_labels(labels: LabelMap, categories: Sequence[Category]) -> bytes:
-    """Write a label map as PNG in the data set's own values: the ids of its categories."""
+    """Encode a label map as PNG with the dataset's category ids as values."""
     values = np.zeros(256, np.uint8)
     values[: len(categories)] = [each.category_id for each in categories]
     return encode_plane(np.asarray(cv2.LUT(labels, values), dtype=np.uint8))
 
 
 def window_starts(length: int, side: int, *, overlap: float) -> list[int]:
-    """Place windows along an edge: from end to end, at equal distances.
+    """Compute the positions of windows along an edge: from end to end, at equal distances.
 
     Args:
         length: of the edge.
         side: of a window; at most the length.
-        overlap: neighbors share at least this part of a side.
+        overlap: smallest share of a side that neighbors have in common.
     """
     stride = max(1, math.floor(side * (1 - overlap)))
     gaps = -(-(length - side) // stride)
-    return [round(place * (length - side) / gaps) for place in range(gaps + 1)] if gaps else [0]
+    return [round(gap * (length - side) / gaps) for gap in range(gaps + 1)] if gaps else [0]
 
 
-def _through_windows(model: nn.Module, image: Tensor, evaluation: EvaluationConfig) -> Tensor:
-    """Choose the likeliest class of each pixel (H, W) of an image (3, H, W)."""
+def _infer_sliding_window(model: nn.Module, image: Tensor, evaluation: EvaluationConfig) -> Tensor:
+    """Predict the class of each pixel (H, W) of an image (3, H, W)."""
     height, width = image.shape[-2:]
     side = evaluation.window_px or max(height, width)
     rows, columns = min(side, height), min(side, width)
@@ -115,7 +115,7 @@ def _through_windows(model: nn.Module, image: Tensor, evaluation: EvaluationConf
     lefts = window_starts(width, columns, overlap=evaluation.window_overlap)
     size_hw = torch.tensor([[rows, columns]], device=image.device)
     decided: list[Tensor] = []
-    # Every pixel of the strip is divided by its own count, which changes no order of its classes.
+    # The sum of overlapping logits has the same argmax as their mean.
     strip: Tensor | None = None
     for top, end in zip(tops, [*tops[1:], height], strict=True):
         for left in lefts:
@@ -130,10 +130,10 @@ def _through_windows(model: nn.Module, image: Tensor, evaluation: EvaluationConf
     return torch.cat(decided)
 
 
-def _likeliest(logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Choose the likeliest class (h, w) of logits (K, H, W) that are resized to (h, w).
+def _resize_argmax(logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Resize logits (K, H, W) to (h, w), and take the argmax over classes (h, w).
 
-    One class after the other, so that resized logits of all classes never exist at once.
+    Resizes one class at a time, since resized logits of all classes may not fit in memory.
     """
     if (logits.shape[-2], logits.shape[-1]) == size_hw:
         return logits.argmax(dim=0).to(torch.uint8)

@@ -1,55 +1,27 @@
-"""Mask, box and boundary AP of COCO-style detections.
+"""Mask, box and boundary AP of detections, under COCO's or LVIS's rules."""
 
-vernier gives the numbers. Mask and box AP are those of pycocotools, which defines them, and
-boundary AP those of the official boundary-iou-api, to the last bit: tests hold it to them. It takes
-a small part of their time (docs/metrics.md).
-
-Boundary AP (Cheng et al. 2021): the overlap of a pair is the lesser of mask IoU and the IoU of the
-two bands inside the outlines (bands.py). Crowds are compared by mask only.
-"""
-
-import contextlib
-import io
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-import vernier
-from pycocotools import mask as mask_api
-from pycocotools.coco import COCO
+from pipeline.evaluation.ap_engine import ENGINE, MetricName, average_valid, measure_coco
+from pipeline.evaluation.bands import COCO_DILATION_RATIO, check_ratio, warn_thin_objects
+from pipeline.evaluation.coco_files import CheckedFiles, check_files, read_json
+from pipeline.evaluation.lvis import drop_unknown_categories, measure_lvis
 
-from pipeline.evaluation.bands import COCO_DILATION_RATIO, about_thin, check_ratio
-from pipeline.evaluation.coco_files import CheckedFiles, Entry, check, read_json
-
-MetricName = Literal["segm", "bbox", "boundary"]
+Rules = Literal["coco", "lvis"]
 
 METRIC_PREFIX: Mapping[MetricName, str] = {"segm": "mask", "bbox": "box", "boundary": "boundary"}
-"""What a tracker calls each."""
-
-_COCO_NAMES = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "ap_small": "APs",
-    "ap_medium": "APm",
-    "ap_large": "APl",
-    "ar_1": "AR1",
-    "ar_10": "AR10",
-    "ar_100": "AR100",
-    "ar_small": "ARs",
-    "ar_medium": "ARm",
-    "ar_large": "ARl",
-}
-"""The twelve numbers in the order in which both evaluators give them."""
+"""Prefix of the names in trackers and tables."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """The numbers of one metric, 0 to 1; NaN where the truth has no such objects."""
+    """Scores of one metric, 0 to 1; NaN if the truth has no such objects."""
+
+    published_names: ClassVar[Mapping[str, str]]
+    """Name of each score in its defining program, in the order of that program."""
 
     metric: MetricName
     ap: float
@@ -61,44 +33,93 @@ class Metrics:
     ap_medium: float
     ap_large: float
     """Objects from 96 x 96 pixels on."""
-    ar_1: float
-    """Recall with one detection for each image and category."""
-    ar_10: float
-    ar_100: float
     ar_small: float
     ar_medium: float
     ar_large: float
     per_category: dict[str, float]
-    """AP by the category's name, in the order of category ids."""
+    """AP by category name, in the order of category ids."""
     objects: dict[str, int]
-    """Annotations by the category's name, crowds left out."""
+    """Number of annotations by category name; with COCO's rules without crowds."""
     images: int
     annotations: int
     detections: int
-    engine: str
-    """Which program gave the numbers, with its version."""
+    engine: str = ENGINE
+    """Program that computed the scores, with its version."""
     dilation_ratio: float = COCO_DILATION_RATIO
-    """The band of boundary AP, in image diagonals."""
+    """Width of the boundary band, in image diagonals."""
     notices: tuple[str, ...] = ()
 
     @property
     def prefix(self) -> str:
-        """What a tracker calls the metric: mask, box or boundary."""
+        """Prefix of the names in trackers and tables: mask, box or boundary."""
         return METRIC_PREFIX[self.metric]
 
-    def by_coco_name(self) -> dict[str, float]:
-        """Give the twelve numbers as COCO calls them: AP, AP50, AP75, APs, ..., AR100, ..."""
-        return {name: getattr(self, key) for key, name in _COCO_NAMES.items()}
+    def by_published_name(self) -> dict[str, float]:
+        """Return the scores under their published names: AP, AP50, AP75, APs, ..."""
+        return {name: getattr(self, key) for key, name in self.published_names.items()}
 
     def flat(self) -> dict[str, float]:
-        """Give the twelve numbers as a tracker calls them: mask_ap, ..., mask_ap_small, ..."""
-        values = (getattr(self, key) for key in _COCO_NAMES)
-        return dict(zip(flat_names((self.metric,)), values, strict=True))
+        """Return the scores under their names in trackers: mask_ap, ..., mask_ap_small, ..."""
+        return {f"{self.prefix}_{key}": getattr(self, key) for key in self.published_names}
 
 
-def flat_names(metrics: Sequence[MetricName]) -> list[str]:
-    """Name the twelve numbers of each metric as `Metrics.flat` does."""
-    return [f"{METRIC_PREFIX[metric]}_{key}" for metric in metrics for key in _COCO_NAMES]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoMetrics(Metrics):
+    """Scores under COCO's rules."""
+
+    published_names: ClassVar[Mapping[str, str]] = {
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "ap_small": "APs",
+        "ap_medium": "APm",
+        "ap_large": "APl",
+        "ar_1": "AR1",
+        "ar_10": "AR10",
+        "ar_100": "AR100",
+        "ar_small": "ARs",
+        "ar_medium": "ARm",
+        "ar_large": "ARl",
+    }
+
+    ar_1: float
+    """Recall with one detection per image and category."""
+    ar_10: float
+    ar_100: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LvisMetrics(Metrics):
+    """Scores under LVIS's rules."""
+
+    published_names: ClassVar[Mapping[str, str]] = {
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "ap_small": "APs",
+        "ap_medium": "APm",
+        "ap_large": "APl",
+        "ap_rare": "APr",
+        "ap_common": "APc",
+        "ap_frequent": "APf",
+        "ar_300": "AR@300",
+        "ar_small": "ARs@300",
+        "ar_medium": "ARm@300",
+        "ar_large": "ARl@300",
+    }
+
+    ap_rare: float
+    """Categories in at most 10 training images, by the frequency in the truth."""
+    ap_common: float
+    """Categories in at most 100 training images."""
+    ap_frequent: float
+    ar_300: float
+    """Recall with 300 detections per image."""
+
+
+def coco_names(metrics: Sequence[MetricName]) -> list[str]:
+    """List the names of the twelve COCO scores of each metric, as in `Metrics.flat`."""
+    return [f"{METRIC_PREFIX[m]}_{key}" for m in metrics for key in CocoMetrics.published_names]
 
 
 def evaluate_detections(
@@ -106,27 +127,13 @@ def evaluate_detections(
     detections: str | Sequence[Mapping[str, Any]],
     *,
     metric: MetricName,
+    rules: Rules = "coco",
     dilation_ratio: float = COCO_DILATION_RATIO,
 ) -> Metrics:
-    """Measure detections against a truth, both in COCO's layout, as values or as paths or URIs.
-
-    With "segm" and "boundary" a detection counts as small, medium or large by its mask, also where
-    the results carry a bbox (pycocotools' own loader takes the box's area then).
-
-    Args:
-        truth: what a COCO annotation file holds.
-        detections: what a COCO results file holds.
-        metric: mask, box or boundary AP.
-        dilation_ratio: the band of boundary AP, in image diagonals.
-
-    Raises:
-        RecipeError: the ratio is not between 0 and 1.
-        StorageError: a file cannot be read.
-        DatasetError: everything that is wrong with the two, in one message.
-    """
-    return evaluate_metrics(truth, detections, metrics=(metric,), dilation_ratio=dilation_ratio)[
-        metric
-    ]
+    """Compute one metric; see `evaluate_metrics`."""
+    return evaluate_metrics(
+        truth, detections, metrics=(metric,), rules=rules, dilation_ratio=dilation_ratio
+    )[metric]
 
 
 def evaluate_metrics(
@@ -134,95 +141,83 @@ def evaluate_metrics(
     detections: str | Sequence[Mapping[str, Any]],
     *,
     metrics: Sequence[MetricName],
+    rules: Rules = "coco",
     dilation_ratio: float = COCO_DILATION_RATIO,
 ) -> dict[MetricName, Metrics]:
-    """Measure several metrics at once; files are read and checked once.
+    """Compute mask, box or boundary AP of detections.
+
+    For "segm" and "boundary", the mask's area decides whether a detection is small, medium or
+    large, even if it also has a bbox. pycocotools and lvis then use the area of the bbox, which is
+    why detectron2 removes it.
+
+    Args:
+        truth: content, path or URI of a COCO annotation file. Under LVIS's rules its images have
+            neg_category_ids and not_exhaustive_category_ids, and its categories a frequency.
+        detections: content, path or URI of a COCO results file.
+        metrics: to compute.
+        rules: COCO's or LVIS's.
+        dilation_ratio: width of the boundary band, in image diagonals.
 
     Raises:
         RecipeError: the ratio is not between 0 and 1.
         StorageError: a file cannot be read.
-        DatasetError: everything that is wrong with the two, in one message.
+        DatasetError: all problems of both files.
     """
     check_ratio(dilation_ratio)
-    files = check(
-        read_json(truth) if isinstance(truth, str) else truth,
-        read_json(detections) if isinstance(detections, str) else detections,
+    content: Any = read_json(truth) if isinstance(truth, str) else truth
+    rows = read_json(detections) if isinstance(detections, str) else detections
+    notices: tuple[str, ...] = ()
+    if rules == "lvis":
+        rows, notices = drop_unknown_categories(rows, content)
+    files = check_files(
+        content,
+        rows,
         masks=any(metric != "bbox" for metric in metrics),
         boxes="bbox" in metrics,
+        federated=rules == "lvis",
         names=(
             truth if isinstance(truth, str) else "truth",
             detections if isinstance(detections, str) else "detections",
         ),
     )
-    return {metric: _measure(files, metric=metric, ratio=dilation_ratio) for metric in metrics}
+    return {
+        metric: _measure(files, content, notices, metric=metric, rules=rules, ratio=dilation_ratio)
+        for metric in metrics
+    }
 
 
-def boxed(entries: list[Entry]) -> list[Entry]:
-    """Copy entries (the evaluators write into them), each with the bbox that vernier insists on."""
-    if not entries or "segmentation" not in entries[0]:
-        return [dict(entry) for entry in entries]
-    boxes = mask_api.toBbox([entry["segmentation"] for entry in entries]).tolist()
-    return [{"bbox": box} | entry for entry, box in zip(entries, boxes, strict=True)]
-
-
-def _measure(files: CheckedFiles, *, metric: MetricName, ratio: float) -> Metrics:
-    names = {entry["id"]: entry["name"] for entry in files.categories}
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = _as_coco(files, boxed(files.annotations))
-        found = _as_coco(
-            files, boxed([_with_area(entry, metric=metric) for entry in files.detections])
-        )
-        run = vernier.COCOeval(truth, found, metric, dilation_ratio=ratio)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    # IoU, recall, category, size, detections each image: all sizes, 100 detections.
-    precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]
-    counts = Counter(
-        names[entry["category_id"]] for entry in files.annotations if not entry["iscrowd"]
+def _measure(
+    files: CheckedFiles,
+    truth: Mapping[str, Any],
+    notices: tuple[str, ...],
+    *,
+    metric: MetricName,
+    rules: Rules,
+    ratio: float,
+) -> Metrics:
+    is_lvis = rules == "lvis"
+    kind: type[Metrics] = LvisMetrics if is_lvis else CocoMetrics
+    scores = (
+        measure_lvis(files, truth, metric=metric, dilation_ratio=ratio)
+        if is_lvis
+        else measure_coco(files, metric=metric, dilation_ratio=ratio)
     )
-    notices = files.notices
-    if metric == "boundary":
-        notices += about_thin(files, dilation_ratio=ratio)
-    return Metrics(
+    thin = warn_thin_objects(files, dilation_ratio=ratio) if metric == "boundary" else ()
+    names = {entry["id"]: entry["name"] for entry in files.categories}
+    ids = sorted(names)
+    counts = Counter(entry["category_id"] for entry in scores.objects)
+    named: dict[str, Any] = dict(zip(kind.published_names, scores.values, strict=True))
+    return kind(
+        **named,
         metric=metric,
-        **dict(zip(_COCO_NAMES, map(_or_nan, run.stats), strict=True)),
         per_category={
-            names[key]: _mean_known(precision[:, :, place])
-            for place, key in enumerate(sorted(names))
+            names[key]: average_valid(scores.precision[:, :, index])
+            for index, key in enumerate(ids)
         },
-        objects={names[key]: counts[names[key]] for key in sorted(names)},
+        objects={names[key]: counts[key] for key in ids},
         images=len(files.images),
         annotations=len(files.annotations),
         detections=len(files.detections),
-        engine=f"vernier {version('vernier')}",
         dilation_ratio=ratio,
-        notices=notices,
+        notices=(*files.notices, *notices, *scores.notices, *thin),
     )
-
-
-def _as_coco(files: CheckedFiles, annotations: list[Entry]) -> COCO:
-    coco = COCO()
-    coco.dataset = {
-        "images": files.images,
-        "categories": files.categories,
-        "annotations": annotations,
-    }
-    coco.createIndex()
-    return coco
-
-
-def _with_area(entry: Entry, *, metric: MetricName) -> Entry:
-    """Give a detection the area by which it counts as small, medium or large."""
-    area = entry["bbox"][2] * entry["bbox"][3] if metric == "bbox" else entry["mask_area_px"]
-    return entry | {"area": area, "iscrowd": 0}
-
-
-def _or_nan(value: float) -> float:
-    """Both evaluators say -1 for "no such objects"."""
-    return float(value) if value > -1 else math.nan
-
-
-def _mean_known(values: np.ndarray[Any, Any]) -> float:
-    known = values[values > -1]
-    return float(known.mean()) if known.size else math.nan

@@ -1,6 +1,6 @@
-"""Pieces shared by Ray workers: each holds the model and takes the next piece when it is free.
+"""Evaluate chunks on Ray workers: each holds the model and gets the next chunk when it is free.
 
-Which worker did a piece changes nothing, so a lost worker's piece is simply done again.
+The result of a chunk does not depend on the worker, so a lost worker's chunk is retried.
 """
 
 import copy
@@ -12,104 +12,106 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
-from pipeline.evaluation.result import Maker
-from pipeline.evaluation.split_reader import Piece
+from pipeline.evaluation.result import PredictorFactory
+from pipeline.evaluation.split_reader import EvalChunk
 
 _RETRIES = 3
 
-_PIECES_AHEAD = 2
-"""Pieces that wait at each worker, so that none waits for the driver."""
+_CHUNKS_AHEAD = 2
+"""Chunks queued per worker, so that no worker waits for the driver."""
 
-_PATIENCE_S = 120
-"""A warning comes when nothing was done for so long: workers that cannot start wait in silence."""
+_WARN_AFTER_S = 120
+"""Warn if no chunk finishes for this long: Ray does not report workers that cannot start."""
 
-# Ray takes None for: in no group, not even the one of the process that asks.
-_NOBODYS: Any = None
+# None means no group; without it, Ray would use the group of the calling process.
+_NO_PLACEMENT_GROUP: Any = None
 
 _log = logging.getLogger(__name__)
 
 
 class _Worker:
-    """An actor that holds the model."""
+    """An actor that holds the model and predicts chunks."""
 
-    def __init__(self, make: Maker, device: str) -> None:
-        self._make = make
+    def __init__(self, make_predictor: PredictorFactory, device: str) -> None:
+        self._make_predictor = make_predictor
         self._device = device
-        self._work: Callable[[Piece], Any] | None = None
+        self._predict: Callable[[EvalChunk], Any] | None = None
 
-    def do(self, shared: list[Any], piece: Piece) -> Any:  # noqa: ANN401  what the work gives
-        """Give what comes of one piece.
+    def predict(self, model_ref: list[Any], chunk: EvalChunk) -> Any:  # noqa: ANN401  a ChunkResult
+        """Predict one chunk.
 
         Args:
-            shared: the reference to the model, in a list so that Ray hands over the reference and
-                not a copy each time. A restarted worker fetches the model again; given to the
-                constructor, Ray would warn that a restart may not find it.
-            piece: what to work on.
+            model_ref: reference to the model; in a list, or Ray would pass a copy of the model to
+                each call. As an argument of the constructor, Ray would warn that a restarted worker
+                may not find it.
+            chunk: to predict.
         """
-        if self._work is None:
-            self._work = self._make(ray.get(shared[0]).to(self._device))
-        return self._work(piece)
+        if self._predict is None:
+            self._predict = self._make_predictor(ray.get(model_ref[0]).to(self._device))
+        return self._predict(chunk)
 
 
-def on_workers(
+def run_on_ray(
     model: nn.Module,
-    pieces: Sequence[Piece],
-    make: Maker,
+    chunks: Sequence[EvalChunk],
+    make_predictor: PredictorFactory,
     *,
     num_workers: int,
     use_gpu: bool,
-) -> Iterator[tuple[Piece, Any]]:
-    """Work on pieces of a split on Ray workers; see pieces.in_order.
+) -> Iterator[tuple[EvalChunk, Any]]:
+    """Run a predictor over chunks on Ray workers; see chunks.run_chunks.
 
     Yields:
-        Each piece and what came of it, as they are done.
+        Each chunk and its result, in the order in which they finish.
     """
     remote = ray.remote(
         num_cpus=1,
         num_gpus=int(use_gpu),
         max_restarts=_RETRIES,
         max_task_retries=_RETRIES,
-        # In a trial of a sweep they would have to fit into what Tune set aside for its starter.
-        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=_NOBODYS),
+        # In a trial of a sweep, the trial's placement group has no room for the workers.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=_NO_PLACEMENT_GROUP),
     )(_Worker)
     # On the CPU: a worker may have no GPU, or another one.
-    shared = ray.put(copy.deepcopy(model).cpu())
+    model_ref = ray.put(copy.deepcopy(model).cpu())
     device = "cuda" if use_gpu else "cpu"
-    workers: list[Any] = [remote.remote(make, device) for _ in range(min(num_workers, len(pieces)))]
+    workers: list[Any] = [
+        remote.remote(make_predictor, device) for _ in range(min(num_workers, len(chunks)))
+    ]
     try:
-        yield from _in_turn(workers, pieces, shared=shared)
+        yield from _schedule(workers, chunks, model_ref=model_ref)
     finally:
         for worker in workers:
             ray.kill(worker)
 
 
-def _in_turn(
+def _schedule(
     workers: Sequence[Any],
-    pieces: Sequence[Piece],
+    chunks: Sequence[EvalChunk],
     *,
-    shared: Any,  # noqa: ANN401  a reference
-) -> Iterator[tuple[Piece, Any]]:
-    waiting = iter(pieces)
-    running: dict[Any, tuple[Any, Piece]] = {}
+    model_ref: Any,  # noqa: ANN401  a reference
+) -> Iterator[tuple[EvalChunk, Any]]:
+    waiting = iter(chunks)
+    running: dict[Any, tuple[Any, EvalChunk]] = {}
 
-    def hand_out(worker: Any) -> None:  # noqa: ANN401  an actor's handle
-        piece = next(waiting, None)
-        if piece is not None:
-            running[worker.do.remote([shared], piece)] = worker, piece
+    def submit_next(worker: Any) -> None:  # noqa: ANN401  an actor's handle
+        chunk = next(waiting, None)
+        if chunk is not None:
+            running[worker.predict.remote([model_ref], chunk)] = worker, chunk
 
-    for _ in range(_PIECES_AHEAD):
+    for _ in range(_CHUNKS_AHEAD):
         for worker in workers:
-            hand_out(worker)
+            submit_next(worker)
     while running:
-        done, _ = ray.wait(list(running), num_returns=1, timeout=_PATIENCE_S)
+        done, _ = ray.wait(list(running), num_returns=1, timeout=_WARN_AFTER_S)
         if not done:
             _log.warning(
-                "evaluate: no image done for %ds; see `ray status`: is there a free CPU or GPU for "
-                "each of the %d workers?",
-                _PATIENCE_S,
+                "evaluate: no image finished for %ds. Check with `ray status` that there is a free "
+                "CPU or GPU for each of the %d workers",
+                _WARN_AFTER_S,
                 len(workers),
             )
         for each in done:
-            worker, piece = running.pop(each)
-            hand_out(worker)
-            yield piece, ray.get(each)
+            worker, chunk = running.pop(each)
+            submit_next(worker)
+            yield chunk, ray.get(each)

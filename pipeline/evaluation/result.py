@@ -1,4 +1,4 @@
-"""What a model reaches on a split: numbers by name, the same as text, and what it found."""
+"""Types of an evaluation: its result, and the task that produces it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,57 +6,56 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import nn
 
-from pipeline.evaluation.lvis import LvisMetrics
+from pipeline.evaluation.ap_engine import MetricName
 from pipeline.evaluation.mask_quality import MaskQuality
-from pipeline.evaluation.metrics import MetricName, Metrics
-from pipeline.evaluation.split_reader import Piece
+from pipeline.evaluation.metrics import Metrics
+from pipeline.evaluation.split_reader import EvalChunk
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What a model reaches on a split."""
+    """Metrics of a model on a split, and its predictions."""
 
     metrics: dict[str, float]
-    """Of instances mask_ap, mask_ap50, ..., boundary_ap, ..., box_ap, ..., with the boxes of the
-    truth mask_iou, boundary_iou, ... too; of label maps miou, boundary_f_3px, ...; of both images,
-    seconds, images_per_s, and inference_ms_p50, _p90 and _p99, which are missing where too few
-    images were looked at. NaN where the split has no such objects."""
+    """For instances mask_ap, mask_ap50, ..., boundary_ap, ..., box_ap, ..., and with true boxes
+    mask_iou, boundary_iou, ...; for label maps miou, boundary_f_3px, ...; for both images, seconds,
+    images_per_s, and inference_ms_p50, _p90 and _p99, which are missing if too few images were
+    evaluated. NaN if the split has no such objects."""
     text: str
-    """The numbers as tables, for a terminal."""
+    """The metrics as tables, for a terminal."""
     per_category: dict[str, dict[str, float]] = field(default_factory=dict)
-    """mask_ap, boundary_ap and box_ap, or iou, boundary_f_3px, ..., by the category's name."""
+    """mask_ap, boundary_ap and box_ap, or iou, boundary_f_3px, ..., by category name."""
     files: dict[str, str] = field(default_factory=dict)
-    """What was found, by kind: detections (a COCO results file), submission (a folder in the format
-    of Cityscapes) or label_maps (a folder of PNGs)."""
+    """Predictions by kind: detections (a COCO results file), submission (a folder in Cityscapes'
+    format) or label_maps (a folder of PNGs)."""
     notices: tuple[str, ...] = ()
-    """What who reads the numbers should know."""
-    by_metric: dict[MetricName, Metrics | LvisMetrics] = field(default_factory=dict)
-    """Of instances, the same numbers with all that a table shows."""
+    """Remarks to show with the metrics."""
+    by_metric: dict[MetricName, Metrics] = field(default_factory=dict)
+    """For instances, the same metrics with everything that a table shows."""
     detections: list[Row] = field(default_factory=list)
-    """Of instances: rows of a COCO results file, in the order of image ids, each image's best
-    first."""
+    """For instances, rows of a COCO results file in the order of image ids, then by score."""
     quality: MaskQuality | None = None
-    """Of each object, where the boxes are those of the truth."""
+    """Quality of each mask, if evaluated in the true boxes."""
 
 
-class Part(Protocol):
-    """What came of a piece."""
+class ChunkResult(Protocol):
+    """Result of a predictor for one chunk."""
 
     @property
     def seconds(self) -> tuple[float, ...]:
-        """Of the images whose passes were timed."""
+        """Inference time of each image that was timed."""
 
 
-Maker: TypeAlias = Callable[[nn.Module], Callable[[Piece], Any]]
-"""Given a model on its device, makes what gives a Part for each piece; each process makes one."""
+PredictorFactory: TypeAlias = Callable[[nn.Module], Callable[[EvalChunk], Any]]
+"""Makes a predictor, which turns a chunk into a ChunkResult, from a model on its device."""
 
 
-class Work(NamedTuple):
-    """What is done with the pieces of a split."""
+class EvaluationTask(NamedTuple):
+    """A predictor for the chunks of a split, and how to score its results."""
 
-    make: Maker
-    """It is sent to workers."""
-    measure: Callable[[Sequence[Any]], Evaluation]
-    """Turns all parts into numbers."""
+    make_predictor: PredictorFactory
+    """Sent to workers; each process makes one predictor."""
+    compute_metrics: Callable[[Sequence[Any]], Evaluation]
+    """Turns the results of all chunks into metrics."""

@@ -1,8 +1,7 @@
-"""Evaluation of semantic models: label maps of each piece, then mean IoU and boundary F of all.
+"""Evaluate semantic models: label maps of each chunk, then mean IoU and boundary F of all.
 
-Each process compares its label maps with the truth at once and passes on pixel counts alone: they
-are whole numbers, so their sum is the same whoever counted what. The maps themselves are written
-where they are made.
+Each process compares its label maps with the truth and returns pixel counts only. These are
+integers, so their sum does not depend on the workers. Each process writes its own label maps.
 """
 
 from collections.abc import Sequence
@@ -16,37 +15,37 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline import storage
-from pipeline.data.collate_semantic import collate_for_test, decoded_label
+from pipeline.data.collate_semantic import collate_for_test, decode_label
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import DatasetError
 from pipeline.evaluation.boundary_fscore import boundary_f, match_boundaries
 from pipeline.evaluation.class_table import format_boundary_f, format_miou
 from pipeline.evaluation.label_maps import LabelMap, encode_labels, label_batch
 from pipeline.evaluation.mean_iou import count_pixels, mean_iou
-from pipeline.evaluation.result import Evaluation, Work
-from pipeline.evaluation.split_reader import Piece, read_piece
+from pipeline.evaluation.result import Evaluation, EvaluationTask
+from pipeline.evaluation.split_reader import EvalChunk, read_chunk
 from pipeline.evaluation.timing import Stopwatch
 from pipeline.recipe import DataConfig, EvaluationConfig
 
 LABEL_MAPS = "label_maps"
-"""Folder of what was predicted, beside a run's other results."""
+"""Folder of the predictions, beside a run's other results."""
 
 Counts = NDArray[np.int64]
 
 
-class Compared(NamedTuple):
-    """How the label maps of a piece lie on the truth, in pixels."""
+class ChunkCounts(NamedTuple):
+    """Pixel counts of a chunk, predictions against truth."""
 
     pixels: Counts
-    """(K, K + 1) see mean_iou.count_pixels."""
+    """(K, K + 1) from mean_iou.count_pixels."""
     outlines: tuple[Counts, ...]
-    """For each image (K, 1 + R, 2), see boundary_fscore.match_boundaries."""
+    """(K, 1 + R, 2) of each image, from boundary_fscore.match_boundaries."""
     seconds: tuple[float, ...]
-    """Of the images that were timed."""
+    """Inference time of each image that was timed."""
 
 
-class Labeler:
-    """Labels the images of pieces of a split, on the device where the model is, and compares."""
+class SemanticPredictor:
+    """Predicts label maps of chunks of a split, on the model's device, and counts pixels."""
 
     def __init__(
         self,
@@ -63,20 +62,20 @@ class Labeler:
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._watch = Stopwatch(self._device)
 
-    def __call__(self, piece: Piece) -> Compared:
-        """Label and compare.
+    def __call__(self, chunk: EvalChunk) -> ChunkCounts:
+        """Predict the label maps of a chunk, and compare them with the truth.
 
         Raises:
-            DatasetError: the model knows classes that the split does not have.
-            StorageError: a map cannot be written.
+            DatasetError: the model predicts classes that the split does not have.
+            StorageError: a label map cannot be written.
         """
         classes, step = len(self._categories), self._evaluation.images_per_batch
-        table = read_piece(self._split_uri, piece, truth=["label"])
+        table = read_chunk(self._split_uri, chunk, truth=["label"])
         pixels = np.zeros((classes, classes + 1), np.int64)
         outlines = []
-        for row, labels in enumerate(self._labels(table, step)):
-            truth = decoded_label(table, row)
-            self._check(labels)
+        for row, labels in enumerate(self._predict_labels(table, step)):
+            truth = decode_label(table, row)
+            self._check_classes(labels)
             pixels += count_pixels(truth, labels, num_classes=classes)
             outlines.append(
                 match_boundaries(
@@ -87,9 +86,9 @@ class Labeler:
                 name = table["file_name"][row].as_py().rpartition(".")[0]
                 uri = storage.join(self._maps_uri, f"{name}.png")
                 storage.write_bytes_atomic(uri, encode_labels(labels, self._categories))
-        return Compared(pixels, tuple(outlines), self._watch.taken())
+        return ChunkCounts(pixels, tuple(outlines), self._watch.pop_seconds())
 
-    def _labels(self, table: pa.Table, step: int) -> list[LabelMap]:
+    def _predict_labels(self, table: pa.Table, step: int) -> list[LabelMap]:
         return [
             labels
             for start in range(0, len(table), step)
@@ -101,54 +100,60 @@ class Labeler:
             )
         ]
 
-    def _check(self, labels: LabelMap) -> None:
+    def _check_classes(self, labels: LabelMap) -> None:
         known = len(self._categories)
         if labels.max() >= known:
             raise DatasetError(
-                f"the model found class {labels.max()}, {self._split_uri} has {known} classes (0 "
-                f"to {known - 1}): the model was made for another data set. Evaluate it on its "
-                f"own, or train one with --model.num-classes {known}"
+                f"the model predicted class {labels.max()}, {self._split_uri} has {known} classes "
+                f"(0 to {known - 1}): the model was trained on another dataset. Evaluate it there, "
+                f"or train one with --model.num-classes {known}"
             )
 
 
-def semantic_work(
+def make_semantic_task(
     split_uri: str, data: DataConfig, evaluation: EvaluationConfig, *, out_uri: str | None
-) -> Work:
-    """Say what is done with the pieces of a split of label maps.
+) -> EvaluationTask:
+    """Make the task of evaluating a split of label maps.
 
     Args:
         split_uri: folder of shards.
-        data: how images are resized.
-        evaluation: the radii, and what an image without a class counts.
-        out_uri: folder for label_maps/, which is made anew; None keeps nothing.
+        data: how to resize images.
+        evaluation: radii, and the rule for images without a class.
+        out_uri: folder for label_maps/, which is replaced; None saves nothing.
 
     Raises:
-        StorageError: maps of an earlier evaluation cannot be deleted.
+        StorageError: label maps of an earlier evaluation cannot be deleted.
     """
     maps_uri = None
     if out_uri is not None:
         maps_uri = storage.join(storage.absolute(out_uri), LABEL_MAPS)
         storage.remove(maps_uri)
-    return Work(
-        make=partial(
-            Labeler, split_uri=split_uri, data=data, evaluation=evaluation, maps_uri=maps_uri
+    return EvaluationTask(
+        make_predictor=partial(
+            SemanticPredictor,
+            split_uri=split_uri,
+            data=data,
+            evaluation=evaluation,
+            maps_uri=maps_uri,
         ),
-        measure=partial(_measured, split_uri=split_uri, evaluation=evaluation, maps_uri=maps_uri),
+        compute_metrics=partial(
+            _compute_metrics, split_uri=split_uri, evaluation=evaluation, maps_uri=maps_uri
+        ),
     )
 
 
-def _measured(
-    compared: Sequence[Compared],
+def _compute_metrics(
+    counts: Sequence[ChunkCounts],
     *,
     split_uri: str,
     evaluation: EvaluationConfig,
     maps_uri: str | None,
 ) -> Evaluation:
-    """Turn the counts of all pieces into mean IoU and boundary F."""
+    """Turn the counts of all chunks into mean IoU and boundary F."""
     names = [each.name for each in read_manifest(split_uri).categories]
-    outlines = [image for part in compared for image in part.outlines]
+    outlines = [image for chunk in counts for image in chunk.outlines]
     iou = mean_iou(
-        np.sum([part.pixels for part in compared], axis=0), names=names, images=len(outlines)
+        np.sum([chunk.pixels for chunk in counts], axis=0), names=names, images=len(outlines)
     )
     boundary = boundary_f(
         outlines, names=names, radii_px=evaluation.radii_px, absent=evaluation.absent

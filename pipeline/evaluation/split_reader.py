@@ -1,9 +1,8 @@
-"""What an evaluation reads of a split: which images, in which pieces, and their truth.
+"""Read a split for evaluation: cut it into chunks of images, and rebuild its truth.
 
-The truth is rebuilt from the shards, so an evaluation needs no annotation file, and it is read
-without the images. A piece of work is a few rows of one row group, the same ones whoever does it:
-images are batched inside a piece, so neither the number of workers nor their order can change a
-number.
+The truth is rebuilt from the shards without reading images, so no annotation file is needed. A
+chunk is a few rows of one row group. Chunks do not depend on the workers, and batches do not cross
+chunks, so neither the number of workers nor their order changes a metric.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -36,8 +35,8 @@ _IMAGE_COLUMNS = ["image_id", "file_name", "height", "width", "image"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Some rows of one row group."""
+class EvalChunk:
+    """Some rows of one row group of a shard."""
 
     file: str
     row_group: int
@@ -45,39 +44,41 @@ class Piece:
     image_ids: tuple[int, ...]
 
 
-def plan_pieces(split_uri: str, *, max_images: int | None, images_each: int) -> list[Piece]:
-    """Cut a split, or its first images by id, into pieces of work.
+def plan_chunks(
+    split_uri: str, *, max_images: int | None, images_per_chunk: int
+) -> list[EvalChunk]:
+    """Cut a split, or its first images by id, into chunks.
 
     Args:
         split_uri: folder of shards.
-        max_images: only so many images, those of the lowest ids; None takes all.
-        images_each: a piece has at most so many.
+        max_images: number of images to use, by lowest id; None uses all.
+        images_per_chunk: largest number of images in a chunk.
     """
     manifest = read_manifest(split_uri)
     groups = [
         (shard.file, number, table["image_id"].to_pylist())
         for shard in manifest.shards
-        for number, table in enumerate(_row_groups(split_uri, shard, columns=["image_id"]))
+        for number, table in enumerate(_read_row_groups(split_uri, shard, columns=["image_id"]))
     ]
     wanted = set(sorted(image_id for *_, ids in groups for image_id in ids)[:max_images])
-    pieces: list[Piece] = []
+    chunks: list[EvalChunk] = []
     for file, number, ids in groups:
         rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
-        for start in range(0, len(rows), images_each):
-            part = tuple(rows[start : start + images_each])
-            pieces.append(Piece(file, number, part, tuple(ids[row] for row in part)))
-    return pieces
+        for start in range(0, len(rows), images_per_chunk):
+            chosen = tuple(rows[start : start + images_per_chunk])
+            chunks.append(EvalChunk(file, number, chosen, tuple(ids[row] for row in chosen)))
+    return chunks
 
 
-def read_piece(split_uri: str, piece: Piece, *, truth: Sequence[str] = ()) -> pa.Table:
-    """Read the rows of a piece: the encoded images and what names them, and columns of the truth.
+def read_chunk(split_uri: str, chunk: EvalChunk, *, truth: Sequence[str] = ()) -> pa.Table:
+    """Read the rows of a chunk: encoded images with their ids and names, and columns of the truth.
 
-    A row group of large images is read a few rows at a time: a piece has a part of it.
+    Only these rows are read, since a row group of large images may not fit in memory.
     """
     return read_rows(
-        storage.join(split_uri, piece.file),
-        piece.row_group,
-        np.array(piece.rows),
+        storage.join(split_uri, chunk.file),
+        chunk.row_group,
+        np.array(chunk.rows),
         columns=[*_IMAGE_COLUMNS, *truth],
     )
 
@@ -85,40 +86,40 @@ def read_piece(split_uri: str, piece: Piece, *, truth: Sequence[str] = ()) -> pa
 def truth_from_shards(
     split_uri: str, *, image_ids: Collection[int] | None = None
 ) -> dict[str, Any]:
-    """Rebuild a COCO truth from a split's shards, without reading its images.
+    """Rebuild a COCO annotation file from a split's shards, without reading its images.
 
-    Of a federated split it is a truth of LVIS: images list the categories that were looked for,
-    categories have their frequency, and those that LVIS does not know are left out.
+    A federated split gives an LVIS truth: images list the categories that were checked, categories
+    have their frequency, and categories that are not in LVIS are left out.
 
     Args:
         split_uri: folder of shards.
-        image_ids: only these images; None takes all.
+        image_ids: images to use; None uses all.
 
     Raises:
-        DatasetError: the folder is no complete split.
+        DatasetError: the folder is not a complete split.
         StorageError: it cannot be read.
     """
     manifest = read_manifest(split_uri)
     category_ids = [each.category_id for each in manifest.categories]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for row in _truth_rows(split_uri, manifest):
+    for row in _read_truth_rows(split_uri, manifest):
         if image_ids is not None and row["image_id"] not in image_ids:
             continue
         image = {"id": row["image_id"]} | {k: row[k] for k in ("file_name", "height", "width")}
         if manifest.federated:
             image |= {k: [category_ids[i] for i in row[name]] for k, name in FEDERATED.items()}
         images.append(image)
-        for annotation in _annotations_of(row, category_ids):
+        for annotation in _list_annotations(row, category_ids):
             annotations.append(annotation | {"id": len(annotations) + 1})
     return {
         "images": images,
         "annotations": annotations,
-        "categories": _truth_categories(manifest),
+        "categories": _list_categories(manifest),
     }
 
 
-def _truth_categories(manifest: Manifest) -> list[dict[str, Any]]:
+def _list_categories(manifest: Manifest) -> list[dict[str, Any]]:
     if not manifest.federated:
         return [{"id": e.category_id, "name": e.name} for e in manifest.categories]
     return [
@@ -128,7 +129,7 @@ def _truth_categories(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _annotations_of(row: dict[str, Any], category_ids: list[int]) -> Iterator[dict[str, Any]]:
+def _list_annotations(row: dict[str, Any], category_ids: list[int]) -> Iterator[dict[str, Any]]:
     columns = ("boxes_xyxy", "category_index", "is_crowd", "area_px", "rle")
     for box, index, is_crowd, area_px, counts in zip(*(row[c] for c in columns), strict=True):
         yield {
@@ -141,19 +142,19 @@ def _annotations_of(row: dict[str, Any], category_ids: list[int]) -> Iterator[di
         }
 
 
-def _truth_rows(split_uri: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+def _read_truth_rows(split_uri: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
     columns = [*_TRUTH_COLUMNS, *(FEDERATED.values() if manifest.federated else ())]
     for each in manifest.shards:
-        for table in _row_groups(split_uri, each, columns=columns):
+        for table in _read_row_groups(split_uri, each, columns=columns):
             yield from table.to_pylist()
 
 
-def _row_groups(split_uri: str, shard: ShardInfo, *, columns: list[str]) -> Iterator[pa.Table]:
+def _read_row_groups(split_uri: str, shard: ShardInfo, *, columns: list[str]) -> Iterator[pa.Table]:
     for number in range(len(shard.row_groups)):
-        yield _row_group(split_uri, shard.file, number, columns=columns)
+        yield _read_row_group(split_uri, shard.file, number, columns=columns)
 
 
-def _row_group(split_uri: str, file: str, number: int, *, columns: list[str]) -> pa.Table:
+def _read_row_group(split_uri: str, file: str, number: int, *, columns: list[str]) -> pa.Table:
     uri = storage.join(split_uri, file)
     fs, path = storage.resolve(uri)
     try:
@@ -162,5 +163,5 @@ def _row_group(split_uri: str, file: str, number: int, *, columns: list[str]) ->
     except (OSError, IndexError, pa.ArrowException) as error:
         raise DatasetError(
             f"{uri}, row group {number}: {type(error).__name__}: {error}. The shard is missing, "
-            "damaged or not the one that dataset.json describes; ingest the split again"
+            "damaged, or not the one in dataset.json; ingest the split again"
         ) from error

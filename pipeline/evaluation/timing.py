@@ -1,8 +1,8 @@
-"""How long models take: warmed up, the device's work awaited, told as quantiles.
+"""Time models: after a warm-up, with synchronized devices, as quantiles.
 
-The first calls compile kernels and fill caches, so they are not counted. Models that are compared
-take turns: whatever slows the machine for a while then slows all of them. In an evaluation a
-stopwatch times each pass of the one model there is.
+The first calls compile kernels and fill caches, so they are not counted. Models to compare take
+turns, so that a temporary slowdown of the machine affects all of them. In an evaluation, a
+stopwatch times the forward passes of the model.
 """
 
 import time
@@ -14,23 +14,23 @@ import numpy as np
 import torch
 
 Name = TypeVar("Name")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 WARMUP_PASSES = 3
-"""So many passes of each process are not counted in an evaluation."""
+"""Forward passes per process that an evaluation does not count."""
 
 _QUANTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Seconds of one call."""
+    """Duration of a call, in quantiles."""
 
     p10_s: float
     median_s: float
     p90_s: float
     calls: int
-    """How many were timed."""
+    """Number of timed calls."""
 
 
 def time_calls(
@@ -40,56 +40,56 @@ def time_calls(
     calls: int = 30,
     warmup_calls: int = 5,
 ) -> dict[Name, Timing]:
-    """Time functions that work on a device, in turns.
+    """Time functions that run on a device, in turns.
 
     Args:
         work: functions by name, such as `lambda: model(images, sizes_hw)` in inference mode.
-        device: where they work; a GPU's queue is emptied before and after each call.
-        calls: of each, timed.
-        warmup_calls: of each, before that.
+        device: synchronized before and after each call, if it is a GPU.
+        calls: number of timed calls of each function.
+        warmup_calls: number of calls of each function before that.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in work}
     for turn in range(warmup_calls + calls):
         for name, call in work.items():
-            _await(device)
+            _synchronize(device)
             started = time.perf_counter()
             call()
-            _await(device)
+            _synchronize(device)
             if turn >= warmup_calls:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: _timing(each) for name, each in seconds.items()}
+    return {name: _summarize(each) for name, each in seconds.items()}
 
 
 class Stopwatch:
-    """Times the passes of a model in one process."""
+    """Times the forward passes of a model in one process."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._passes = 0
         self._seconds: list[float] = []
 
-    def time(self, call: Callable[[], Answer], *, images: int) -> Answer:
-        """Run a pass, and note how long each of its images took, once the device is warm."""
-        _await(self._device)
+    def time(self, call: Callable[[], Result], *, images: int) -> Result:
+        """Run a forward pass, and record the time per image unless it is a warm-up pass."""
+        _synchronize(self._device)
         started = time.perf_counter()
-        answer = call()
-        _await(self._device)
+        result = call()
+        _synchronize(self._device)
         self._passes += 1
         if self._passes > WARMUP_PASSES:
             self._seconds += [(time.perf_counter() - started) / images] * images
-        return answer
+        return result
 
-    def taken(self) -> tuple[float, ...]:
-        """Give the seconds of the images since the last call of this."""
+    def pop_seconds(self) -> tuple[float, ...]:
+        """Return the recorded time of each image, and forget it."""
         seconds, self._seconds = tuple(self._seconds), []
         return seconds
 
 
 def inference_metrics(seconds: Sequence[float]) -> dict[str, float]:
-    """Name the quantiles of what images took: inference_ms_p50, _p90 and _p99.
+    """Compute quantiles of the inference time: inference_ms_p50, _p90 and _p99.
 
     Args:
-        seconds: of each image that was timed; without any there are no numbers.
+        seconds: of each image that was timed; if there are none, the result is empty.
     """
     if not seconds:
         return {}
@@ -101,19 +101,19 @@ def inference_metrics(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def format_inference(seconds: Sequence[float]) -> str:
-    """Tell the same in a line."""
+    """Format the quantiles in one line."""
     if not seconds:
-        return f"inference time: not told; the first {WARMUP_PASSES} passes of a process warm it up"
+        return f"inference time: not measured; the first {WARMUP_PASSES} passes are warm-up"
     named = inference_metrics(seconds)
-    told = ", ".join(f"{named[f'inference_ms_p{p}']:.1f} (p{p})" for p in _QUANTILES)
-    return f"inference time: {told} ms an image, {len(seconds)} images, the model's passes alone"
+    shown = ", ".join(f"{named[f'inference_ms_p{p}']:.1f} (p{p})" for p in _QUANTILES)
+    return f"inference time: {shown} ms per image, {len(seconds)} images, forward pass only"
 
 
-def _await(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _timing(seconds: list[float]) -> Timing:
+def _summarize(seconds: list[float]) -> Timing:
     p10, median, p90 = np.quantile(seconds, (0.1, 0.5, 0.9)).tolist()
     return Timing(p10_s=p10, median_s=median, p90_s=p90, calls=len(seconds))

@@ -1,1 +1,1 @@
-"""Registered versions: register, compare, promote, roll back, evaluate, predict."""
+"""Register, compare, promote, roll back, evaluate and use model versions."""

@@ -1,7 +1,7 @@
-"""Two models measured on the same images: which is better, in one number and in all of them.
+"""Compare two models that were evaluated on the same images.
 
-The number that decides is chosen from what both have: boundary AP of instances, the boundary
-F-score or the mean IoU of label maps.
+One metric decides, the first of `_DECIDING_METRICS` that both models have: boundary AP for
+instances, the boundary F-score or mean IoU for label maps.
 """
 
 import math
@@ -10,42 +10,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.table import number
-from pipeline.registry.provenance import Measured
+from pipeline.registry.provenance import EvaluationRecord
+from pipeline.text import format_score, format_table
 
-_DECIDERS = (r"boundary_ap", r"boundary_f(_\d+px)?", r"mask_ap", r"miou")
-"""What decides: the first that both have."""
+_DECIDING_METRICS = (r"boundary_ap", r"boundary_f(_\d+px)?", r"mask_ap", r"miou")
 
-_CHANGED = 5
-"""So many categories that fell most and so many that rose most are shown."""
+_MAX_CHANGED = 5
+"""Number of categories to show, of those that fell most and of those that rose most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A model beside another one, on the same images."""
+    """Two models, evaluated on the same images."""
 
     key: str
-    """The metric that decides."""
-    before: Measured
-    after: Measured
+    """The deciding metric."""
+    before: EvaluationRecord
+    after: EvaluationRecord
 
     @property
     def old(self) -> float:
-        """The number that decides, of the model that was there."""
+        """Deciding metric of `before`."""
         return self.before.metrics[self.key]
 
     @property
     def new(self) -> float:
-        """The same of the other one."""
+        """Deciding metric of `after`."""
         return self.after.metrics[self.key]
 
     @property
     def change(self) -> float:
-        """What is gained; below 0 where it falls."""
+        """Difference of the deciding metric; negative if it falls."""
         return self.new - self.old
 
     def numbers(self) -> dict[str, Any]:
-        """Give all of it for a RESULT line."""
+        """Return all numbers, for a RESULT line."""
         shared = [name for name in self.before.metrics if name in self.after.metrics]
         return {
             "metric": self.key,
@@ -59,99 +58,90 @@ class Comparison:
         }
 
 
-def compare(before: Measured, after: Measured) -> Comparison | None:
-    """Put two measurements side by side; None where they have no number in common.
+def compare(before: EvaluationRecord, after: EvaluationRecord) -> Comparison | None:
+    """Compare two evaluations; None if images or metrics differ.
 
     Args:
-        before: of the model that is there.
-        after: of the one that may take its place.
+        before: evaluation of the current model.
+        after: evaluation of the model that may replace it.
     """
     if before.evaluated_on != after.evaluated_on:
         return None
-    key = deciding(before, after)
+    key = choose_metric(before, after)
     return Comparison(key=key, before=before, after=after) if key else None
 
 
-def deciding(before: Measured, after: Measured) -> str:
-    """Name the metric that decides between two models; "" where they have none in common."""
-    shared = [name for name in before.metrics if _both(before, after, name)]
-    found = (name for wanted in _DECIDERS for name in shared if re.fullmatch(wanted, name))
-    return next(found, "")
+def choose_metric(before: EvaluationRecord, after: EvaluationRecord) -> str:
+    """Choose the metric that decides between two models; "" if they have none in common."""
+    shared = [
+        name
+        for name, value in before.metrics.items()
+        if math.isfinite(value) and math.isfinite(after.metrics.get(name, math.nan))
+    ]
+    matches = (name for key in _DECIDING_METRICS for name in shared if re.fullmatch(key, name))
+    return next(matches, "")
 
 
-def of_categories(measured: Measured, key: str) -> dict[str, float]:
-    """Give the categories' own numbers of the metric that decides."""
+def get_per_category(record: EvaluationRecord, key: str) -> dict[str, float]:
+    """Return the deciding metric of each category that has one."""
     key = {"miou": "iou"}.get(key, key)
-    return {name: numbers[key] for name, numbers in measured.per_category.items() if key in numbers}
+    return {name: numbers[key] for name, numbers in record.per_category.items() if key in numbers}
 
 
 def format_comparison(comparison: Comparison, *, before: str, after: str) -> str:
-    """Lay out two models side by side: overall and by size, then the categories that changed most.
+    """Format two models side by side: metrics first, then the categories that changed most.
 
     Args:
-        comparison: of the two.
-        before: what to call the one that was there.
-        after: what to call the other one.
+        comparison: the comparison.
+        before: column head of the current model.
+        after: column head of the other model.
     """
     lines = [
         f"{after} beside {before}, both on {comparison.after.evaluated_on}",
         "",
-        *_table("metric", _overall(comparison), heads=(before, after)),
+        *_format_rows("metric", _overall_rows(comparison), heads=(before, after)),
     ]
-    fell, rose = _categories(comparison)
+    fell, rose = _changed_rows(comparison)
     for title, rows in (("fell", fell), ("rose", rose)):
         if rows:
             name = f"{comparison.key}, the categories that {title} most"
-            lines += ["", *_table(name, rows, heads=(before, after))]
+            lines += ["", *_format_rows(name, rows, heads=(before, after))]
     return "\n".join(lines)
 
 
 _Row = tuple[str, float, float]
 
 
-def _overall(comparison: Comparison) -> list[_Row]:
-    """All but recalls, which follow the precisions."""
+def _overall_rows(comparison: Comparison) -> list[_Row]:
+    """Return all metrics but recalls, which follow the precisions."""
     before, after = comparison.before.metrics, comparison.after.metrics
     return [
         (name, before[name], after[name])
         for name in before
-        if "_ar_" not in name and _any(before[name], after.get(name, math.nan)) and name in after
+        if "_ar_" not in name
+        and name in after
+        and not (math.isnan(before[name]) and math.isnan(after[name]))
     ]
 
 
-def _categories(comparison: Comparison) -> tuple[list[_Row], list[_Row]]:
-    old = of_categories(comparison.before, comparison.key)
-    new = of_categories(comparison.after, comparison.key)
+def _changed_rows(comparison: Comparison) -> tuple[list[_Row], list[_Row]]:
+    old = get_per_category(comparison.before, comparison.key)
+    new = get_per_category(comparison.after, comparison.key)
     rows = [(n, old[n], new[n]) for n in old if n in new and not math.isnan(old[n] - new[n])]
     rows.sort(key=lambda row: row[2] - row[1])
     fell = [row for row in rows if row[2] < row[1]]
     rose = [row for row in reversed(rows) if row[2] > row[1]]
-    return fell[:_CHANGED], rose[:_CHANGED]
+    return fell[:_MAX_CHANGED], rose[:_MAX_CHANGED]
 
 
-def _table(title: str, rows: Sequence[_Row], *, heads: tuple[str, str]) -> list[str]:
-    width = max(len(title), *(len(name) for name, *_ in rows))
-    columns = [max(len(head), 9) for head in heads]
-    lines = [
-        f"{title:<{width}}  "
-        + "  ".join(f"{h:>{w}}" for h, w in zip(heads, columns, strict=True))
-        + "  difference"
+def _format_rows(title: str, rows: Sequence[_Row], *, heads: tuple[str, str]) -> list[str]:
+    cells = [
+        (
+            name,
+            format_score(old),
+            format_score(new),
+            "-" if math.isnan(new - old) else f"{new - old:+.4f}",
+        )
+        for name, old, new in rows
     ]
-    for name, old, new in rows:
-        change = "-" if math.isnan(new - old) else f"{new - old:+.4f}"
-        values = zip((old, new), columns, strict=True)
-        cells = "  ".join(f"{number(value):>{w}}" for value, w in values)
-        lines.append(f"{name:<{width}}  {cells}  {change:>10}")
-    return lines
-
-
-def _both(before: Measured, after: Measured, name: str) -> bool:
-    return _known(before, name) and _known(after, name)
-
-
-def _known(measured: Measured, name: str) -> bool:
-    return math.isfinite(measured.metrics.get(name, math.nan))
-
-
-def _any(*values: float) -> bool:
-    return not all(map(math.isnan, values))
+    return format_table([(title, *heads, "difference"), *cells], align="<>", min_width=9)

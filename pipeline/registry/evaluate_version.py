@@ -1,68 +1,71 @@
-"""A registered version measured on a split: the numbers are kept with it, and not made twice."""
+"""Evaluate a registered version on a split, and keep the metrics with it."""
 
 import logging
 
-from bsm.build import build_model
-from bsm.checkpoints.weights import load_weights
-from bsm.configs.models import without_weights
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import DatasetError, RegistryError
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.recipe import EvaluationConfig, from_json
-from pipeline.registry.lifecycle import Measure, evaluations_of, keep_measured, refresh_card
-from pipeline.registry.provenance import Measured, name_of
+from pipeline.registry.lifecycle import (
+    VersionEvaluator,
+    read_evaluations,
+    save_evaluation,
+    update_card,
+)
+from pipeline.registry.provenance import EvaluationRecord, describe_evaluation_set
 from pipeline.registry.versions import (
     CATEGORIES_FILE,
     RECIPE_FILE,
     WEIGHTS_FILE,
     Version,
-    downloaded,
+    download_file,
     read_file,
 )
-from pipeline.serving.categories import categories_from_json
+from pipeline.serving.artifacts import categories_from_json
+from pipeline.serving.predictor import load_registered_weights
+from pipeline.text import format_names
 
 _log = logging.getLogger(__name__)
 
-_MOST_NAMES = 8
+_MAX_NAMES = 8
 
 
-def measuring(
+def make_evaluator(
     split_uri: str,
     settings: EvaluationConfig,
     *,
     num_workers: int = 0,
     use_gpu: bool = False,
-) -> Measure:
-    """Give what measures versions on a split; what was measured there before is not done again.
+) -> VersionEvaluator:
+    """Create a function that evaluates versions on a split, unless they were already.
 
     Args:
         split_uri: folder of shards.
-        settings: as in `evaluate_version`, the same for all versions.
-        num_workers: see there.
-        use_gpu: see there.
+        settings: as for `evaluate_version`, the same for all versions.
+        num_workers: as for `evaluate_version`.
+        use_gpu: as for `evaluate_version`.
 
     Raises:
-        DatasetError: the split is not complete.
+        DatasetError: the split is incomplete.
     """
     manifest = read_manifest(split_uri)
     images = min(manifest.images, settings.max_images or manifest.images)
-    name = name_of(manifest.fingerprint, images, settings)
+    evaluated_on = describe_evaluation_set(manifest.fingerprint, images, settings)
 
-    def measure(version: Version) -> Measured:
-        known = (each for each in evaluations_of(version) if each.evaluated_on == name)
-        measured = next(known, None)
-        if measured is None:
-            _log.info("measuring %s on %s", version.uri, split_uri)
-            measured = evaluate_version(
-                version, split_uri, settings, num_workers=num_workers, use_gpu=use_gpu
-            )
-        return measured
+    def evaluate(version: Version) -> EvaluationRecord:
+        for record in read_evaluations(version):
+            if record.evaluated_on == evaluated_on:
+                return record
+        _log.info("evaluating %s on %s", version.uri, split_uri)
+        return evaluate_version(
+            version, split_uri, settings, num_workers=num_workers, use_gpu=use_gpu
+        )
 
-    return measure
+    return evaluate
 
 
-def settings_of(version: Version) -> EvaluationConfig:
-    """Give the settings with which a version was evaluated in training.
+def read_evaluation_config(version: Version) -> EvaluationConfig:
+    """Read the settings with which a version was evaluated in training.
 
     Raises:
         RegistryError: it was not registered by this package.
@@ -77,50 +80,44 @@ def evaluate_version(
     *,
     num_workers: int = 0,
     use_gpu: bool = False,
-) -> Measured:
-    """Run a registered model over a split, measure it, and keep the numbers with it.
+) -> EvaluationRecord:
+    """Evaluate a registered version on a split, and save the metrics with it.
 
     Args:
-        version: which one.
+        version: the version.
         split_uri: folder of shards.
-        settings: how many images, how they are batched, and what is measured.
-        num_workers: Ray workers that share the images; 0 works in this process, without Ray.
-        use_gpu: on a GPU, one for each worker.
+        settings: settings of the evaluation.
+        num_workers: Ray workers that share the images; 0 evaluates in this process, without Ray.
+        use_gpu: use a GPU, one per worker.
 
     Raises:
-        DatasetError: the split is not complete, or has other categories than the model.
+        DatasetError: the split is incomplete, or has other categories than the model.
         RegistryError: the version cannot be read.
     """
     manifest = read_manifest(split_uri)
     categories = categories_from_json(read_file(version, CATEGORIES_FILE).decode())
     if categories != manifest.categories:
-        known, there = (
-            _few([category.name for category in each]) for each in (categories, manifest.categories)
+        known, present = (
+            format_names([category.name for category in each], limit=_MAX_NAMES)
+            for each in (categories, manifest.categories)
         )
         raise DatasetError(
-            f"{version.uri} knows {len(categories)} categories ({known}), {split_uri} has "
-            f"{len(manifest.categories)} ({there}): numbers would mean nothing. Name a split of "
-            "the data set that the model was made for"
+            f"{version.uri} has {len(categories)} categories ({known}), "
+            f"{split_uri} has {len(manifest.categories)} ({present}). "
+            "Metrics need the same categories: use a split of the model's dataset"
         )
     recipe = from_json(read_file(version, RECIPE_FILE).decode())
-    model = build_model(without_weights(recipe.model))
-    with downloaded(version, WEIGHTS_FILE) as file:
+    with download_file(version, WEIGHTS_FILE) as weights:
         try:
-            load_weights(model, file)
-        except ValueError as error:
-            raise RegistryError(
-                f"{version.uri}: the registered weights do not fit their recipe: {error}"
-            ) from error
-    model.eval()
+            model = load_registered_weights(recipe, weights)
+        except RegistryError as error:
+            raise RegistryError(f"{version.uri}: {error}") from error
     evaluation = evaluate_model(
-        model, split_uri, recipe.data, settings, num_workers=num_workers, use_gpu=use_gpu
+        model.eval(), split_uri, recipe.data, settings, num_workers=num_workers, use_gpu=use_gpu
     )
-    measured = Measured.of(evaluation, fingerprint=manifest.fingerprint, settings=settings)
-    keep_measured(version, measured)
-    refresh_card(version)
-    return measured
-
-
-def _few(names: list[str]) -> str:
-    more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    record = EvaluationRecord.from_evaluation(
+        evaluation, fingerprint=manifest.fingerprint, settings=settings
+    )
+    save_evaluation(version, record)
+    update_card(version)
+    return record

@@ -1,8 +1,8 @@
-"""A version's life in the registry: measured, compared, promoted, rolled back, described.
+"""Promote, roll back and document registered versions.
 
-A version becomes the champion by itself when it measured better (`contend`), or because somebody
-says so (`promote`): then it is refused where the number that decides falls, unless it is forced
-with a reason. Numbers count only where both versions were measured on the same images.
+Registration makes a version the champion if it is better (`promote_if_better`); a user does so with
+`promote`, which refuses a version whose deciding metric falls unless it is forced with a reason.
+Versions are compared only on the same images.
 """
 
 import hashlib
@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import RegistryError
 from pipeline.recipe import from_json
-from pipeline.registry.champions import Move, before_champion, champion_of, move_champion, moves
-from pipeline.registry.comparison import Comparison, compare, deciding
-from pipeline.registry.model_card import Content, card, description
-from pipeline.registry.provenance import Measured, Origin, TrainedOn, to_json
+from pipeline.registry.champions import (
+    AliasChange,
+    find_previous_champion,
+    get_champion,
+    read_alias_log,
+    set_champion,
+)
+from pipeline.registry.comparison import Comparison, choose_metric, compare
+from pipeline.registry.model_card import CardContent, format_card, format_description
+from pipeline.registry.provenance import EvaluationRecord, Origin, TrainingData, to_json
 from pipeline.registry.versions import (
     CARD_FILE,
     CATEGORIES_FILE,
@@ -27,14 +33,14 @@ from pipeline.registry.versions import (
     TRAINED_ON_FILE,
     Version,
     add_file,
-    find,
-    find_all,
+    find_version,
     list_files,
+    list_versions,
     read_file,
-    registry_errors,
+    wrap_registry_errors,
 )
-from pipeline.serving.categories import categories_from_json
-from pipeline.tracking.stores import client
+from pipeline.serving.artifacts import categories_from_json
+from pipeline.tracking.stores import create_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,12 +50,12 @@ _log = logging.getLogger(__name__)
 _REASON_TAG = "forced_because"
 _COMMAND = "python jobs/models.py"
 
-Measure = Callable[[Version], Measured]
-"""Measures a version on images that are the same for all."""
+VersionEvaluator = Callable[[Version], EvaluationRecord]
+"""Evaluates any version on the same images."""
 
 
 class Decision(NamedTuple):
-    """Whether a version is the champion now, and why."""
+    """The outcome of a promotion or rollback."""
 
     uri: str
     """The version, models:/NAME/VERSION."""
@@ -57,184 +63,177 @@ class Decision(NamedTuple):
     text: str
 
 
-def evaluations_of(version: Version) -> list[Measured]:
-    """Read what was measured of a version; what it was registered with comes first.
+def read_evaluations(version: Version) -> list[EvaluationRecord]:
+    """Read the evaluations of a version, the one at registration first.
 
     Raises:
         RegistryError: the artifact store does not answer.
     """
-    found = [
-        Measured.from_json(read_file(version, file))
+    records = [
+        EvaluationRecord.from_json(read_file(version, file))
         for file in list_files(version, EVALUATIONS_FOLDER)
     ]
     registered = version.tags.get(EVALUATED_ON_TAG, "")
-    return sorted(found, key=lambda each: each.evaluated_on != registered)
+    return sorted(records, key=lambda each: each.evaluated_on != registered)
 
 
-def keep_measured(version: Version, measured: Measured) -> None:
-    """Put a measurement among the files of a version; that of the same images is replaced.
+def save_evaluation(version: Version, record: EvaluationRecord) -> None:
+    """Save an evaluation with a version, replacing an earlier one on the same images.
 
     Raises:
-        RegistryError: the artifact store does not take it.
+        RegistryError: the artifact store does not accept it.
     """
-    name = hashlib.sha256(measured.evaluated_on.encode()).hexdigest()[:12]
-    add_file(version, f"{EVALUATIONS_FOLDER}/{name}.json", to_json(measured).encode())
+    name = hashlib.sha256(record.evaluated_on.encode()).hexdigest()[:12]
+    add_file(version, f"{EVALUATIONS_FOLDER}/{name}.json", to_json(record).encode())
 
 
-def comparison_of(
-    before: Version, after: Version, *, measure: Measure | None = None
+def compare_versions(
+    before: Version, after: Version, *, evaluate: VersionEvaluator | None = None
 ) -> Comparison | None:
-    """Compare two versions on the same images; None where there are none.
+    """Compare two versions on the same images; None if there are none.
 
     Args:
-        before: the version that is there.
-        after: the one that may take its place.
-        measure: measures a version where that is wanted; without it the recorded numbers count.
+        before: the current version.
+        after: the version that may replace it.
+        evaluate: evaluates both versions; by default the recorded evaluations are compared.
 
     Raises:
         RegistryError: the artifact store does not answer.
     """
-    if measure is not None:
-        return compare(measure(before), measure(after))
-    there = evaluations_of(before)
-    found = (compare(old, new) for new in evaluations_of(after) for old in there)
-    return next((each for each in found if each is not None), None)
+    if evaluate is not None:
+        return compare(evaluate(before), evaluate(after))
+    old_records = read_evaluations(before)
+    pairs = (compare(old, new) for new in read_evaluations(after) for old in old_records)
+    return next((each for each in pairs if each is not None), None)
 
 
-def contend(version: Version) -> Decision:
-    """Make a version the champion if it measured better than the one there is.
+def promote_if_better(version: Version) -> Decision:
+    """Make a version the champion if it is better than the current one.
 
     Raises:
         RegistryError: the registry does not answer.
     """
-    here = f"{version.name} version {version.version}"
-    said = ""
+    here = _label(version)
 
-    def decide(champion: str, _: Sequence[Move]) -> Move | None:
-        nonlocal said
-        if champion == version.version:
-            said = f"{here} is the {CHAMPION} already"
-            return None
+    def judge(champion: str) -> tuple[AliasChange | None, str]:
         if not champion:
-            measured = evaluations_of(version)[0]
-            key = deciding(measured, measured)
+            record = read_evaluations(version)[0]
+            key = choose_metric(record, record)
             if not key:
-                said = f"{here} is not the {CHAMPION}: nothing that decides was measured"
-                return None
-            numbers = f"{key} {measured.metrics[key]:.4f}"
-            said = f"{here} is the first {CHAMPION}: {numbers}"
-            return Move(version=version.version, before="", how="promoted", text=numbers)
-        found = comparison_of(_other(version, champion), version)
-        if found is None:
-            said = (
-                f"{here} is not the {CHAMPION}: {incomparable(_other(version, champion), version)}"
+                return None, f"{here} is not the {CHAMPION}: no deciding metric was measured"
+            numbers = f"{key} {record.metrics[key]:.4f}"
+            first = AliasChange(version=version.version, before="", how="promoted", text=numbers)
+            return first, f"{here} is the first {CHAMPION}: {numbers}"
+        current = _sibling(version, champion)
+        comparison = compare_versions(current, version)
+        if comparison is None:
+            return None, f"{here} is not the {CHAMPION}: {format_incomparable(current, version)}"
+        if comparison.change > 0:
+            numbers = _format_numbers(comparison, champion)
+            return (
+                _to_change(version, champion, comparison),
+                f"{here} is the new {CHAMPION}: {numbers}",
             )
-            return None
-        if found.change > 0:
-            said = f"{here} is the new {CHAMPION}: {_numbers(found, champion)}"
-            return _move(version, champion, found)
-        said = (
-            f"{here} is not the {CHAMPION}: {found.key} {found.new:.4f} is not above the "
-            f"{found.old:.4f} of version {champion}"
+        return None, (
+            f"{here} is not the {CHAMPION}: {comparison.key} {comparison.new:.4f} is not above the "
+            f"{comparison.old:.4f} of version {champion}"
         )
-        return None
 
-    with registry_errors(f"the {CHAMPION} of {version.name} was not decided"):
-        store = client(version.registry)
-        moved = move_champion(store, version.name, decide)
-        is_champion = champion_of(store, version.name) == version.version
-    if moved and moved.before:
-        _refresh(_other(version, moved.before))
-    return Decision(version.uri, is_champion=is_champion, text=said)
+    with wrap_registry_errors(f"the {CHAMPION} of {version.name} was not decided"):
+        store = create_client(version.registry)
+        change, text = _set_champion(store, version, judge)
+        is_champion = get_champion(store, version.name) == version.version
+    if change and change.before:
+        _try_update_card(_sibling(version, change.before))
+    return Decision(version.uri, is_champion=is_champion, text=text)
 
 
 def promote(
-    version: Version, *, force: bool = False, reason: str = "", measure: Measure | None = None
+    version: Version,
+    *,
+    force: bool = False,
+    reason: str = "",
+    evaluate: VersionEvaluator | None = None,
 ) -> Decision:
     """Make a version the champion.
 
     Args:
-        version: which one.
-        force: also where the number that decides falls, or nothing was measured on the same images.
+        version: the version.
+        force: promote it even if the deciding metric falls or cannot be compared.
         reason: why it is forced; kept in the log, as a tag and in the model card.
-        measure: measures a version on images that are the same for all; without it the recorded
-            numbers count.
+        evaluate: see `compare_versions`.
 
     Raises:
-        RegistryError: the number that decides falls, or cannot be compared, and it is not forced;
-            or the registry does not answer.
+        RegistryError: the deciding metric falls or cannot be compared, and it is not forced; it is
+            forced without a reason; or the registry does not answer.
     """
-    here = f"{version.name} version {version.version}"
+    here = _label(version)
     if force and not reason.strip():
         raise RegistryError(
-            f"{here} was not promoted: to force it say why, for those who come after: "
+            f"{here} was not promoted: a forced promotion needs a reason, for later readers: "
             '--force --reason "..."'
         )
-    said = ""
 
-    def decide(champion: str, _: Sequence[Move]) -> Move | None:
-        nonlocal said
-        if champion == version.version:
-            said = f"{here} is the {CHAMPION} already"
-            return None
+    def judge(champion: str) -> tuple[AliasChange, str]:
         if not champion:
-            said = f"{here} is the first {CHAMPION}"
-            return Move(
+            first = AliasChange(
                 version=version.version, before="", how="promoted", text="the first", reason=reason
             )
-        found = comparison_of(_other(version, champion), version, measure=measure)
+            return first, f"{here} is the first {CHAMPION}"
+        comparison = compare_versions(_sibling(version, champion), version, evaluate=evaluate)
         if not force:
-            _refuse(version, champion, found)
-        move = _move(version, champion, found, reason=reason)
-        said = f"{here} is the {CHAMPION} now, {move.how}: {move.text}"
-        return move
+            _refuse_if_worse(version, champion, comparison)
+        change = _to_change(version, champion, comparison, reason=reason)
+        return change, f"{here} is now the {CHAMPION}, {change.how}: {change.text}"
 
-    with registry_errors(f"{here} was not promoted"):
-        store = client(version.registry)
-        moved = move_champion(store, version.name, decide)
-        if moved:
-            _after(store, version, moved, said)
-    return Decision(version.uri, is_champion=True, text=said)
+    with wrap_registry_errors(f"{here} was not promoted"):
+        store = create_client(version.registry)
+        change, text = _set_champion(store, version, judge)
+        if change:
+            _record_change(store, version, change, text)
+    return Decision(version.uri, is_champion=True, text=text)
 
 
 def rollback(name: str, *, registry: str, reason: str = "") -> Decision:
-    """Return to the champion before; again goes one further back.
+    """Return to the previous champion; each further call goes back one more.
 
     Args:
         name: the registered model.
         registry: full tracking URI.
-        reason: why; kept in the log and in the model cards.
+        reason: kept in the log and in the model cards.
 
     Raises:
-        RegistryError: there was none before, or the registry does not answer.
+        RegistryError: there is no previous champion, or the registry does not answer.
         StorageError: there is no such registry.
     """
 
-    def decide(champion: str, log: Sequence[Move]) -> Move:
-        target = before_champion(log)
+    def decide(champion: str, log: Sequence[AliasChange]) -> AliasChange:
+        target = find_previous_champion(log)
         if not target:
             raise RegistryError(
                 f"{name} was not rolled back: no version was its {CHAMPION} before version "
-                f"{champion}. See all: {_COMMAND} list {name}"
+                f"{champion}. To list all versions: {_COMMAND} list {name}"
             )
-        text = f"from version {champion or 'none'} back to version {target}"
-        return Move(version=target, before=champion, how="rolled back", text=text, reason=reason)
+        text = f"from version {champion or 'none'} to version {target}"
+        return AliasChange(
+            version=target, before=champion, how="rolled back", text=text, reason=reason
+        )
 
-    if not find_all(registry, name=name):
-        raise RegistryError(f"no version is called {name}. See all: {_COMMAND} list")
-    with registry_errors(f"{name} was not rolled back"):
-        store = client(registry)
-        moved = move_champion(store, name, decide)
-        if moved is None:
+    if not list_versions(registry, name=name):
+        raise RegistryError(f"there is no model {name}. To list all models: {_COMMAND} list")
+    with wrap_registry_errors(f"{name} was not rolled back"):
+        store = create_client(registry)
+        change = set_champion(store, name, decide)
+        if change is None:
             raise RegistryError(f"{name} was not rolled back")
-        said = f"{name} version {moved.version} is the {CHAMPION} again: {moved.text}"
-        version = find(name, registry=registry, version=moved.version)
-        _after(store, version, moved, said)
-    return Decision(version.uri, is_champion=True, text=said)
+        text = f"{name} version {change.version} is the {CHAMPION} again: rolled back {change.text}"
+        version = find_version(name, registry=registry, version=change.version)
+        _record_change(store, version, change, text)
+    return Decision(version.uri, is_champion=True, text=text)
 
 
-def content_of(version: Version) -> Content:
-    """Read what a version carries beside its weights.
+def read_card_content(version: Version) -> CardContent:
+    """Read everything that the model card of a version needs.
 
     Raises:
         RegistryError: it was not registered by this package, or its files cannot be read.
@@ -242,101 +241,124 @@ def content_of(version: Version) -> Content:
     files = set(list_files(version, ""))
     if ORIGIN_FILE not in files:
         raise RegistryError(
-            f"{version.uri} has no {ORIGIN_FILE}: it was not registered by this package, and "
-            "nothing is known of it"
+            f"{version.uri} has no {ORIGIN_FILE}: it was not registered by this package"
         )
-    trained_on = read_file(version, TRAINED_ON_FILE) if TRAINED_ON_FILE in files else None
-    with registry_errors(f"{version.uri}: its log cannot be read"):
-        log = moves(client(version.registry), version.name)
-    return Content(
+    training_data = read_file(version, TRAINED_ON_FILE) if TRAINED_ON_FILE in files else None
+    with wrap_registry_errors(f"{version.uri}: its log cannot be read"):
+        log = read_alias_log(create_client(version.registry), version.name)
+    return CardContent(
         recipe=from_json(read_file(version, RECIPE_FILE).decode()),
         categories=categories_from_json(read_file(version, CATEGORIES_FILE).decode()),
         origin=Origin.from_json(read_file(version, ORIGIN_FILE)),
-        trained_on=None if trained_on is None else TrainedOn.from_json(trained_on),
-        evaluations=evaluations_of(version),
-        moves=log,
+        training_data=None if training_data is None else TrainingData.from_json(training_data),
+        evaluations=read_evaluations(version),
+        alias_log=log,
     )
 
 
-def refresh_card(version: Version) -> str:
-    """Write the model card anew, from what is known now, and return it.
+def update_card(version: Version) -> None:
+    """Rewrite the model card and the description of a version.
 
     Raises:
-        RegistryError: see `content_of`.
+        RegistryError: see `read_card_content`.
     """
-    content = content_of(version)
-    text = card(version, content)
-    add_file(version, CARD_FILE, text.encode())
-    with registry_errors(f"{version.uri}: its description cannot be stored"):
-        client(version.registry).update_model_version(
-            version.name, version.version, description(version, content)
+    content = read_card_content(version)
+    add_file(version, CARD_FILE, format_card(version, content).encode())
+    with wrap_registry_errors(f"{version.uri}: its description cannot be stored"):
+        create_client(version.registry).update_model_version(
+            version.name, version.version, format_description(version, content)
         )
-    return text
 
 
-def incomparable(before: Version, after: Version) -> str:
-    """Say that two versions cannot be compared, and what to measure."""
+def format_incomparable(before: Version, after: Version) -> str:
+    """Explain that two versions cannot be compared, with the command that evaluates both."""
     return (
-        f"{after.uri} ({_measured_on(after)}) and {before.uri} ({_measured_on(before)}) have no "
-        f"number of the same images. To measure both and compare them: {_COMMAND} compare "
+        f"{after.uri} ({_evaluated_on(after)}) and {before.uri} ({_evaluated_on(before)}) have no "
+        f"metric on the same images. To evaluate both and compare them: {_COMMAND} compare "
         f"{after.name} --version {after.version} --against {before.version} --data "
         "SHARDS_OF_A_SPLIT"
     )
 
 
-def _refuse(version: Version, champion: str, found: Comparison | None) -> None:
+def _set_champion(
+    store: "MlflowClient",
+    version: Version,
+    judge: Callable[[str], tuple[AliasChange | None, str]],
+) -> tuple[AliasChange | None, str]:
+    """Let `judge` decide between the champion and a version, and explain its decision."""
+    text = ""
+
+    def decide(champion: str, _: Sequence[AliasChange]) -> AliasChange | None:
+        nonlocal text
+        if champion == version.version:
+            text = f"{_label(version)} is already the {CHAMPION}"
+            return None
+        change, text = judge(champion)
+        return change
+
+    return set_champion(store, version.name, decide), text
+
+
+def _refuse_if_worse(version: Version, champion: str, comparison: Comparison | None) -> None:
     command = f"{_COMMAND} promote {version.name} --version {version.version}"
-    forced = f'{command} --force --reason "..."'
-    here = f"{version.name} version {version.version} was not promoted"
-    if found is None:
+    to_force = f'To promote it anyway, give a reason: {command} --force --reason "..."'
+    here = f"{_label(version)} was not promoted"
+    if comparison is None:
+        explanation = format_incomparable(_sibling(version, champion), version)
+        raise RegistryError(f"{here}: {explanation}. {to_force}")
+    if comparison.change < 0:
         raise RegistryError(
-            f"{here}: {incomparable(_other(version, champion), version)}. Or promote it all the "
-            f"same, and say why: {forced}"
-        )
-    if found.change < 0:
-        raise RegistryError(
-            f"{here}: {_numbers(found, champion)} falls by {-found.change:.4f}. To promote it all "
-            f"the same, say why: {forced}"
+            f"{here}: {_format_numbers(comparison, champion)} falls by {-comparison.change:.4f}. "
+            f"{to_force}"
         )
 
 
-def _measured_on(version: Version) -> str:
-    where = version.tags.get(EVALUATED_ON_TAG, "")
-    return f"measured on {where}" if where else "measured on images that nobody noted"
+def _evaluated_on(version: Version) -> str:
+    return f"measured on {version.tags.get(EVALUATED_ON_TAG) or 'unknown images'}"
 
 
-def _move(version: Version, champion: str, found: Comparison | None, *, reason: str = "") -> Move:
-    falls = found is None or found.change < 0
-    return Move(
+def _to_change(
+    version: Version, champion: str, comparison: Comparison | None, *, reason: str = ""
+) -> AliasChange:
+    is_worse = comparison is None or comparison.change < 0
+    return AliasChange(
         version=version.version,
         before=champion,
-        how="forced" if falls else "promoted",
-        text=_numbers(found, champion) if found else "not measured on the same images",
+        how="forced" if is_worse else "promoted",
+        text=(
+            _format_numbers(comparison, champion)
+            if comparison
+            else "not measured on the same images"
+        ),
         reason=reason,
     )
 
 
-def _numbers(found: Comparison, champion: str) -> str:
-    return f"{found.key} {found.old:.4f} (version {champion}) -> {found.new:.4f}"
+def _format_numbers(comparison: Comparison, champion: str) -> str:
+    return f"{comparison.key} {comparison.old:.4f} (version {champion}) -> {comparison.new:.4f}"
 
 
-def _after(store: "MlflowClient", version: Version, move: Move, said: str) -> None:
-    """Write down at both versions what happened."""
-    store.set_model_version_tag(version.name, version.version, "champion_decision", said)
-    if move.how == "forced":
-        store.set_model_version_tag(version.name, version.version, _REASON_TAG, move.reason)
-    _refresh(version)
-    if move.before:
-        _refresh(_other(version, move.before))
+def _record_change(store: "MlflowClient", version: Version, change: AliasChange, text: str) -> None:
+    """Record a change in the tags and cards of both versions."""
+    store.set_model_version_tag(version.name, version.version, "champion_decision", text)
+    if change.how == "forced":
+        store.set_model_version_tag(version.name, version.version, _REASON_TAG, change.reason)
+    _try_update_card(version)
+    if change.before:
+        _try_update_card(_sibling(version, change.before))
 
 
-def _refresh(version: Version) -> None:
+def _try_update_card(version: Version) -> None:
     try:
-        refresh_card(version)
+        update_card(version)
     except RegistryError as error:
-        # The alias has moved; a card that lags behind is no reason to say that it has not.
-        _log.warning("%s; its model card was not written anew", error)
+        # The alias has changed already; an outdated card must not report that as a failure.
+        _log.warning("%s; its model card was not updated", error)
 
 
-def _other(version: Version, number: str) -> Version:
-    return find(version.name, registry=version.registry, version=number)
+def _label(version: Version) -> str:
+    return f"{version.name} version {version.version}"
+
+
+def _sibling(version: Version, number: str) -> Version:
+    return find_version(version.name, registry=version.registry, version=number)

@@ -1,7 +1,7 @@
-"""The model card of a registered version: what it is, what stands behind it, how to use it.
+"""Write the model card of a registered version, from the files of the version alone.
 
-Written from what the version carries, so it says what is so and nothing else. It is put among the
-version's files whenever something in it changes, and its first lines are the version's description.
+The card is one of these files and is rewritten whenever its content changes. A short form is the
+version's description in the registry.
 """
 
 import math
@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.models import ModelConfig
 from pipeline.data.manifest import Category
-from pipeline.evaluation.table import number
-from pipeline.recipe import AnyModel, Recipe, fingerprint
-from pipeline.registry.champions import Move
-from pipeline.registry.comparison import deciding, of_categories
-from pipeline.registry.provenance import Measured, Origin, TrainedOn
+from pipeline.recipe import Recipe, fingerprint
+from pipeline.registry.champions import AliasChange
+from pipeline.registry.comparison import choose_metric, get_per_category
+from pipeline.registry.provenance import EvaluationRecord, Origin, TrainingData
 from pipeline.registry.versions import CHAMPION, Version
+from pipeline.text import format_names, format_score
 
 _EXTREMES = 5
-"""So many best and so many worst categories are listed."""
+"""Number of best and of worst categories to list."""
 
 _FEW_IMAGES = 20
-"""Categories seen in fewer training images are named among the limits."""
+"""Categories with fewer training images are listed as limits."""
 
-_MOST_NAMES = 100
+_MAX_NAMES = 100
 
 _SIZES = {
     "": "all",
@@ -38,63 +39,63 @@ _FAMILIES = ("mask", "boundary", "box")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Content:
-    """What a version carries beside its weights."""
+class CardContent:
+    """Everything that a model card reports."""
 
     recipe: Recipe
     categories: Sequence[Category]
     origin: Origin
-    trained_on: TrainedOn | None
-    """None where it was not noted."""
-    evaluations: Sequence[Measured]
-    """The first is the one that it was registered with."""
-    moves: Sequence[Move]
-    """Of the model's champion alias, oldest first."""
+    training_data: TrainingData | None
+    """None if it was not recorded."""
+    evaluations: Sequence[EvaluationRecord]
+    """The one at registration first."""
+    alias_log: Sequence[AliasChange]
+    """Changes of the model's champion alias, oldest first."""
 
 
-def card(version: Version, content: Content) -> str:
-    """Write the model card, in Markdown."""
+def format_card(version: Version, content: CardContent) -> str:
+    """Format the model card as Markdown."""
     parts = [
-        [f"# {version.name}, version {version.version}", "", what_it_is(content)],
-        _origin(version, content),
-        _data(content),
-        *(numbers(measured, content) for measured in content.evaluations),
-        _champion(version, content),
-        _use(version, content.recipe.model),
-        _limits(content),
-        _environment(content.origin),
+        [f"# {version.name}, version {version.version}", "", summarize_model(content)],
+        _format_origin(version, content),
+        _format_data(content),
+        *(format_evaluation(record, content) for record in content.evaluations),
+        _format_alias_log(version, content),
+        _format_usage(version, content.recipe.model),
+        _format_limits(content),
+        _format_environment(content.origin),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def description(version: Version, content: Content) -> str:
-    """Say it in a few lines, for the registry's own page."""
+def format_description(version: Version, content: CardContent) -> str:
+    """Summarize the version in a few lines, for the registry's page."""
     first = content.evaluations[0]
-    key = deciding(first, first)
-    measured = (
-        f"{key} {number(first.metrics[key])} on {first.evaluated_on}" if key else "not measured"
-    )
-    data = content.trained_on
+    key = choose_metric(first, first)
+    score = format_score(first.metrics[key]) if key else ""
+    measured = f"{key} {score} on {first.evaluated_on}" if key else "not measured"
+    data = content.training_data
     trained = f"Trained on {data.images} images ({data.fingerprint})" if data else "Trained"
     return (
-        f"{what_it_is(content)}\n\n{trained}; {measured}. License: {_license(content.recipe)}.\n\n"
-        f"The whole card: model_card.md among its files, or "
+        f"{summarize_model(content)}\n\n"
+        f"{trained}; {measured}. License: {_get_license(content.recipe)}.\n\n"
+        f"Full model card: model_card.md in its files, or "
         f"`python jobs/models.py show {version.uri}`."
     )
 
 
-def what_it_is(content: Content) -> str:
-    """Say in a sentence what the model does and how."""
+def summarize_model(content: CardContent) -> str:
+    """Summarize task and architecture in one sentence."""
     model = content.recipe.model
     count = len(content.categories)
     if model.task == "semantic":
-        does = f"Gives each pixel of a photo one of {count} classes"
+        task = f"Assigns one of {count} classes to each pixel of a photo"
     else:
-        does = f"Finds objects of {count} categories in photos, and draws the mask of each"
-    return f"{does}: {_architecture(model)}."
+        task = f"Finds objects of {count} categories in photos, with a mask for each"
+    return f"{task}: {_format_architecture(model)}."
 
 
-def _architecture(model: AnyModel) -> str:
+def _format_architecture(model: ModelConfig) -> str:
     if isinstance(model, MaskRCNNConfig):
         kind, name = model.mask_head.kind, "Mask R-CNN"
         squeeze, kernel_size = model.mask_head.squeeze, model.mask_head.targets.kernel_size
@@ -113,102 +114,101 @@ def _architecture(model: AnyModel) -> str:
     return f"{name}{heads[kind]} on {model.backbone.name}"
 
 
-def _origin(version: Version, content: Content) -> list[str]:
+def _format_origin(version: Version, content: CardContent) -> list[str]:
     recipe, origin = content.recipe, content.origin
     optim = recipe.optim
     created = datetime.fromtimestamp(version.created_ms / 1000, tz=UTC)
-    start = origin.started_from or _start(recipe.model)
+    start = origin.started_from or _format_start(recipe.model)
     rows = [
-        ("license", _license(recipe)),
+        ("license", _get_license(recipe)),
         ("registered", f"{created:%Y-%m-%d %H:%M} UTC, from run {origin.run_name}"),
         ("recipe", f"{recipe.name}, fingerprint {fingerprint(recipe)}, in artifacts/recipe.json"),
         ("training", f"{optim.steps} steps of {optim.global_batch} images, seed {recipe.seed}"),
         ("starts from", start),
         ("weights", f"{origin.weights_bytes / 1e6:.1f} MB of safetensors"),
-        ("code", origin.environment.git_commit or "in no repository"),
+        ("code", origin.environment.git_commit or "not in a repository"),
     ]
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def _start(model: AnyModel) -> str:
+def _format_start(model: ModelConfig) -> str:
     if model.weights:
         return model.weights
-    return {"": "random", "timm": "timm's ImageNet weights of the trunk"}.get(
-        model.backbone.weights, f"trunk {model.backbone.weights}"
+    return {"": "random", "timm": "timm's ImageNet weights of the backbone"}.get(
+        model.backbone.weights, f"backbone {model.backbone.weights}"
     )
 
 
-def _license(recipe: Recipe) -> str:
+def _get_license(recipe: Recipe) -> str:
     return recipe.tracking.license or "not stated"
 
 
-def _data(content: Content) -> list[str]:
-    data = content.trained_on
+def _format_data(content: CardContent) -> list[str]:
+    data = content.training_data
     if data is None:
-        return ["## Data", "", "What it was trained on was not noted."]
-    left_out = ", ".join(f"{count} {kind}" for kind, count in data.rejects.items())
+        return ["## Data", "", "The training data was not recorded."]
+    dropped = ", ".join(f"{count} {kind}" for kind, count in data.rejects.items())
     names = [
         f"{category.name} ({data.category_images[category.name]})"
         if category.name in data.category_images
         else category.name
         for category in content.categories
     ]
-    more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return [
         "## Data",
         "",
         f"Trained on {data.images} images with {data.annotations} annotations, fingerprint "
-        f"{data.fingerprint}: {data.source or 'a source that was not noted'}. Left out at ingest: "
-        f"{left_out or 'nothing'}.",
+        f"{data.fingerprint}: {data.source or 'source not recorded'}. Dropped at ingest: "
+        f"{dropped or 'nothing'}.",
         "",
-        f"Categories, with their training images: {', '.join(names[:_MOST_NAMES])}{more}.",
+        f"Categories, with their training images: {format_names(names, limit=_MAX_NAMES)}.",
     ]
 
 
-def numbers(measured: Measured, content: Content) -> list[str]:
-    """Lay out one evaluation: overall and by size, then by category."""
-    families = [name for name in _FAMILIES if f"{name}_ap" in measured.metrics]
+def format_evaluation(record: EvaluationRecord, content: CardContent) -> list[str]:
+    """Format one evaluation: overall and by object size, then by category."""
+    families = [name for name in _FAMILIES if f"{name}_ap" in record.metrics]
     others = {
         name: value
-        for name, value in measured.metrics.items()
+        for name, value in record.metrics.items()
         if not name.startswith(tuple(f"{family}_a" for family in families))
     }
-    lines = ["## Numbers", "", f"Measured on {measured.evaluated_on}.", ""]
+    lines = ["## Numbers", "", f"Measured on {record.evaluated_on}.", ""]
     if families:
         lines += ["| | " + " | ".join(_SIZES.values()) + " |", "|---|" + "---|" * len(_SIZES)]
         for name in families:
-            cells = (measured.metrics.get(f"{name}_ap{size}", math.nan) for size in _SIZES)
-            lines.append(f"| {name} AP | " + " | ".join(map(number, cells)) + " |")
+            cells = (record.metrics.get(f"{name}_ap{size}", math.nan) for size in _SIZES)
+            lines.append(f"| {name} AP | " + " | ".join(map(format_score, cells)) + " |")
     if others:
         gap = [""] if families else []
         lines += [*gap, "| | |", "|---|---|"]
-        lines += [f"| {name} | {number(value)} |" for name, value in others.items()]
-    return lines + _extremes(measured, content)
+        lines += [f"| {name} | {format_score(value)} |" for name, value in others.items()]
+    return lines + _format_categories(record, content)
 
 
-def _extremes(measured: Measured, content: Content) -> list[str]:
-    key = deciding(measured, measured)
-    known = {k: v for k, v in of_categories(measured, key).items() if math.isfinite(v)}
+def _format_categories(record: EvaluationRecord, content: CardContent) -> list[str]:
+    key = choose_metric(record, record)
+    known = {k: v for k, v in get_per_category(record, key).items() if math.isfinite(v)}
     if not known:
         return []
     names = sorted(known, key=lambda name: -known[name])
     dropped = len(names) - 2 * _EXTREMES
-    columns = list(measured.per_category[names[0]])
-    seen = content.trained_on.category_images if content.trained_on else {}
+    columns = list(record.per_category[names[0]])
+    seen = content.training_data.category_images if content.training_data else {}
     rows = [
         f"| {name} | {seen.get(name, '-')} | "
         + " | ".join(
-            number(measured.per_category[name].get(column, math.nan)) for column in columns
+            format_score(record.per_category[name].get(column, math.nan)) for column in columns
         )
         + " |"
         for name in names
     ]
     if dropped > 1:
-        gap = f"| ... {dropped} more between ... |" + " |" * (len(columns) + 1)
+        gap = f"| ... {dropped} more ... |" + " |" * (len(columns) + 1)
         rows = [*rows[:_EXTREMES], gap, *rows[-_EXTREMES:]]
     return [
         "",
-        f"By category, the best and the worst by {key}:" if dropped > 1 else f"By {key}:",
+        f"Best and worst categories by {key}:" if dropped > 1 else f"By {key}:",
         "",
         "| category | training images | " + " | ".join(columns) + " |",
         "|---|" + "---|" * (len(columns) + 1),
@@ -216,27 +216,27 @@ def _extremes(measured: Measured, content: Content) -> list[str]:
     ]
 
 
-def _champion(version: Version, content: Content) -> list[str]:
-    mine = [m for m in content.moves if version.version in (m.version, m.before)]
-    if not mine:
-        return []
+def _format_alias_log(version: Version, content: CardContent) -> list[str]:
     lines = []
-    for move in mine:
-        at = datetime.fromtimestamp(move.time_ms / 1000, tz=UTC)
-        became = f"version {move.version or 'none'} became the {CHAMPION}"
-        reason = f" Because: {move.reason}" if move.reason else ""
-        lines.append(f"- {at:%Y-%m-%d %H:%M} UTC, {move.how}: {became}; {move.text}.{reason}")
-    return ["## As champion", "", *lines]
+    for change in content.alias_log:
+        if version.version in (change.version, change.before):
+            at = datetime.fromtimestamp(change.time_ms / 1000, tz=UTC)
+            became = f"version {change.version or 'none'} became the {CHAMPION}"
+            reason = f" Reason: {change.reason}" if change.reason else ""
+            lines.append(
+                f"- {at:%Y-%m-%d %H:%M} UTC, {change.how}: {became}; {change.text}.{reason}"
+            )
+    return ["## As champion", "", *lines] if lines else []
 
 
-def _use(version: Version, model: AnyModel) -> list[str]:
+def _format_usage(version: Version, model: ModelConfig) -> list[str]:
     task = "" if model.task == "instance" else "DeepLabV3+ "
     return [
         "## Use",
         "",
-        "`MLFLOW_TRACKING_URI` says where the registry is: http://HOST:PORT, or sqlite:///FILE.",
+        "Set `MLFLOW_TRACKING_URI` to the registry: http://HOST:PORT, or sqlite:///FILE.",
         "",
-        "In Python, where its requirements.txt is installed; no GPU and no Ray is needed:",
+        "In Python, with its requirements.txt installed; needs neither GPU nor Ray:",
         "",
         "```python",
         "import mlflow",
@@ -245,7 +245,7 @@ def _use(version: Version, model: AnyModel) -> list[str]:
         'rows = model.predict(["photo.jpg", encoded_bytes, array])',
         "```",
         "",
-        "On a command line, beside this package:",
+        "On a command line, with this package installed:",
         "",
         "```",
         f"python jobs/predict.py --model {version.uri} --images photos --out out",
@@ -253,7 +253,7 @@ def _use(version: Version, model: AnyModel) -> list[str]:
         f"mlflow models serve -m {version.uri} --env-manager local",
         "```",
         "",
-        f"To start another training from it, add to any {task}job of the same architecture:",
+        f"To start training from it, add to any {task}job of the same architecture:",
         "",
         "```",
         f"--model.weights {version.uri}",
@@ -261,50 +261,45 @@ def _use(version: Version, model: AnyModel) -> list[str]:
     ]
 
 
-def _limits(content: Content) -> list[str]:
+def _format_limits(content: CardContent) -> list[str]:
     recipe = content.recipe
-    seen = content.trained_on.category_images if content.trained_on else {}
+    seen = content.training_data.category_images if content.training_data else {}
     first = content.evaluations[0]
-    key = deciding(first, first)
+    key = choose_metric(first, first)
     names = [category.name for category in content.categories]
-    by_category = of_categories(first, key)
+    by_category = get_per_category(first, key)
     unmeasured = [n for n in names if by_category and math.isnan(by_category.get(n, math.nan))]
     few = [name for name in names if name in seen and seen[name] < _FEW_IMAGES]
     sizes = [first.metrics.get(f"{key}_{size}", math.nan) for size in ("small", "large")]
     lines = [
-        f"It knows its {len(names)} categories and nothing else.",
-        f"Its numbers hold for photos like those that they were measured on "
-        f"({first.evaluated_on}); others were not tried.",
-        f"Photos are scaled to a short edge of {recipe.data.test_short_edge_px} px, a long edge of "
-        f"at most {recipe.data.long_edge_px} px.",
-        "Pixels are taken as stored: an EXIF orientation is not applied.",
+        f"It recognizes its {len(names)} categories only.",
+        f"Its metrics hold for photos like those of the evaluation ({first.evaluated_on}); other "
+        "photos were not tested.",
+        f"Photos are scaled to a short edge of {recipe.data.test_short_edge_px} px, and a long "
+        f"edge of at most {recipe.data.long_edge_px} px.",
+        "EXIF orientation is not applied.",
     ]
     if all(map(math.isfinite, sizes)):
         lines.append(f"Small objects reach {key} {sizes[0]:.4f}, large ones {sizes[1]:.4f}.")
     if few:
-        lines.append(f"Seen in fewer than {_FEW_IMAGES} training images: {_listed(few)}.")
+        lines.append(f"Fewer than {_FEW_IMAGES} training images: {format_names(few)}.")
     if unmeasured:
-        lines.append(f"Without a number, as the measured images show none: {_listed(unmeasured)}.")
+        lines.append(f"Not measured, as the evaluation has none: {format_names(unmeasured)}.")
     if not recipe.tracking.license:
         lines.append(
-            "No license was stated: whoever passes it on must look at the terms of its data and of "
-            "the weights that it starts from."
+            "No license was stated: before distributing it, check the terms of its data and of its "
+            "start weights."
         )
     return ["## Limits", "", *(f"- {line}" for line in lines)]
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _environment(origin: Origin) -> list[str]:
-    here = origin.environment
-    packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
+def _format_environment(origin: Origin) -> list[str]:
+    environment = origin.environment
+    packages = ", ".join(f"{name} {version}" for name, version in environment.packages.items())
     return [
         "## Environment",
         "",
-        f"Registered with Python {here.python} on {here.system}; {packages}. What it needs to "
-        f"predict is in requirements.txt; all that was installed is in that of run "
-        f"{origin.run_id}.",
+        f"Registered with Python {environment.python} on {environment.system}; {packages}. "
+        f"requirements.txt lists what prediction needs; that of run {origin.run_id} lists all "
+        "installed packages.",
     ]

@@ -1,59 +1,61 @@
-"""A registered model over a folder of photos: what it finds as files, and drawn on every photo."""
+"""Predict for a folder of photos with a registered model, and draw the predictions."""
 
 import io
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from pipeline import storage
 from pipeline.data.augment import Pixels
 from pipeline.data.manifest import Category
-from pipeline.data.schema import Task
-from pipeline.data.semantic_fields import decode_plane
 from pipeline.errors import DatasetError, RecipeError, RegistryError
-from pipeline.registry.versions import find, is_model_uri, registry_errors
-from pipeline.report.draw import overlay, shapes_of
-from pipeline.report.label_picture import entries, label_overlay
-from pipeline.serving.categories import SCORE_THRESHOLD
+from pipeline.progress import log_progress
+from pipeline.registry.versions import (
+    ARTIFACTS_FOLDER,
+    download_file,
+    find_version,
+    is_model_uri,
+)
+from pipeline.report.draw import decode_instances, draw_instances
+from pipeline.report.label_picture import assign_colors, draw_label_map
+from pipeline.serving.artifacts import SCORE_THRESHOLD
 from pipeline.serving.photos import check_photos, read_photo
-from pipeline.tracking.stores import tracking_uri
-
-if TYPE_CHECKING:
-    from mlflow.pyfunc import PyFuncModel
-
-_log = logging.getLogger(__name__)
+from pipeline.serving.predictor import Predictor, load_predictor
+from pipeline.tracking.stores import resolve_tracking_uri
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_LOG_EVERY_S = 5.0
 
 
-class Pulled(NamedTuple):
-    """A registered model in this process."""
+class RegisteredModel(NamedTuple):
+    """A registered version, loaded into this process."""
 
-    model: "PyFuncModel"
+    model: Predictor
     uri: str
-    """models:/NAME/VERSION: which version an alias stood for."""
-    categories: tuple[Category, ...]
-    task: Task
-    """Whether it finds objects or names the class of every pixel."""
+    """models:/NAME/VERSION."""
 
 
-def pull(model_uri: str, *, tracking: str = "", storage_uri: str = "runs") -> Pulled:
-    """Load a registered model.
+def load_registered_model(
+    model_uri: str, *, tracking: str = "", storage_uri: str = "runs"
+) -> RegisteredModel:
+    """Load a registered model with the code of this package.
+
+    mlflow.pyfunc.load_model uses the code stored with the model instead, which may be another
+    version that cannot be imported beside this package.
 
     Args:
         model_uri: models:/NAME@champion or models:/NAME/VERSION.
-        tracking: where the registry is; "" is the embedded store under storage_uri.
+        tracking: URI of the registry; "" means the embedded store under storage_uri.
         storage_uri: as a recipe's storage.
 
     Raises:
+        RecipeError: this package cannot read the recipe of the model.
         RegistryError: there is no such model, or it cannot be loaded.
         StorageError: there is no such registry.
     """
@@ -61,173 +63,155 @@ def pull(model_uri: str, *, tracking: str = "", storage_uri: str = "runs") -> Pu
         raise RegistryError(
             f"model {model_uri!r} must be models:/NAME@ALIAS or models:/NAME/VERSION"
         )
-    found = find(model_uri, registry=tracking_uri(tracking, storage_uri=storage_uri))
-
-    # Not at the top: it is slow to import, and reads what client() sets.
-    import mlflow.pyfunc  # noqa: PLC0415
-    from mlflow.artifacts import download_artifacts  # noqa: PLC0415
-
-    with registry_errors(f"{found.uri} cannot be loaded"):
-        # Not by its name: pyfunc knows registries only as a setting of the whole process.
-        folder = download_artifacts(artifact_uri=found.source, tracking_uri=found.registry)
-        model = mlflow.pyfunc.load_model(folder)
-        inner = model.unwrap_python_model()
-    return Pulled(model, found.uri, inner.categories, inner.task)
+    version = find_version(
+        model_uri, registry=resolve_tracking_uri(tracking, storage_uri=storage_uri)
+    )
+    with download_file(version, ARTIFACTS_FOLDER) as folder:
+        return RegisteredModel(load_predictor(folder), version.uri)
 
 
 def predict_folder(
-    pulled: Pulled, images: str, out: str | Path, *, score: float | None = None
+    registered: RegisteredModel, images: str, out: str | Path, *, score: float | None = None
 ) -> dict[str, Any]:
     """Predict for every photo under a folder.
 
-    Writes under out each photo, drawn on, by its own name. Of an instance model also
-    out/detections.json; of a semantic one out/label_maps/, with a PNG for each photo whose values
-    are category ids, and out/label_maps.json, which tells what is in them.
+    Writes each photo with the predictions drawn on it to `out`, under the same name. For an
+    instance model also out/detections.json; for a semantic model out/label_maps/, with a PNG of
+    category ids per photo, and out/label_maps.json, which lists their classes.
 
     Args:
-        pulled: the model.
-        images: a folder, searched with its subfolders for jpg and png, or one photo.
-        out: local folder to write to; made when it is not there.
-        score: of an instance model: detections below are left out; 0.5 unless said.
+        registered: the model.
+        images: folder, searched recursively for jpg and png; or one photo.
+        out: local output folder; created if missing.
+        score: score threshold of an instance model, 0.5 by default.
 
     Returns:
-        images, seconds, out, model and what was found, for the RESULT line.
+        images, seconds, out, model and the output files, for the RESULT line.
 
     Raises:
-        RecipeError: a score is given for a model that has none.
-        DatasetError: there is no photo, or some cannot be read; all of them are named.
+        RecipeError: a score is given for a semantic model.
+        DatasetError: there is no photo, or some cannot be read; the message lists all of them.
     """
     started = time.perf_counter()
-    if pulled.task == "semantic" and score is not None:
-        raise RecipeError(
-            f"{pulled.uri} names the class of every pixel and has no scores: leave out --score"
-        )
-    root, names = _photos(Path(images), Path(out))
+    is_semantic = registered.model.task == "semantic"
+    if is_semantic and score is not None:
+        raise RecipeError(f"{registered.uri} is a semantic model without scores: remove --score")
+    root, names = _list_photos(Path(images), Path(out))
     check_photos([str(root / name) for name in names])
     folder = Path(out)
     photos = _Photos(root, names, folder)
-    found = (
-        _label_maps(pulled, photos)
-        if pulled.task == "semantic"
-        else _detections(pulled, photos, score=SCORE_THRESHOLD if score is None else score)
+    written = (
+        _write_label_maps(registered, photos)
+        if is_semantic
+        else _write_detections(
+            registered, photos, score=SCORE_THRESHOLD if score is None else score
+        )
     )
     return {
         "images": len(names),
-        **found,
+        **written,
         "seconds": round(time.perf_counter() - started, 3),
         "out": str(folder),
-        "model": pulled.uri,
+        "model": registered.uri,
     }
 
 
 class _Photos(NamedTuple):
-    """The photos to look at, and where what is seen goes."""
+    """Photos by name, and the output folder."""
 
     root: Path
     names: Sequence[str]
     out: Path
 
     def read(self) -> Iterator[tuple[dict[str, Any], Pixels]]:
-        """Yield an entry of images and the pixels of each."""
-        for image_id, name in _reported(self.names):
+        """Yield the image entry and the pixels of each photo."""
+        names = log_progress(self.names, "predict", total=len(self.names))
+        for image_id, name in enumerate(names):
             pixels = read_photo(self.root / name, name=name)
             height, width = pixels.shape[:2]
             yield {"id": image_id, "file_name": name, "height": height, "width": width}, pixels
 
 
-def _detections(pulled: Pulled, photos: _Photos, *, score: float) -> dict[str, Any]:
+def _write_detections(
+    registered: RegisteredModel, photos: _Photos, *, score: float
+) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for image, pixels in photos.read():
         images.append(image)
-        table: Any = pulled.model.predict([pixels], params={"score_threshold": score})
-        found = table.to_dict("records")
+        table = registered.model.predict([pixels], params={"score_threshold": score})
+        detections = table.to_dict("records")
         name = image["file_name"]
-        rows += [_coco_row(row, image["id"], name, pulled.categories) for row in found]
-        _save(overlay(pixels, shapes_of(found)), photos.out / name)
+        rows += [
+            _to_coco(row, image["id"], name, registered.model.categories) for row in detections
+        ]
+        _save(draw_instances(pixels, decode_instances(detections)), photos.out / name)
     content = {"score_threshold": score, "images": images, "detections": rows}
     file = photos.out / "detections.json"
-    _write_json(file, pulled, content)
+    _write_json(file, registered, content)
     return {"detections": len(rows), "detections_file": str(file)}
 
 
-def _label_maps(pulled: Pulled, photos: _Photos) -> dict[str, Any]:
+def _write_label_maps(registered: RegisteredModel, photos: _Photos) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
-    legend = entries({each.category_id: each.name for each in pulled.categories})
+    legend = assign_colors({each.category_id: each.name for each in registered.model.categories})
     folder = photos.out / "label_maps"
     stems = Counter(Path(name).with_suffix("") for name in photos.names)
     for image, pixels in photos.read():
-        table: Any = pulled.model.predict([pixels])
-        (row,) = table.to_dict("records")
+        (row,) = registered.model.predict([pixels]).to_dict("records")
         name = image["file_name"]
-        # Of a.jpg it is a.png, unless there is another photo of that name.
+        # a.jpg becomes a.png, or a.jpg.png if there is another photo a.
         stem = Path(name).with_suffix("")
-        place = folder / (f"{stem}.png" if stems[stem] == 1 else f"{name}.png")
-        storage.write_bytes_atomic(str(place), row["label_map"])
+        path = folder / (f"{stem}.png" if stems[stem] == 1 else f"{name}.png")
+        storage.write_bytes_atomic(str(path), row["label_map"])
         shares = zip(row["category_ids"], row["category_names"], row["pixel_shares"], strict=True)
         images.append(
             image
             | {
-                "label_map": place.relative_to(photos.out).as_posix(),
+                "label_map": path.relative_to(photos.out).as_posix(),
                 "classes": [
                     {"category_id": key, "name": named, "pixel_share": share}
                     for key, named, share in shares
                 ],
             }
         )
-        labels = decode_plane(row["label_map"])
-        if labels is None:
-            raise RegistryError(f"{pulled.uri} gave a label map that is no PNG; register it again")
-        _save(label_overlay(pixels, labels, legend), photos.out / name)
+        labels = np.asarray(Image.open(io.BytesIO(row["label_map"])))
+        _save(draw_label_map(pixels, labels, legend), photos.out / name)
     file = photos.out / "label_maps.json"
-    _write_json(file, pulled, {"images": images})
+    _write_json(file, registered, {"images": images})
     return {"label_maps": str(folder), "label_maps_file": str(file)}
 
 
-def _write_json(file: Path, pulled: Pulled, content: dict[str, Any]) -> None:
-    categories = [asdict(each) for each in pulled.categories]
-    told = {"model": pulled.uri, "categories": categories, **content}
-    storage.write_bytes_atomic(str(file), (json.dumps(told, indent=1) + "\n").encode())
+def _write_json(file: Path, registered: RegisteredModel, content: dict[str, Any]) -> None:
+    categories = [asdict(each) for each in registered.model.categories]
+    document = {"model": registered.uri, "categories": categories, **content}
+    storage.write_bytes_atomic(str(file), (json.dumps(document, indent=1) + "\n").encode())
 
 
-def _photos(images: Path, out: Path) -> tuple[Path, list[str]]:
+def _list_photos(images: Path, out: Path) -> tuple[Path, list[str]]:
     if images.is_file():
         root, names = images.parent, [images.name]
     else:
         root = images
         ignored = out.resolve()
-        found = (path for path in sorted(images.rglob("*")) if path.suffix.lower() in _SUFFIXES)
         names = [
             path.relative_to(root).as_posix()
-            for path in found
-            if path.is_file()
+            for path in sorted(images.rglob("*"))
+            if path.suffix.lower() in _SUFFIXES
+            and path.is_file()
             and (ignored == root.resolve() or ignored not in path.resolve().parents)
         ]
     if not names:
-        state = "holds no" if images.is_dir() else "is no folder with"
+        state = "has no" if images.is_dir() else "is not a folder with a"
         raise DatasetError(f"--images {images} {state} {', '.join(_SUFFIXES)} file")
     if out.resolve() == root.resolve():
         raise DatasetError(
-            f"--out {out} is the folder of the photos, which would be overwritten; take another"
+            f"--out {out} is the folder of the photos, which would be overwritten; use another"
         )
     return root, names
 
 
-def _reported(names: Sequence[str]) -> Iterator[tuple[int, str]]:
-    started = told = time.perf_counter()
-    for done, name in enumerate(names):
-        yield done, name
-        now = time.perf_counter()
-        if now - told >= _LOG_EVERY_S or done + 1 == len(names):
-            told = now
-            speed = (done + 1) / (now - started)
-            eta_s = round((len(names) - done - 1) / speed)
-            _log.info(
-                "predict %d/%d images  %.1f img/s  eta %ds", done + 1, len(names), speed, eta_s
-            )
-
-
-def _coco_row(
+def _to_coco(
     row: dict[str, Any], image_id: int, file_name: str, categories: tuple[Category, ...]
 ) -> dict[str, Any]:
     x0, y0, x1, y1 = row["box_xyxy"]

@@ -1,55 +1,46 @@
-"""What stands behind a model: the data it was trained on, and what was measured on which images.
+"""Record the training data and the evaluations of a model.
 
-Kept as JSON beside a run's checkpoints and beside each registered version. Only numbers of the same
-images are compared, so a measurement names them.
+Stored as JSON beside a run's checkpoints and in each registered version. Only numbers on the same
+images are compared, so each evaluation names its images.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.manifest import Manifest
 from pipeline.recipe import EvaluationConfig
 from pipeline.tracking.environment import Environment
 
+if TYPE_CHECKING:
+    from pipeline.evaluation.result import Evaluation
+
 _TIMING = ("images", "seconds", "inference_ms")
-"""How names begin that stand among the metrics of an evaluation and say nothing of the model."""
+"""Prefixes of timing metrics, which do not describe the model."""
 
-_HOW_IT_RUNS = ("max_images", "images_per_batch", "paste_bytes")
-"""Settings of an evaluation that do not change what a number means."""
-
-
-class Evaluated(Protocol):
-    """What any evaluation gives."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Numbers by name, images among them."""
-
-    @property
-    def per_category(self) -> dict[str, dict[str, float]]:
-        """Numbers by name, by the category's name."""
+_EXECUTION_SETTINGS = ("max_images", "images_per_batch", "paste_bytes")
+"""Evaluation settings that do not change the meaning of a number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedOn:
-    """The shards that a model saw."""
+class TrainingData:
+    """The training split of a model."""
 
     fingerprint: str
     images: int
     annotations: int
     source: str
-    """Where their rows come from, as ingest named it."""
+    """Source of the rows, as recorded by ingest."""
     rejects: dict[str, int] = field(default_factory=dict)
-    """How many images and annotations ingest left out, by reason."""
+    """Number of images and annotations dropped at ingest, by reason."""
     category_images: dict[str, int] = field(default_factory=dict)
-    """Images that show each category."""
+    """Number of images per category."""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "TrainedOn":
-        """Take what matters from a split's manifest."""
+    def from_manifest(cls, manifest: Manifest) -> "TrainingData":
+        """Summarize the manifest of a split."""
         names = [category.name for category in manifest.categories]
         return cls(
             fingerprint=manifest.fingerprint,
@@ -61,42 +52,43 @@ class TrainedOn:
         )
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "TrainedOn":
-        """Read what to_json wrote."""
+    def from_json(cls, text: str | bytes) -> "TrainingData":
+        """Parse the output of to_json."""
         return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """The numbers of one evaluation."""
+class EvaluationRecord:
+    """The metrics of one evaluation."""
 
     evaluated_on: str
-    """Names the images and the rules: see `name_of`."""
+    """Images and rules; see `describe_evaluation_set`."""
     metrics: dict[str, float]
-    """By name, 0 to 1; NaN where the images have no such objects."""
+    """Between 0 and 1, by name; NaN without ground truth of that kind."""
     per_category: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The same by the category's name."""
+    """Metrics by category name and metric name."""
 
     @classmethod
-    def of(
-        cls, evaluation: Evaluated, *, fingerprint: str, settings: EvaluationConfig
-    ) -> "Measured":
-        """Take the numbers of an evaluation.
+    def from_evaluation(
+        cls, evaluation: "Evaluation", *, fingerprint: str, settings: EvaluationConfig
+    ) -> "EvaluationRecord":
+        """Record the metrics of an evaluation.
 
         Args:
-            evaluation: what was measured.
-            fingerprint: of the split.
-            settings: how it was measured.
+            evaluation: its result.
+            fingerprint: fingerprint of the split.
+            settings: its settings.
         """
+        images = int(evaluation.metrics["images"])
         return cls(
-            evaluated_on=name_of(fingerprint, int(evaluation.metrics["images"]), settings),
+            evaluated_on=describe_evaluation_set(fingerprint, images, settings),
             metrics={k: v for k, v in evaluation.metrics.items() if not k.startswith(_TIMING)},
             per_category=evaluation.per_category,
         )
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "Measured":
-        """Read what to_json wrote."""
+    def from_json(cls, text: str | bytes) -> "EvaluationRecord":
+        """Parse the output of to_json."""
         plain = json.loads(text)
         return cls(
             evaluated_on=plain["evaluated_on"],
@@ -105,55 +97,55 @@ class Measured:
         )
 
 
-def name_of(fingerprint: str, images: int, settings: EvaluationConfig) -> str:
-    """Name what numbers are measured on: equal names mean that numbers compare.
+def describe_evaluation_set(fingerprint: str, images: int, settings: EvaluationConfig) -> str:
+    """Name the images and rules of an evaluation; numbers with equal names are comparable.
 
     Args:
-        fingerprint: of the split.
-        images: how many of it, those of the lowest ids.
-        settings: rules that are not the usual ones take part.
+        fingerprint: fingerprint of the split.
+        images: number of images evaluated, in order of their ids.
+        settings: settings of the evaluation; only rules that differ from the defaults are named.
     """
-    usual = EvaluationConfig()
+    defaults = EvaluationConfig()
     rules = [
         f", {each.name} {value}"
         for each in fields(settings)
-        if (value := getattr(settings, each.name)) != getattr(usual, each.name)
-        and each.name not in _HOW_IT_RUNS
+        if (value := getattr(settings, each.name)) != getattr(defaults, each.name)
+        and each.name not in _EXECUTION_SETTINGS
     ]
     return f"{fingerprint}, {images} images{''.join(rules)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where weights come from."""
+    """The run that trained the weights."""
 
     run_name: str
     run_id: str
-    """MLflow's id."""
+    """MLflow run id."""
     started_from: str
-    """The registered version whose weights the run started from; "" for none."""
+    """The registered version of the run's start weights; "" for none."""
     weights_bytes: int
     environment: Environment
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Origin":
-        """Read what to_json wrote."""
+        """Parse the output of to_json."""
         plain = json.loads(text)
         return cls(**{**plain, "environment": Environment(**plain["environment"])})
 
 
-def without_nan(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """Say null where there is no number: JSON knows no NaN."""
+def replace_nan(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    """Replace NaN and infinity by None, as JSON has neither."""
     if isinstance(value, dict):
-        return {name: without_nan(each) for name, each in value.items()}
+        return {name: replace_nan(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [without_nan(each) for each in value]
+        return [replace_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_json(value: TrainedOn | Measured | Origin) -> str:
-    """Write it as JSON, which from_json reads back."""
-    return json.dumps(without_nan(asdict(value)), indent=1) + "\n"
+def to_json(value: TrainingData | EvaluationRecord | Origin) -> str:
+    """Serialize to JSON, for from_json."""
+    return json.dumps(replace_nan(asdict(value)), indent=1) + "\n"
 
 
 def _with_nan(numbers: Mapping[str, float | None]) -> dict[str, float]:

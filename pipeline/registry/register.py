@@ -1,7 +1,7 @@
-"""From trained weights to a model that anyone pulls by name: models:/NAME@champion.
+"""Register trained weights as a model that is loaded by name: models:/NAME@champion.
 
-A registered version holds this package's code, the weights as safetensors, the recipe and the
-categories; no pickle. The alias `champion` moves only to a version that measured better.
+A version holds this package's code, the weights as safetensors, the recipe and the categories; no
+pickle. Only a better version becomes the champion.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.recipe import Recipe, fingerprint
 from pipeline.recipe import to_json as recipe_to_json
-from pipeline.registry.lifecycle import contend, keep_measured, refresh_card
-from pipeline.registry.provenance import Measured, Origin, TrainedOn, to_json
+from pipeline.registry.lifecycle import promote_if_better, save_evaluation, update_card
+from pipeline.registry.provenance import EvaluationRecord, Origin, TrainingData, to_json
 from pipeline.registry.versions import (
     DIGEST_TAG,
     EVALUATED_ON_TAG,
     METRIC_TAG,
     ORIGIN_FILE,
     TRAINED_ON_FILE,
-    find,
-    registry_errors,
+    find_version,
+    wrap_registry_errors,
 )
-from pipeline.serving.categories import categories_to_json
+from pipeline.serving import artifacts
 from pipeline.serving.signatures import declare_signature
-from pipeline.tracking.environment import environment
+from pipeline.tracking.environment import read_environment
 from pipeline.tracking.runs import RunHandle
-from pipeline.tracking.stores import client
+from pipeline.tracking.stores import create_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,12 +45,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_AGAIN = "The run and its checkpoints are kept; start the same run again to register it"
-# The packages bsm and pipeline, this one found by its own place.
+_RETRY = "The run and its checkpoints are kept; start the same run again to register it"
+# Packages to store with a model: bsm and pipeline.
 _CODE = (Path(bsm.__path__[0]), Path(__file__).resolve().parents[1])
 
-# What the packaged model imports, and nothing of what only training needs.
+# Packages that the packaged model imports, without those that only training needs.
 REQUIREMENTS = (
+    "annotated-types",
     "jaxtyping",
     "kornia",
     "mlflow",
@@ -60,6 +61,8 @@ REQUIREMENTS = (
     "pillow",
     "pyarrow",
     "pycocotools",
+    "pydantic",
+    "pydantic-core",
     "safetensors",
     "timm",
     "torch",
@@ -70,7 +73,7 @@ REQUIREMENTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisteredVersion:
-    """A version in the registry, and whether the champion alias went to it."""
+    """A version, and whether it became the champion."""
 
     name: str
     version: str
@@ -78,7 +81,7 @@ class RegisteredVersion:
     """models:/NAME/VERSION."""
     is_champion: bool
     decision: str
-    """Why the alias moved or stayed, with the numbers."""
+    """Explanation, with the metrics."""
 
 
 def register(
@@ -88,127 +91,120 @@ def register(
     weights_path: str | Path,
     recipe: Recipe,
     categories: Sequence[Category],
-    measured: Measured,
-    trained_on: TrainedOn | None = None,
+    evaluation: EvaluationRecord,
+    training_data: TrainingData | None = None,
     started_from: str = "",
 ) -> RegisteredVersion:
-    """Register trained weights as a new version of a model; the same weights again change nothing.
+    """Register trained weights as a new version of a model, unless this run already did.
 
-    It becomes the champion when it measured better than the one there is.
+    The version becomes the champion if it is better than the current one on the same images.
 
     Args:
-        handle: the run that trained them.
+        handle: the run that trained the weights.
         name: the registered model.
-        weights_path: a local .safetensors file.
-        recipe: how to build the model and prepare photos for it.
+        weights_path: local .safetensors file.
+        recipe: recipe of the run.
         categories: in the order of category_index.
-        measured: what was measured; each finite number becomes a tag of the version, too. Versions
-            measured on other images are not compared.
-        trained_on: the data, for the model card.
-        started_from: the registered version whose weights the run started from.
+        evaluation: evaluation of the weights; each finite metric also becomes a tag.
+        training_data: training split, for the model card.
+        started_from: the registered version of the run's start weights.
 
     Raises:
-        RegistryError: something to register is missing or wrong, or the registry does not answer.
+        RegistryError: an argument is missing or wrong, or the registry does not answer.
     """
     weights = Path(weights_path)
-    _check(name=name, weights=weights, recipe=recipe, categories=categories)
+    _validate(name=name, weights=weights, recipe=recipe, categories=categories)
     origin = Origin(
         run_name=recipe.name,
         run_id=handle.run_id,
         started_from=started_from,
         weights_bytes=weights.stat().st_size,
-        environment=environment(),
+        environment=read_environment(),
     )
-    digest = _sha256(weights)
+    digest = _hash_file(weights)
     tags = {
         f"{METRIC_TAG}{key}": f"{value:.6f}"
-        for key, value in measured.metrics.items()
+        for key, value in evaluation.metrics.items()
         if isfinite(value)
     } | {
         "recipe_fingerprint": fingerprint(recipe),
-        "data_fingerprint": trained_on.fingerprint if trained_on else "",
-        EVALUATED_ON_TAG: measured.evaluated_on,
+        "data_fingerprint": training_data.fingerprint if training_data else "",
+        EVALUATED_ON_TAG: evaluation.evaluated_on,
         DIGEST_TAG: digest,
     }
-    with registry_errors(f"{name!r} was not registered", then=_AGAIN):
-        store = client(handle.tracking_uri)
-        version = _known_version(store, name, handle.run_id, digest)
+    with wrap_registry_errors(f"{name!r} was not registered", then=_RETRY):
+        store = create_client(handle.tracking_uri)
+        version = _find_version_of_run(store, name, handle.run_id, digest)
         if version is None:
             with tempfile.TemporaryDirectory(prefix="model-") as folder:
-                packaged = package(
+                packaged = package_model(
                     Path(folder), weights_path=weights, recipe=recipe, categories=categories
                 )
                 (packaged / ORIGIN_FILE).write_text(to_json(origin))
-                if trained_on:
-                    (packaged / TRAINED_ON_FILE).write_text(to_json(trained_on))
+                if training_data:
+                    (packaged / TRAINED_ON_FILE).write_text(to_json(training_data))
                 version = _upload(store, handle, packaged, name=name, digest=digest)
         for key, value in tags.items():
             store.set_model_version_tag(name, version.version, key, value)
-        made = find(name, registry=handle.tracking_uri, version=str(version.version))
-        keep_measured(made, measured)
-        decision = contend(made)
+        registered = find_version(name, registry=handle.tracking_uri, version=str(version.version))
+        save_evaluation(registered, evaluation)
+        decision = promote_if_better(registered)
         store.set_model_version_tag(name, version.version, "champion_decision", decision.text)
         store.log_text(handle.run_id, decision.text + "\n", "champion_decision.txt")
-        refresh_card(made)
+        update_card(registered)
     _log.info("%s", decision.text)
     return RegisteredVersion(
         name=name,
-        version=made.version,
-        uri=made.uri,
+        version=registered.version,
+        uri=registered.uri,
         is_champion=decision.is_champion,
         decision=decision.text,
     )
 
 
-def package(
+def package_model(
     folder: Path, *, weights_path: Path, recipe: Recipe, categories: Sequence[Category]
 ) -> Path:
-    """Write a model as a folder that mlflow.pyfunc.load_model takes, and return it."""
+    """Save a model as a folder for mlflow.pyfunc.load_model, and return the folder."""
     import mlflow.pyfunc  # noqa: PLC0415  mlflow is slow to import
 
-    parts = folder / "parts"
-    parts.mkdir()
+    sources = folder / "artifacts"
+    sources.mkdir()
     files = {
-        "weights": parts / "model.safetensors",
-        "recipe": parts / "recipe.json",
-        "categories": parts / "categories.json",
+        "weights": sources / artifacts.WEIGHTS_FILE,
+        "recipe": sources / artifacts.RECIPE_FILE,
+        "categories": sources / artifacts.CATEGORIES_FILE,
     }
     shutil.copyfile(weights_path, files["weights"])
     files["recipe"].write_text(recipe_to_json(recipe))
-    files["categories"].write_text(categories_to_json(categories))
-    with _quiet():
+    files["categories"].write_text(artifacts.categories_to_json(categories))
+    with _silence_mlflow():
         mlflow.pyfunc.save_model(
             folder / "model",
-            python_model=str(Path(__file__).with_name("packaged_model.py")),
+            python_model=str(Path(artifacts.__file__).with_name("packaged_model.py")),
             artifacts={key: str(path) for key, path in files.items()},
             code_paths=[str(path) for path in _CODE],
-            pip_requirements=requirements(),
+            pip_requirements=pin_requirements(),
         )
     declare_signature(folder / "model", recipe.model.task)
     return folder / "model"
 
 
-def requirements() -> list[str]:
-    """Pin what the packaged model imports to the versions that are installed here."""
+def pin_requirements() -> list[str]:
+    """Pin the packages that the packaged model imports to the installed versions."""
     return [
-        # "2.10.0+cu130" is known only to the index it came from.
+        # A local version such as "2.10.0+cu130" exists only on its own index.
         f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
         for name in REQUIREMENTS
     ]
 
 
-def _check(
-    *,
-    name: str,
-    weights: Path,
-    recipe: Recipe,
-    categories: Sequence[Category],
-) -> None:
+def _validate(*, name: str, weights: Path, recipe: Recipe, categories: Sequence[Category]) -> None:
     rules = [
         (
             bool(name) and not set(name) & set('/:.%"'),
-            f"model name {name!r} must not be empty or hold any of / : . % and quotes; "
-            "take another with --tracking.model-name",
+            f"model name {name!r} must not be empty or contain / : . % or quotes; "
+            "choose another with --tracking.model-name",
         ),
         (
             weights.suffix == ".safetensors" and weights.is_file(),
@@ -224,7 +220,7 @@ def _check(
         raise RegistryError(f"cannot register {name!r}: " + "; ".join(broken))
 
 
-def _known_version(
+def _find_version_of_run(
     store: "MlflowClient", name: str, run_id: str, digest: str
 ) -> "ModelVersion | None":
     for version in store.search_model_versions(f"name='{name}'"):
@@ -236,21 +232,20 @@ def _known_version(
 def _upload(
     store: "MlflowClient", handle: RunHandle, folder: Path, *, name: str, digest: str
 ) -> "ModelVersion":
-    # A folder of its own for each version: a later one must not change the files of this one, nor
-    # the same weights under another name.
-    place = f"models/{hashlib.sha256(f'{name}/{digest}'.encode()).hexdigest()[:12]}"
-    store.log_artifacts(handle.run_id, str(folder), place)
+    # One folder per name and weights, so that no version overwrites the files of another.
+    folder_in_run = f"models/{hashlib.sha256(f'{name}/{digest}'.encode()).hexdigest()[:12]}"
+    store.log_artifacts(handle.run_id, str(folder), folder_in_run)
     if not store.search_registered_models(f"name='{name}'"):
         store.create_registered_model(name)
-    source = f"{store.get_run(handle.run_id).info.artifact_uri}/{place}"
-    # Tagged at birth: whoever finds the version after a crash knows what it is.
+    source = f"{store.get_run(handle.run_id).info.artifact_uri}/{folder_in_run}"
+    # Tagged on creation, so that a restart after a crash recognizes the version.
     return store.create_model_version(name, source, handle.run_id, tags={DIGEST_TAG: digest})
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    # save_model advises on type hints and input examples, which are as we want them. Recorded and
-    # forgotten, because it sets its own filters against ours.
+def _silence_mlflow() -> Iterator[None]:
+    # save_model gives advice on type hints and input examples that does not apply here. Warnings
+    # are recorded and dropped, because it overrides filters.
     names = ("mlflow.pyfunc", "mlflow.models.model", "mlflow.models.signature")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -264,6 +259,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _sha256(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""Registered versions as they are found by name, and the files that each carries.
+"""Look up registered versions by name, and read and write their files.
 
-    version = find("models:/NAME@champion", registry=uri)   # or NAME, or models:/NAME/VERSION
+    version = find_version("models:/NAME@champion", registry=uri)  # or NAME, models:/NAME/VERSION
     recipe = read_file(version, "artifacts/recipe.json")
 
-Nothing here depends on MLflow's process-wide settings: the registry is always said.
+The registry is always explicit: nothing here reads MLflow's process-wide settings.
 """
 
 import tempfile
@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RegistryError, StorageError
-from pipeline.tracking.stores import client, in_words, is_away, masked, sqlite_path
+from pipeline.serving import artifacts
+from pipeline.tracking.stores import (
+    create_client,
+    format_error,
+    is_connection_error,
+    redact,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,9 +32,10 @@ DIGEST_TAG = "weights_sha256"
 EVALUATED_ON_TAG = "evaluated_on"
 METRIC_TAG = "metric."
 
-WEIGHTS_FILE = "artifacts/model.safetensors"
-RECIPE_FILE = "artifacts/recipe.json"
-CATEGORIES_FILE = "artifacts/categories.json"
+ARTIFACTS_FOLDER = "artifacts"
+WEIGHTS_FILE = f"{ARTIFACTS_FOLDER}/{artifacts.WEIGHTS_FILE}"
+RECIPE_FILE = f"{ARTIFACTS_FOLDER}/{artifacts.RECIPE_FILE}"
+CATEGORIES_FILE = f"{ARTIFACTS_FOLDER}/{artifacts.CATEGORIES_FILE}"
 ORIGIN_FILE = "origin.json"
 TRAINED_ON_FILE = "trained_on.json"
 CARD_FILE = "model_card.md"
@@ -38,15 +46,15 @@ _PREFIX = "models:/"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
-    """A registered version, as the registry told it."""
+    """A registered version, as read from the registry."""
 
-    # May hold a password, which no log line that shows a version should.
+    # May contain a password, which must not appear in logs.
     registry: str = field(repr=False)
     """Full tracking URI of the registry."""
     name: str
     version: str
     source: str
-    """Where its files are."""
+    """URI of its folder of files."""
     run_id: str
     created_ms: int
     tags: dict[str, str] = field(default_factory=dict)
@@ -59,7 +67,7 @@ class Version:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured when it was registered, as its tags hold it."""
+        """Metrics measured at registration, from the tags."""
         return {
             name.removeprefix(METRIC_TAG): float(value)
             for name, value in self.tags.items()
@@ -68,53 +76,53 @@ class Version:
 
 
 def is_model_uri(text: str) -> bool:
-    """Tell whether a text names a registered model rather than a file."""
+    """Tell whether a text is a models:/ URI rather than a path."""
     return text.startswith(_PREFIX)
 
 
-def find(model: str, *, registry: str, version: str = "") -> Version:
-    """Look a version up.
+def find_version(model: str, *, registry: str, version: str = "") -> Version:
+    """Look up a version.
 
     Args:
         model: models:/NAME@ALIAS, models:/NAME/VERSION, or NAME alone.
         registry: full tracking URI.
-        version: of NAME alone; "" is its champion.
+        version: version number, with NAME alone; "" means its champion.
 
     Raises:
-        RegistryError: there is none; the answer says which there are.
+        RegistryError: there is no such version; the message lists the models that exist.
         StorageError: there is no such registry.
     """
-    check_database(registry)
-    name, number, alias = _parsed(model, version)
+    check_database_exists(registry)
+    name, number, alias = _parse_model(model, version)
     try:
-        with _answering(registry):
-            store = client(registry)
+        with _require_connection(registry):
+            store = create_client(registry)
             if alias:
                 number = str(store.get_model_version_by_alias(name, alias).version)
-            # Asked for by alias, a version does not tell its other aliases.
-            return _version(registry, store.get_model_version(name, number))
+            # A version that is looked up by alias lacks its other aliases.
+            return _from_mlflow(registry, store.get_model_version(name, number))
     except RegistryError:
         raise
-    except Exception as error:  # MLflow, requests and SQLAlchemy each raise their own
+    except Exception as error:  # MLflow, requests and SQLAlchemy share no base class
         wanted = f"{name}@{alias}" if alias else f"{name}/{number}"
         raise RegistryError(
-            f"{_PREFIX}{wanted} is not in {masked(registry)} ({in_words(error)}); "
-            f"{_known(registry)}"
+            f"{_PREFIX}{wanted} is not in {redact(registry)} ({format_error(error)}); "
+            f"{_list_models(registry)}"
         ) from error
 
 
-def find_all(registry: str, *, name: str = "") -> list[Version]:
-    """List the versions of a model, or of all models, by name, the newest first.
+def list_versions(registry: str, *, name: str = "") -> list[Version]:
+    """List the versions of a model, or of all models, sorted by name, newest first.
 
     Raises:
         RegistryError: the registry does not answer.
         StorageError: there is no such registry.
     """
-    check_database(registry)
-    with registry_errors("the models cannot be listed"), _answering(registry):
-        store = client(registry)
+    check_database_exists(registry)
+    with wrap_registry_errors("the models cannot be listed"), _require_connection(registry):
+        store = create_client(registry)
         query = f"name='{name}'" if name else None
-        found = [_version(registry, each) for each in store.search_model_versions(query)]
+        found = [_from_mlflow(registry, each) for each in store.search_model_versions(query)]
         aliases = {each.name: dict(each.aliases) for each in store.search_registered_models(query)}
     return sorted(
         (_with_aliases(each, aliases.get(each.name, {})) for each in found),
@@ -126,25 +134,36 @@ def read_file(version: Version, file: str) -> bytes:
     """Read one file of a version.
 
     Raises:
-        RegistryError: it has no such file, or the artifact store does not answer.
+        RegistryError: there is no such file, or the artifact store does not answer.
     """
-    with downloaded(version, file) as path:
+    with download_file(version, file) as path:
         return path.read_bytes()
 
 
 @contextmanager
-def downloaded(version: Version, file: str) -> Iterator[Path]:
-    """Have a file or folder of a version on this machine, for as long as it is needed.
+def download_file(version: Version, file: str) -> Iterator[Path]:
+    """Download a file or folder of a version to a temporary folder, deleted on exit.
 
     Raises:
         RegistryError: see `read_file`.
     """
+    # Not at the top: it takes seconds.
+    from mlflow.artifacts import download_artifacts  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory(prefix="version-") as folder:
-        yield _download(version, file, folder)
+        with wrap_registry_errors(f"{version.uri}: {file} cannot be read"):
+            path = download_artifacts(
+                artifact_uri=f"{version.source}/{file}",
+                dst_path=folder,
+                tracking_uri=version.registry,
+            )
+            if not Path(path).exists():
+                raise FileNotFoundError("no such file")
+        yield Path(path)
 
 
 def list_files(version: Version, folder: str) -> list[str]:
-    """List the files directly in a folder of a version ("" for its own); none where it is not.
+    """List the files directly in a folder of a version ("" is the top); [] without such a folder.
 
     Raises:
         RegistryError: the artifact store does not answer.
@@ -152,42 +171,42 @@ def list_files(version: Version, folder: str) -> list[str]:
     # Not at the top: it takes seconds.
     from mlflow.artifacts import list_artifacts  # noqa: PLC0415
 
-    with registry_errors(f"{version.uri}: its files cannot be listed"):
-        place = f"{version.source}/{folder}".rstrip("/")
-        found = list_artifacts(artifact_uri=place, tracking_uri=version.registry)
+    with wrap_registry_errors(f"{version.uri}: its files cannot be listed"):
+        uri = f"{version.source}/{folder}".rstrip("/")
+        found = list_artifacts(artifact_uri=uri, tracking_uri=version.registry)
     names = sorted(Path(each.path).name for each in found if not each.is_dir)
     return [f"{folder}/{name}" if folder else name for name in names]
 
 
 def add_file(version: Version, file: str, data: bytes) -> None:
-    """Put a file among those of a version, over what is there by that name.
+    """Add a file to a version, or overwrite it.
 
     Raises:
-        RegistryError: the artifact store does not take it.
+        RegistryError: the artifact store does not accept it.
     """
     with (
         tempfile.TemporaryDirectory(prefix="version-") as folder,
-        registry_errors(f"{version.uri}: {file} cannot be stored"),
+        wrap_registry_errors(f"{version.uri}: {file} cannot be stored"),
     ):
-        store = client(version.registry)
+        store = create_client(version.registry)
         path = Path(folder) / Path(file).name
         path.write_bytes(data)
-        below = Path(_place_in_run(store, version), file).parent.as_posix()
-        store.log_artifact(version.run_id, str(path), below)
+        parent = Path(_path_in_run(store, version), file).parent.as_posix()
+        store.log_artifact(version.run_id, str(path), parent)
 
 
-def check_database(registry: str) -> None:
-    """Refuse an SQLite file that is not there: MLflow would make an empty one.
+def check_database_exists(registry: str) -> None:
+    """Refuse a missing SQLite file, which MLflow would create empty.
 
     Raises:
-        StorageError: names those that are near.
+        StorageError: the file is missing; the message names databases nearby.
     """
     database = sqlite_path(registry)
     if database is None or database.exists():
         return
     near = sorted(str(path) for path in Path().glob("runs/**/mlflow.db"))
     hint = (
-        f"there are: {', '.join(near)}; take one with --tracking-uri sqlite:///{near[0]}"
+        f"found nearby: {', '.join(near)}; use one with --tracking-uri sqlite:///{near[0]}"
         if near
         else "train and register a model first, or name a server: --tracking-uri http://HOST:PORT"
     )
@@ -195,24 +214,24 @@ def check_database(registry: str) -> None:
 
 
 @contextmanager
-def registry_errors(what: str, *, then: str = "") -> Iterator[None]:
-    """Turn what MLflow, requests and SQLAlchemy raise into one sentence.
+def wrap_registry_errors(what: str, *, then: str = "") -> Iterator[None]:
+    """Convert exceptions of MLflow, requests and SQLAlchemy to a RegistryError of one sentence.
 
     Args:
-        what: what did not succeed.
+        what: the operation that failed.
         then: what to do about it.
     """
     try:
         yield
     except RegistryError:
         raise
-    except Exception as error:  # each of them raises its own
-        text = f"{what}: {type(error).__name__}: {in_words(error)}"
+    except Exception as error:  # they share no base class
+        text = f"{what}: {type(error).__name__}: {format_error(error)}"
         raise RegistryError(f"{text}. {then}" if then else text) from None
 
 
-def _parsed(model: str, version: str) -> tuple[str, str, str]:
-    """Part a model into name, version and alias; one of the last two is ""."""
+def _parse_model(model: str, version: str) -> tuple[str, str, str]:
+    """Split a model into name, version and alias; one of the last two is ""."""
     if version and (model.startswith(_PREFIX) or not version.isdigit()):
         raise RegistryError(
             f"version {version!r} must be a number beside a plain NAME, got {model!r}; type "
@@ -229,7 +248,7 @@ def _parsed(model: str, version: str) -> tuple[str, str, str]:
     return name, number, ""
 
 
-def _version(registry: str, found: "ModelVersion") -> Version:
+def _from_mlflow(registry: str, found: "ModelVersion") -> Version:
     return Version(
         registry=registry,
         name=found.name,
@@ -247,49 +266,34 @@ def _with_aliases(version: Version, aliases: dict[str, str]) -> Version:
     return replace(version, aliases=tuple(sorted(mine)))
 
 
-def _place_in_run(store: "MlflowClient", version: Version) -> str:
-    """Give the folder of a version among the artifacts of its run."""
+def _path_in_run(store: "MlflowClient", version: Version) -> str:
+    """Return the folder of a version, relative to the artifacts of its run."""
     top = str(store.get_run(version.run_id).info.artifact_uri).rstrip("/") + "/"
     if not version.source.startswith(top):
         raise RegistryError(
-            f"{version.uri} lies in {masked(version.source)}, outside of its run's artifacts: it "
-            "was not registered by this package, which adds nothing to it"
+            f"{version.uri} is stored in {redact(version.source)}, outside its run's artifacts: it "
+            "was not registered by this package, so nothing can be added to it"
         )
     return version.source.removeprefix(top)
 
 
-def _download(version: Version, file: str, folder: str) -> Path:
-    # Not at the top: it takes seconds.
-    from mlflow.artifacts import download_artifacts  # noqa: PLC0415
-
-    with registry_errors(f"{version.uri}: {file} cannot be read"):
-        path = download_artifacts(
-            artifact_uri=f"{version.source}/{file}",
-            dst_path=folder,
-            tracking_uri=version.registry,
-        )
-        if not Path(path).exists():
-            raise FileNotFoundError("no such file")
-    return Path(path)
-
-
 @contextmanager
-def _answering(registry: str) -> Iterator[None]:
+def _require_connection(registry: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_away(error):
+        if not is_connection_error(error):
             raise
         raise RegistryError(
-            f"the registry {masked(registry)} does not answer; start it, or name another: "
+            f"the registry {redact(registry)} does not answer; start it, or use another: "
             "--tracking-uri http://HOST:PORT or sqlite:///FILE"
         ) from None
 
 
-def _known(registry: str) -> str:
+def _list_models(registry: str) -> str:
     try:
-        models = client(registry).search_registered_models()
+        models = create_client(registry).search_registered_models()
     except Exception as error:
         return f"the registry does not answer ({type(error).__name__})"
-    known = [f"{m.name} (aliases: {', '.join(m.aliases) or 'none'})" for m in models]
-    return f"it holds: {'; '.join(known) or 'no model'}"
+    listed = [f"{m.name} (aliases: {', '.join(m.aliases) or 'none'})" for m in models]
+    return f"it holds: {'; '.join(listed) or 'no model'}"

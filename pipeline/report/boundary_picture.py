@@ -1,10 +1,9 @@
-"""Photo, truth, prediction and boundary errors side by side: where outlines are right, at a glance.
+"""Draw photo, truth, prediction and boundary errors side by side.
 
-    boundary_picture([Panel("000017.jpg", photo, truth, prediction), ...], "picture.png")
+    draw_boundary_errors([Panel("000017.jpg", photo, truth, prediction), ...], "picture.png")
 
-The outlines of all objects of an image are compared, whatever their category: a predicted pixel is
-right within a small distance of a true outline, and a true one is missed without a predicted one
-as near.
+The outlines of all instances are compared, independent of category: a predicted outline pixel is
+right if a true outline is near, and a true one is missed if no predicted outline is near.
 """
 
 from collections.abc import Sequence
@@ -18,20 +17,21 @@ from PIL import Image, ImageDraw
 from pipeline.report.draw import (
     MIN_SIDE_PX,
     Color,
+    Instance,
     Mask,
     Pixels,
-    Shape,
-    bold_font,
+    draw_instances,
     font,
-    overlay,
+    resize_nearest,
+    thicken,
 )
 
-# Told apart by color-blind eyes, too, and all brighter than the dimmed photo.
+# Distinguishable by color-blind readers, and brighter than the dimmed photo.
 RIGHT: Color = (80, 220, 160)
 FALSE: Color = (255, 70, 200)
 MISSED: Color = (255, 200, 40)
 
-# The distance at which DAVIS counts two contours as one: this share of the image's diagonal.
+# Tolerance of the DAVIS boundary measure, as a share of the image diagonal.
 _TOLERANCE = 0.008
 
 _GAP_PX = 10
@@ -39,7 +39,7 @@ _HEAD_PX = 40
 _FOOT_PX = 44
 _NAME_PX = 24
 _LINE_PX = 2.5
-_GROUND: Color = (255, 255, 255)
+_BACKGROUND: Color = (255, 255, 255)
 _INK: Color = (30, 30, 30)
 _TITLES = ("photo", "truth", "prediction", "boundary errors")
 
@@ -50,22 +50,22 @@ class Panel(NamedTuple):
     name: str
     photo: Pixels
     """(H, W, 3) RGB."""
-    truth: Sequence[Shape]
-    prediction: Sequence[Shape]
+    truth: Sequence[Instance]
+    prediction: Sequence[Instance]
 
 
 class BoundaryErrors(NamedTuple):
-    """Where the outlines of an image are right and wrong, pixel by pixel."""
+    """Outline pixels of an image, as masks."""
 
     right: Mask
-    """Predicted, and near a true outline."""
+    """Predicted, near a true outline."""
     false: Mask
-    """Predicted, and not near one."""
+    """Predicted, no true outline near."""
     missed: Mask
-    """True, and no predicted outline near."""
+    """True, no predicted outline near."""
 
     def summary(self) -> str:
-        """Say it in shares: of the predicted outlines, and of the true ones that were missed."""
+        """Format the shares of right, false and missed pixels."""
         right, false, missed = (int(each.sum()) for each in self)
         total = right + false + missed
         if not total:
@@ -73,43 +73,43 @@ class BoundaryErrors(NamedTuple):
         return f"right {right / total:.0%}  false {false / total:.0%}  missed {missed / total:.0%}"
 
 
-def boundary_errors(truth: Sequence[Mask], prediction: Sequence[Mask]) -> BoundaryErrors:
-    """Compare the outlines of two sets of masks of one image.
+def compare_outlines(truth: Sequence[Mask], prediction: Sequence[Mask]) -> BoundaryErrors:
+    """Compare the outlines of true and predicted masks of one image.
 
     Args:
-        truth: (H, W) each; may be none.
-        prediction: (H, W) each; may be none, but not both.
+        truth: (H, W) each; may be empty.
+        prediction: (H, W) each; may be empty, if truth is not.
     """
     size_hw = next(iter((*truth, *prediction))).shape
-    true, found = _outlines(truth, size_hw), _outlines(prediction, size_hw)
+    true, found = _find_outlines(truth, size_hw), _find_outlines(prediction, size_hw)
     reach_px = max(1, round(_TOLERANCE * float(np.hypot(*size_hw))))
     return BoundaryErrors(
-        right=found & _near(true, reach_px),
-        false=found & ~_near(true, reach_px),
-        missed=true & ~_near(found, reach_px),
+        right=found & _dilate_disk(true, reach_px),
+        false=found & ~_dilate_disk(true, reach_px),
+        missed=true & ~_dilate_disk(found, reach_px),
     )
 
 
-def boundary_picture(
+def draw_boundary_errors(
     panels: Sequence[Panel], path: str | Path, *, panel_px: int = MIN_SIDE_PX
 ) -> Image.Image:
     """Draw one row for each image and write the picture as PNG.
 
     Args:
         panels: the images, in order.
-        path: where it goes; the folder is made.
+        path: of the PNG; its folder is created.
         panel_px: width of a column.
     """
     if not panels:
         raise ValueError("a boundary picture needs at least one image, got none")
-    rows = [_row(panel, panel_px) for panel in panels]
+    rows = [_draw_row(panel, panel_px) for panel in panels]
     width = 4 * panel_px + 5 * _GAP_PX
     height = _HEAD_PX + sum(row.height for row in rows) + _FOOT_PX
-    picture = Image.new("RGB", (width, height), _GROUND)
+    picture = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for column, title in enumerate(_TITLES):
         x = _GAP_PX + column * (panel_px + _GAP_PX)
-        draw.text((x, _HEAD_PX / 2), title, font=bold_font(20), fill=_INK, anchor="lm")
+        draw.text((x, _HEAD_PX / 2), title, font=font(20, bold=True), fill=_INK, anchor="lm")
     y = _HEAD_PX
     for row in rows:
         picture.paste(row, (0, y))
@@ -121,18 +121,18 @@ def boundary_picture(
     return picture
 
 
-def _row(panel: Panel, panel_px: int) -> Image.Image:
+def _draw_row(panel: Panel, panel_px: int) -> Image.Image:
     height_px = max(1, round(panel_px * panel.photo.shape[0] / panel.photo.shape[1]))
-    photo = _fitted(panel.photo, (height_px, panel_px))
+    photo = _resize_photo(panel.photo, (height_px, panel_px))
     errors, summary = _draw_errors(panel, photo)
     cells = [
         (Image.fromarray(photo), panel.name),
-        (overlay(photo, panel.truth, min_side_px=0), _count(panel.truth)),
-        (overlay(photo, panel.prediction, min_side_px=0), _count(panel.prediction)),
+        (draw_instances(photo, panel.truth, min_side_px=0), _count_objects(panel.truth)),
+        (draw_instances(photo, panel.prediction, min_side_px=0), _count_objects(panel.prediction)),
         (errors, summary),
     ]
     size = (4 * panel_px + 5 * _GAP_PX, height_px + _NAME_PX + _GAP_PX)
-    row = Image.new("RGB", size, _GROUND)
+    row = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(row)
     for column, (picture, text) in enumerate(cells):
         x = _GAP_PX + column * (panel_px + _GAP_PX)
@@ -142,16 +142,18 @@ def _row(panel: Panel, panel_px: int) -> Image.Image:
 
 
 def _draw_errors(panel: Panel, photo: Pixels) -> tuple[Image.Image, str]:
-    # Dimmed and gray: on it only the three colors speak.
+    # Gray and dimmed, so that the three colors stand out.
     gray = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
     drawn = np.repeat((gray * 0.4).astype(np.uint8)[:, :, None], 3, axis=2)
     if not panel.truth and not panel.prediction:
         return Image.fromarray(drawn), "no outlines"
-    errors = boundary_errors(
+    errors = compare_outlines(
         [each.mask for each in panel.truth], [each.mask for each in panel.prediction]
     )
     for mask, color in zip(errors, (RIGHT, FALSE, MISSED), strict=True):
-        drawn[_visible(mask, photo.shape[:2])] = color
+        # Thicken first: a one-pixel outline would vanish when a large photo is reduced.
+        thick = thicken(mask, int(np.ceil(_LINE_PX / (photo.shape[1] / mask.shape[1]))))
+        drawn[resize_nearest(thick, photo.shape[:2])] = color
     return Image.fromarray(drawn), errors.summary()
 
 
@@ -170,8 +172,8 @@ def _draw_legend(draw: ImageDraw.ImageDraw, y: int) -> None:
     draw.text((x, y), text, font=font(15), fill=_INK, anchor="lm")
 
 
-def _outlines(masks: Sequence[Mask], size_hw: tuple[int, ...]) -> Mask:
-    """Join the one-pixel inner outlines of masks; an object ends where the image does."""
+def _find_outlines(masks: Sequence[Mask], size_hw: tuple[int, ...]) -> Mask:
+    """Join the one-pixel inner outlines of masks; the image border counts as outside."""
     joined = np.zeros(size_hw, dtype=bool)
     for mask in masks:
         padded = np.pad(mask.astype(np.uint8), 1)
@@ -180,26 +182,17 @@ def _outlines(masks: Sequence[Mask], size_hw: tuple[int, ...]) -> Mask:
     return joined
 
 
-def _near(outlines: Mask, reach_px: int) -> Mask:
+def _dilate_disk(outlines: Mask, reach_px: int) -> Mask:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach_px + 1, 2 * reach_px + 1))
     return np.asarray(cv2.dilate(outlines.view(np.uint8), kernel), dtype=bool)
 
 
-def _visible(mask: Mask, size_hw: tuple[int, ...]) -> Mask:
-    """Bring an outline to the panel's size, thick enough to be seen."""
-    scale = size_hw[1] / mask.shape[1]
-    thick_px = int(np.ceil(_LINE_PX / scale))
-    thick = cv2.dilate(mask.view(np.uint8), np.ones((thick_px, thick_px), np.uint8))
-    size = (size_hw[1], size_hw[0])
-    return np.asarray(cv2.resize(thick, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=bool)
-
-
-def _fitted(photo: Pixels, size_hw: tuple[int, int]) -> Pixels:
+def _resize_photo(photo: Pixels, size_hw: tuple[int, int]) -> Pixels:
     shrinks = size_hw[1] < photo.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     resized = cv2.resize(photo, (size_hw[1], size_hw[0]), interpolation=method)
     return np.asarray(resized, dtype=np.uint8)
 
 
-def _count(shapes: Sequence[Shape]) -> str:
-    return f"{len(shapes)} object" + ("" if len(shapes) == 1 else "s")
+def _count_objects(instances: Sequence[Instance]) -> str:
+    return f"{len(instances)} object" + ("" if len(instances) == 1 else "s")

@@ -1,7 +1,7 @@
-"""Pictures of masks on photos: an overlay for one photo, and truth beside prediction for a few.
+"""Draw instance masks on photos.
 
-Small photos are enlarged, so that a one-pixel boundary can be seen; masks keep their pixels, so
-that what looks jagged is jagged.
+Small photos are enlarged, so that a one-pixel boundary is visible. Masks are enlarged without
+smoothing, so that a jagged mask looks jagged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,25 +21,25 @@ Mask = NDArray[np.bool_]
 Color = tuple[int, int, int]
 
 MIN_SIDE_PX = 384
-"""Photos whose shorter side is smaller are enlarged to it."""
+"""Photos with a smaller shorter side are enlarged to it."""
 
-# Bright, far apart in hue, and all readable on photos; categories take them in turn.
+# Bright, different in hue and visible on photos; categories use them in turn.
 PALETTE: tuple[Color, ...] = (
     (255, 92, 92), (64, 156, 255), (255, 190, 46), (72, 200, 120), (190, 110, 255),
     (255, 130, 200), (60, 205, 215), (255, 140, 60), (170, 205, 60), (130, 140, 255),
 )  # fmt: skip
 _FILL = 0.42
 _HIDDEN = 0.15
-"""A label that hides more than this share of its size of other labels is left out."""
+"""A label is omitted if it would hide other labels by more than this share of its own area."""
 
 
-class Shape(NamedTuple):
-    """One object to draw."""
+class Instance(NamedTuple):
+    """One instance to draw."""
 
     mask: Mask
-    """(H, W), at the size of the photo as it was before any resizing."""
+    """(H, W), the size of the original photo."""
     label: str
-    """Its category, with the score where there is one."""
+    """Category name, with the score if there is one."""
     color: Color
 
 
@@ -55,26 +55,26 @@ class _Box(NamedTuple):
         return max(width, 0) * max(height, 0)
 
 
-def shape(
+def decode_instance(
     rle: dict[str, Any], *, category_index: int, name: str, score: float | None = None
-) -> Shape:
-    """Make a shape of COCO run lengths.
+) -> Instance:
+    """Decode an instance from COCO RLE.
 
     Args:
-        rle: size and counts, as pycocotools or a detections file has them.
-        category_index: gives the color.
-        name: the category.
-        score: shown beside the name.
+        rle: size and counts, as in pycocotools.
+        category_index: selects the color.
+        name: of the category.
+        score: shown after the name.
     """
     label = name if score is None else f"{name} {score:.2f}"
     mask = np.asarray(mask_api.decode(rle), dtype=bool)
-    return Shape(mask, label, PALETTE[category_index % len(PALETTE)])
+    return Instance(mask, label, PALETTE[category_index % len(PALETTE)])
 
 
-def shapes_of(rows: Iterable[Mapping[str, Any]]) -> list[Shape]:
-    """Make shapes of the rows that a registered model answers with."""
+def decode_instances(rows: Iterable[Mapping[str, Any]]) -> list[Instance]:
+    """Decode the prediction rows of a registered model."""
     return [
-        shape(
+        decode_instance(
             row["rle"],
             category_index=row["category_index"],
             name=row["category_name"],
@@ -84,77 +84,80 @@ def shapes_of(rows: Iterable[Mapping[str, Any]]) -> list[Shape]:
     ]
 
 
-def overlay(
-    photo: Pixels, shapes: Sequence[Shape], *, min_side_px: int = MIN_SIDE_PX
+def draw_instances(
+    photo: Pixels, instances: Sequence[Instance], *, min_side_px: int = MIN_SIDE_PX
 ) -> Image.Image:
-    """Draw objects over a photo: half transparent, with crisp outlines and readable labels.
+    """Draw instances over a photo, half transparent, with outlines and labels.
 
     Args:
         photo: (H, W, 3) RGB.
-        shapes: in any order; small ones come to lie on top, and lose their label in a crowd.
-        min_side_px: the shorter side of the picture is at least this.
+        instances: in any order; small ones are drawn on top, and lose their label in a crowd.
+        min_side_px: minimum of the shorter side of the picture.
     """
-    large = enlarged(photo, min_side_px=min_side_px)
+    large = enlarge_photo(photo, min_side_px=min_side_px)
     height, width = large.shape[:2]
     line_px = max(2, round(min(height, width) / 260))
     canvas = large.astype(np.float32)
     outlines = []
-    for each in sorted(shapes, key=lambda each: -int(each.mask.sum())):
-        mask = _resized(each.mask, (height, width))
-        canvas[mask] = canvas[mask] * (1 - _FILL) + np.array(each.color, np.float32) * _FILL
-        outlines.append((_contours(mask), each.color))
+    for each in sorted(instances, key=lambda each: -int(each.mask.sum())):
+        mask = resize_nearest(each.mask, (height, width))
+        blend(canvas, mask, each.color, fill=_FILL)
+        outlines.append((_find_contours(mask), each.color))
     drawn = canvas.round().astype(np.uint8)
     for contours, color in outlines:
-        # A dark line under the bright one: an outline shows on a ground of its own color, too.
+        # A dark line under the bright one keeps the outline visible on a similar color.
         cv2.polylines(drawn, contours, True, (20, 20, 20), line_px + 2, cv2.LINE_AA)  # noqa: FBT003
         cv2.polylines(drawn, contours, True, color, line_px, cv2.LINE_AA)  # noqa: FBT003
     picture = Image.fromarray(drawn)
-    _draw_labels(picture, shapes)
+    _draw_labels(picture, instances)
     return picture
 
 
-def enlarged(photo: Pixels, *, min_side_px: int) -> Pixels:
-    """Enlarge a photo, smoothly, until its shorter side has so many pixels; never shrink it."""
+def enlarge_photo(photo: Pixels, *, min_side_px: int) -> Pixels:
+    """Enlarge a photo, bicubic, until its shorter side has min_side_px; never shrink it."""
     height, width = photo.shape[:2]
     scale = max(1.0, min_side_px / min(height, width))
     size = (round(width * scale), round(height * scale))
     return np.asarray(cv2.resize(photo, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
-def font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Give the typeface of all pictures; it comes with matplotlib and knows most scripts."""
-    return _font("DejaVuSans.ttf", size_px)
+def resize_nearest(values: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[Any]:
+    """Resize a mask or label map (H, W), nearest neighbor."""
+    resized = cv2.resize(
+        values.view(np.uint8), size_hw[::-1], interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return np.asarray(resized).astype(values.dtype)
 
 
-def bold_font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Give the same typeface for headings."""
-    return _font("DejaVuSans-Bold.ttf", size_px)
+def thicken(lines: Mask, width_px: int) -> Mask:
+    """Dilate one-pixel lines to a width."""
+    kernel = np.ones((width_px, width_px), np.uint8)
+    return np.asarray(cv2.dilate(lines.view(np.uint8), kernel), dtype=bool)
+
+
+def blend(canvas: NDArray[np.float32], mask: Mask, color: Color, *, fill: float) -> None:
+    """Blend a color into the masked pixels of a canvas, in place."""
+    canvas[mask] = canvas[mask] * (1 - fill) + np.array(color, np.float32) * fill
 
 
 @lru_cache(maxsize=16)
-def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
+def font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Load the font of all pictures, which comes with matplotlib and covers most scripts."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / name), size_px)
 
 
-def _resized(mask: Mask, size_hw: tuple[int, int]) -> Mask:
-    height, width = size_hw
-    resized = cv2.resize(
-        mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
-    )
-    return np.asarray(resized, dtype=bool)
-
-
-def _contours(mask: Mask) -> list[Any]:
+def _find_contours(mask: Mask) -> list[Any]:
     found, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     return list(found)
 
 
-def _draw_labels(picture: Image.Image, shapes: Sequence[Shape]) -> None:
+def _draw_labels(picture: Image.Image, instances: Sequence[Instance]) -> None:
     size_px = max(12, round(min(picture.size) / 32))
     draw = ImageDraw.Draw(picture)
     taken: list[_Box] = []
-    # The largest first: their labels have the most room to give way.
-    for each in sorted(shapes, key=lambda each: -int(each.mask.sum())):
+    # The largest first: their labels have the most space to move.
+    for each in sorted(instances, key=lambda each: -int(each.mask.sum())):
         rows, columns = np.nonzero(each.mask)
         if not len(rows):
             continue
@@ -162,7 +165,7 @@ def _draw_labels(picture: Image.Image, shapes: Sequence[Shape]) -> None:
         corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         box = _Box(*(round(float(corner) * scale) for corner in corners))
         text_px = round(draw.textlength(each.label, font=font(size_px)))
-        chip = _placed(box, (text_px + 8, size_px + 6), picture.size, taken)
+        chip = _place_label(box, (text_px + 8, size_px + 6), picture.size, taken)
         if chip is None:
             continue
         taken.append(chip)
@@ -176,10 +179,10 @@ def _draw_labels(picture: Image.Image, shapes: Sequence[Shape]) -> None:
         )
 
 
-def _placed(
+def _place_label(
     box: _Box, size: tuple[int, int], picture: tuple[int, int], taken: Sequence[_Box]
 ) -> _Box | None:
-    """Find a place for a label at its object; None where it would hide other labels."""
+    """Place a label at its instance; return None if it would hide other labels."""
     width, height = size
     middle_x, middle_y = (box.x0 + box.x1 - width) // 2, (box.y0 + box.y1 - height) // 2
     above, below = box.y0 - height - 2, box.y1 + 2
@@ -188,13 +191,13 @@ def _placed(
         *((x, middle_y) for x in (box.x1 + 2, box.x0 - width - 2, middle_x)),
         *((middle_x, y) for y in (box.y0 + 2, box.y1 - height - 2)),
     ]
-    places = [_inside(_Box(x, y, x + width, y + height), picture) for x, y in corners]
-    hidden_px = [sum(place.overlap_px(other) for other in taken) for place in places]
+    boxes = [_move_inside(_Box(x, y, x + width, y + height), picture) for x, y in corners]
+    hidden_px = [sum(each.overlap_px(other) for other in taken) for each in boxes]
     best = hidden_px.index(min(hidden_px))
-    return places[best] if hidden_px[best] <= _HIDDEN * width * height else None
+    return boxes[best] if hidden_px[best] <= _HIDDEN * width * height else None
 
 
-def _inside(box: _Box, picture: tuple[int, int]) -> _Box:
+def _move_inside(box: _Box, picture: tuple[int, int]) -> _Box:
     x = max(1, min(box.x0, picture[0] - 2 - (box.x1 - box.x0)))
     y = max(1, min(box.y0, picture[1] - 2 - (box.y1 - box.y0)))
     return _Box(x, y, x + box.x1 - box.x0, y + box.y1 - box.y0)

@@ -1,100 +1,106 @@
-"""A label map over its photo: half transparent colors, borders between classes, and a legend.
+"""Draw a label map over its photo, with lines between classes and a legend.
 
-Small photos are enlarged, so that a border of one pixel can be seen; labels keep their pixels.
+Small photos are enlarged, so that a one-pixel border is visible; labels are not smoothed.
 """
 
 import colorsys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.report.draw import MIN_SIDE_PX, Color, Pixels, enlarged, font
+from pipeline.report.draw import (
+    MIN_SIDE_PX,
+    Color,
+    Mask,
+    Pixels,
+    blend,
+    enlarge_photo,
+    font,
+    resize_nearest,
+    thicken,
+)
 
 Labels = NDArray[np.uint8]
 
 _FILL = 0.55
 _TURN = 0.381966
-"""Of the circle of hues between one class and the next: the golden angle, so that no two of the
-first many are near."""
+"""Hue step between classes, as a share of the circle: the golden angle keeps hues far apart."""
 
 
-class Entry(NamedTuple):
-    """One class of a picture."""
+class ClassColor(NamedTuple):
+    """A class and its color."""
 
     value: int
-    """Of its pixels in the label map."""
+    """Value of the class in the label map."""
     name: str
     color: Color
 
 
-def entries(names: dict[int, str]) -> list[Entry]:
-    """Give every class a color that is the same in all pictures.
+def assign_colors(names: dict[int, str]) -> list[ClassColor]:
+    """Assign each class a color, the same in all pictures.
 
     Args:
-        names: of the classes, by their value, in the order of the data set.
+        names: class names by value, in the order of the data set.
     """
-    return [Entry(value, name, _color(place)) for place, (value, name) in enumerate(names.items())]
+    return [
+        ClassColor(value, name, _get_color(index))
+        for index, (value, name) in enumerate(names.items())
+    ]
 
 
-def label_overlay(
-    photo: Pixels, labels: Labels, classes: Sequence[Entry], *, min_side_px: int = MIN_SIDE_PX
+def draw_label_map(
+    photo: Pixels, labels: Labels, classes: Sequence[ClassColor], *, min_side_px: int = MIN_SIDE_PX
 ) -> Image.Image:
-    """Draw a label map over its photo, with a legend of the classes that are in it below.
+    """Draw a label map over its photo, with a legend of its classes below.
 
     Args:
         photo: (H, W, 3) RGB.
-        labels: (H, W); values that are no class are left clear.
-        classes: all there may be.
-        min_side_px: the shorter side of the photo is enlarged to at least this.
+        labels: (H, W); values without a class stay transparent.
+        classes: all classes of the data set.
+        min_side_px: minimum of the shorter side of the enlarged photo.
     """
-    large = enlarged(photo, min_side_px=min_side_px)
+    large = enlarge_photo(photo, min_side_px=min_side_px)
     height, width = large.shape[:2]
-    shown = np.asarray(
-        cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8
-    )
-    colors = large.astype(np.float32)
+    resized = resize_nearest(labels, (height, width))
+    canvas = large.astype(np.float32)
     for each in classes:
-        here = shown == each.value
-        colors[here] = (1 - _FILL) * colors[here] + _FILL * np.array(each.color, np.float32)
-    drawn = colors.round().astype(np.uint8)
-    line_px = max(1, round(min(height, width) / 400))
-    drawn[_borders(shown, width_px=line_px)] = (20, 20, 20)
+        blend(canvas, resized == each.value, each.color, fill=_FILL)
+    drawn = canvas.round().astype(np.uint8)
+    drawn[thicken(_find_borders(resized), max(1, round(min(height, width) / 400)))] = (20, 20, 20)
     counts = np.bincount(labels.ravel(), minlength=256)
-    there = sorted((e for e in classes if counts[e.value]), key=lambda e: -counts[e.value])
-    told = [(f"{each.name} {_percent(counts[each.value] / labels.size)}", each) for each in there]
-    return _with_legend(Image.fromarray(drawn), told)
+    present = sorted((e for e in classes if counts[e.value]), key=lambda e: -counts[e.value])
+    legend = [(f"{e.name} {_format_percent(counts[e.value] / labels.size)}", e) for e in present]
+    return _add_legend(Image.fromarray(drawn), legend)
 
 
-def _borders(labels: Labels, *, width_px: int) -> NDArray[np.bool_]:
+def _find_borders(labels: Labels) -> Mask:
     """Mark the pixels to the left of and above a change of class."""
-    changes = np.zeros(labels.shape, np.uint8)
+    changes = np.zeros(labels.shape, bool)
     changes[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     changes[:-1] |= labels[:-1] != labels[1:]
-    thick = cv2.dilate(changes, np.ones((width_px, width_px), np.uint8))
-    return np.asarray(thick, dtype=np.bool_)
+    return changes
 
 
-def _with_legend(picture: Image.Image, told: Sequence[tuple[str, Entry]]) -> Image.Image:
-    """Add rows of color and name below a picture."""
+def _add_legend(picture: Image.Image, legend: Sequence[tuple[str, ClassColor]]) -> Image.Image:
+    """Add the legend below a picture, a patch and a text for each class."""
     size_px = max(12, round(min(picture.size) / 32))
     face, gap = font(size_px), size_px // 2
     chip, line = round(1.4 * size_px), round(1.7 * size_px)
-    places: list[tuple[int, int]] = []
+    corners: list[tuple[int, int]] = []
     x = y = gap
-    for text, _ in told:
+    for text, _ in legend:
         wide = chip + gap + round(face.getlength(text)) + 2 * gap
         if x > gap and x + wide > picture.width:
             x, y = gap, y + line
-        places.append((x, y))
+        corners.append((x, y))
         x += wide
     whole = Image.new("RGB", (picture.width, picture.height + y + line + gap), (255, 255, 255))
     whole.paste(picture, (0, 0))
     draw = ImageDraw.Draw(whole)
-    for (text, each), (left, top) in zip(told, places, strict=True):
+    for (text, each), (left, top) in zip(legend, corners, strict=True):
         row = picture.height + top
         draw.rectangle(
             (left, row, left + chip, row + size_px), fill=each.color, outline=(20, 20, 20)
@@ -104,13 +110,13 @@ def _with_legend(picture: Image.Image, told: Sequence[tuple[str, Entry]]) -> Ima
     return whole
 
 
-def _color(place: int) -> Color:
-    """Turn the hue from class to class, and the lightness each time it has gone round."""
-    lightness, saturation = ((0.55, 0.85), (0.3, 0.7), (0.78, 0.9))[place % 3]
-    parts = colorsys.hls_to_rgb((place * _TURN) % 1, lightness, saturation)
+def _get_color(index: int) -> Color:
+    """Turn the hue and the lightness from class to class."""
+    lightness, saturation = ((0.55, 0.85), (0.3, 0.7), (0.78, 0.9))[index % 3]
+    parts = colorsys.hls_to_rgb((index * _TURN) % 1, lightness, saturation)
     red, green, blue = (round(255 * part) for part in parts)
     return red, green, blue
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.01 else "<1%"

@@ -1,1 +1,1 @@
-"""Prediction outside of training."""
+"""Predict with registered models."""

@@ -1,4 +1,4 @@
-"""A photo in any form that people hand over, as pixels, or one sentence on why not."""
+"""Read photos given as path, encoded bytes, base64 text or array."""
 
 import base64
 import binascii
@@ -11,52 +11,52 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.augment import Pixels, decoded, rgb
+from pipeline.data.augment import Pixels, decode_image, to_rgb
 from pipeline.errors import DatasetError
 
-# How base64 of a JPEG and of a PNG begins: what a REST caller sends for bytes.
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo")
+# First characters of a JPEG and of a PNG in base64, as REST clients send bytes.
+_BASE64_PREFIXES = ("/9j/", "iVBORw0KGgo")
 
-_SERVED = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
-"""What MLflow sets in the process that answers over HTTP."""
+_SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+"""MLflow sets it in a process that serves over HTTP."""
 
 
 def read_photo(photo: object, *, name: str) -> Pixels:
     """Read a path, an encoded file as bytes or base64 text, or a uint8 array.
 
-    Pixels are taken as stored: an EXIF orientation is not applied, as COCO's tools do.
+    EXIF orientation is not applied, as in COCO's tools.
 
     Args:
-        photo: what was handed over.
-        name: what to call it in an error.
+        photo: the photo, in any of these forms.
+        name: its name in error messages.
 
     Returns:
         (H, W, 3) RGB.
 
     Raises:
-        DatasetError: it cannot be read; or it is a path, and a caller over HTTP named it.
+        DatasetError: it cannot be read, or an HTTP client sent a path.
     """
     if isinstance(photo, np.ndarray):
-        return rgb(photo, name=name)
+        return to_rgb(photo, name=name)
     if isinstance(photo, str | Path) and not _is_base64(photo):
         name = f"{name} ({str(photo)[:200]})"
-    data = _encoded(photo, name=name)
+    data = _read_bytes(photo, name=name)
     try:
-        # Reads the header only; refuses what would fill the memory when decoded.
+        # Reads only the header; refuses images too large to decode.
         Image.open(io.BytesIO(data)).close()
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        reason = "no image file" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DatasetError(f"{name}: {reason} ({len(data)} bytes)") from error
-    return decoded(data, name=name)
+    return decode_image(data, name=name)
 
 
 def check_photos(photos: Sequence[Any]) -> None:
-    """Find all photos that cannot be read before the first one is worked on.
+    """Check that all photos can be read, before any prediction.
 
     Raises:
-        DatasetError: names each of them, by its index.
+        DatasetError: some cannot be read; the message lists them by index.
     """
-    # Decoding twice costs a few milliseconds a photo; holding all of them decoded costs the memory.
+    # Decoding twice costs milliseconds per photo; keeping all decoded photos would cost memory.
     problems = []
     for index, photo in enumerate(photos):
         try:
@@ -67,16 +67,16 @@ def check_photos(photos: Sequence[Any]) -> None:
         raise DatasetError(
             f"{len(problems)} of {len(photos)} images cannot be read, nothing was predicted:\n  "
             + "\n  ".join(problems)
-            + "\nRepair these images or leave them out. Paths, encoded bytes and uint8 arrays "
-            "(H, W, 3) can be read."
+            + "\nRepair or leave out these images. Paths, encoded bytes and uint8 arrays "
+            "(H, W, 3) are supported."
         )
 
 
 def _is_base64(photo: str | Path) -> bool:
-    return isinstance(photo, str) and photo.startswith(_BASE64_STARTS)
+    return isinstance(photo, str) and photo.startswith(_BASE64_PREFIXES)
 
 
-def _encoded(photo: object, *, name: str) -> bytes:
+def _read_bytes(photo: object, *, name: str) -> bytes:
     if isinstance(photo, bytes | bytearray | memoryview):
         return bytes(photo)
     if isinstance(photo, str) and _is_base64(photo):
@@ -85,11 +85,11 @@ def _encoded(photo: object, *, name: str) -> bytes:
         except binascii.Error as error:
             raise DatasetError(f"{name}: broken base64 ({error})") from error
     if isinstance(photo, str | Path):
-        if os.environ.get(_SERVED):
-            # Whether and what a file of this machine is would be told to anyone who asks.
+        if os.environ.get(_SERVING_VARIABLE):
+            # Reading paths would expose the files of this machine to any client.
             raise DatasetError(f"{name}: a served model takes photos as base64 of JPEG or PNG")
         try:
             return Path(photo).read_bytes()
         except OSError as error:
             raise DatasetError(f"{name}: {error.strerror or error}") from error
-    raise DatasetError(f"{name}: is a {type(photo).__name__}, not a path, bytes or an array")
+    raise DatasetError(f"{name}: {type(photo).__name__} is not a path, bytes or an array")

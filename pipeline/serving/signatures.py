@@ -1,10 +1,10 @@
-"""What a packaged model says of its inputs and outputs, to MLflow and to who calls it over REST."""
+"""Declare inputs, outputs and params of a packaged model to MLflow and its REST clients."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.schema import Task
-from pipeline.serving.categories import SCORE_THRESHOLD
+from pipeline.serving.artifacts import SCORE_THRESHOLD
 
 if TYPE_CHECKING:
     from mlflow.types import ColSpec, TensorSpec
@@ -15,27 +15,29 @@ if TYPE_CHECKING:
 def declare_signature(folder: Path, task: Task) -> None:
     """Write the signature of a saved model.
 
-    MLflow took one from predict's type hints, the only kind under which it lets a list of arrays
-    through. Hints cannot name columns and params, and undeclared params are ignored.
+    MLflow has inferred one from predict's type hints, the only kind that accepts a list of arrays.
+    Hints cannot name columns or params, and MLflow ignores undeclared params.
 
     Args:
-        folder: what mlflow.pyfunc.save_model wrote.
-        task: the kind of the model.
+        folder: model folder that mlflow.pyfunc.save_model wrote.
+        task: task of the model.
     """
     from mlflow.models import Model  # noqa: PLC0415  mlflow is slow to import
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema  # noqa: PLC0415
 
     model = Model.load(str(folder))
     model.signature.inputs = Schema([ColSpec(DataType.binary, "image")])
-    model.signature.outputs = Schema(_label_maps() if task == "semantic" else _detections())
+    model.signature.outputs = Schema(
+        _label_columns() if task == "semantic" else _detection_columns()
+    )
     if task == "instance":
         threshold = ParamSpec("score_threshold", DataType.double, SCORE_THRESHOLD)
         model.signature.params = ParamSchema([threshold])
     model.save(str(folder / "MLmodel"))
 
 
-def _detections() -> "Columns":
-    """Those of answers.DETECTION_COLUMNS."""
+def _detection_columns() -> "Columns":
+    """Type predictor.DETECTION_COLUMNS."""
     from mlflow.types import ColSpec, DataType  # noqa: PLC0415
     from mlflow.types.schema import Array, Object, Property  # noqa: PLC0415
 
@@ -50,8 +52,8 @@ def _detections() -> "Columns":
     ]
 
 
-def _label_maps() -> "Columns":
-    """Those of answers.LABEL_COLUMNS."""
+def _label_columns() -> "Columns":
+    """Type predictor.LABEL_COLUMNS."""
     from mlflow.types import ColSpec, DataType  # noqa: PLC0415
     from mlflow.types.schema import Array  # noqa: PLC0415
 

@@ -1,1 +1,1 @@
-"""Studies of our own: what a mask head gives, and what it costs."""
+"""Studies of the accuracy and the cost of mask heads."""

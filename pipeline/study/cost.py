@@ -1,7 +1,7 @@
-"""What a detector costs: parameters, work for a RoI, and time next to Mask R-CNN's.
+"""Measure the cost of detectors: parameters, multiply-adds, and time relative to Mask R-CNN.
 
-Times swing with whatever else a machine does, so detectors are timed in turn in one process, round
-after round, and what is told is the ratio to the first one in the same round.
+Times vary with the other load of a machine, so all detectors are timed in turn in one process, and
+each time is divided by that of the first detector in the same round.
 """
 
 import statistics
@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsm.build import build_model
-from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
-from bsm.field import field_frame_xyxy, mask_to_field
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.field import boxes_to_frames, mask_to_field
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.rcnn import MaskRCNN
 from bsm.instance.tensors import Targets
@@ -26,34 +26,34 @@ _STRIDES = (4, 8, 16, 32)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadCost:
-    """A mask head, by count."""
+    """Parameters and multiply-adds of a mask head."""
 
     parameters_m: float
-    """Millions in use at inference."""
+    """Millions used at inference."""
     train_only_m: float
-    """Millions that only the losses use."""
+    """Millions used only by the losses."""
     gmac_per_roi: float
-    """10^9 multiply-adds of one RoI's mask; sampling and pooling are not counted."""
+    """10^9 multiply-adds for the mask of one RoI, without sampling and pooling."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """A time next to the reference's in the same round."""
+    """Times divided by those of the reference in the same round."""
 
     median: float
     low: float
     high: float
     seconds: float
-    """Median of the time itself, for a feeling of scale; it swings with the machine."""
+    """Median time, which varies with the load of the machine."""
     memory_gb: float
-    """The most that a run takes on a GPU beside the weights of all models, 10^9 bytes; 0 on a CPU,
-    where nobody counts it."""
+    """Peak GPU memory of a run without the weights of the models, 10^9 bytes; 0 on a CPU."""
 
 
-def head_cost(config: MaskHeadConfig, *, in_channels: int, num_classes: int) -> HeadCost:
-    """Count a head's parameters and work on the meta device: nothing is computed."""
+def count_head(config: MaskRCNNConfig) -> HeadCost:
+    """Count the parameters and multiply-adds of a model's mask head, on the meta device."""
+    in_channels = config.backbone.fpn_channels
     with torch.device("meta"):
-        head = build_mask_head(in_channels, num_classes=num_classes, config=config)
+        head = build_mask_head(config)
         pyramid = [torch.empty(1, in_channels, 256 // s, 256 // s) for s in _STRIDES]
         rois, category = torch.empty(1, 5), torch.zeros(1, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
@@ -68,27 +68,27 @@ def head_cost(config: MaskHeadConfig, *, in_channels: int, num_classes: int) -> 
     )
 
 
-def inference_ratios(
+def time_inference(
     models: Mapping[str, MaskRCNNConfig],
     *,
     detections: Sequence[int],
     size_hw: tuple[int, int],
     rounds: int,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     device: torch.device,
 ) -> dict[tuple[str, int], Ratio]:
-    """Time whole detectors on one image that gives just so many detections.
+    """Time the inference of whole detectors on one image, in float32 as in evaluation.
 
     Args:
         models: by name; the first is the reference.
-        detections: numbers of detections to time at.
+        detections: numbers of detections per image to time.
         size_hw: of the image.
-        rounds: how often all are timed in turn, after one round that does not count.
-        say: gets a line after each round.
-        device: where; in float32, as evaluation works.
+        rounds: rounds after the first one, which is a warm-up.
+        print_line: called with a line after each round.
+        device: of the models.
     """
     with device:
-        built = {name: _with_detections(config) for name, config in models.items()}
+        built = {name: _build_detector(config) for name, config in models.items()}
     image = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8).to(device)
     sizes = torch.tensor([size_hw]).to(device)
 
@@ -101,37 +101,37 @@ def inference_ratios(
             raise AssertionError(f"{name}: {int(found.valid.sum())} detections, not {number}")
 
     keys = [(name, number) for number in detections for name in built]
-    return _in_turn(keys, run, rounds=rounds, say=say, reference=next(iter(built)), device=device)
+    return _time_in_turn(keys, run, rounds=rounds, print_line=print_line, device=device)
 
 
-def training_ratios(
+def time_training(
     models: Mapping[str, MaskRCNNConfig],
     *,
     images: int,
     size_hw: tuple[int, int],
     objects: int,
     rounds: int,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     device: torch.device,
     amp: bool,
 ) -> dict[tuple[str, int], Ratio]:
-    """Time a training step without its optimizer: losses and gradients of a few images.
+    """Time the losses and gradients of a training step, without the optimizer.
 
     Args:
         models: by name; the first is the reference.
-        images: in the step.
+        images: per step.
         size_hw: of an image.
-        objects: in an image.
-        rounds: how often all are timed in turn, after one round that does not count.
-        say: gets a line after each round.
-        device: where.
-        amp: in bfloat16 on a GPU, as recipes train there (OptimConfig.amp).
+        objects: per image.
+        rounds: rounds after the first one, which is a warm-up.
+        print_line: called with a line after each round.
+        device: of the models.
+        amp: use bfloat16 on a GPU, as recipes do (OptimConfig.amp).
     """
     with device:
         built = {name: build_model(config).train() for name, config in models.items()}
     batch = torch.randint(0, 256, (images, 3, *size_hw), dtype=torch.uint8).to(device)
     sizes = torch.tensor([size_hw] * images).to(device)
-    targets = _disks(images, objects, size_hw, device=device)
+    targets = _make_disk_targets(images, objects, size_hw, device=device)
     mixed = amp and device.type == "cuda"
 
     def run(name: str, _: int) -> None:
@@ -143,34 +143,33 @@ def training_ratios(
         model.zero_grad(set_to_none=True)
 
     keys = [(name, images) for name in built]
-    return _in_turn(keys, run, rounds=rounds, say=say, reference=next(iter(built)), device=device)
+    return _time_in_turn(keys, run, rounds=rounds, print_line=print_line, device=device)
 
 
-class _Spent(NamedTuple):
+class _Cost(NamedTuple):
     seconds: float
     memory_gb: float
 
 
-def _in_turn(
+def _time_in_turn(
     keys: Sequence[tuple[str, int]],
     run: Callable[[str, int], None],
     *,
     rounds: int,
-    say: Callable[[str], None],
-    reference: str,
+    print_line: Callable[[str], None],
     device: torch.device,
 ) -> dict[tuple[str, int], Ratio]:
-    spent: dict[tuple[str, int], list[_Spent]] = {key: [] for key in keys}
+    """Time all keys (model, count) in each round; the model of the first key is the reference."""
+    reference = keys[0][0]
+    costs: dict[tuple[str, int], list[_Cost]] = {key: [] for key in keys}
     for number in range(rounds + 1):
         for key in keys:
-            spent[key].append(_measured(run, key, device=device))
-        say(
-            f"round {number} of {rounds}: "
-            + "  ".join(f"{spent[k][-1].seconds:.3f}s" for k in keys)
-        )
+            costs[key].append(_measure(run, key, device=device))
+        times = "  ".join(f"{costs[key][-1].seconds:.3f}s" for key in keys)
+        print_line(f"round {number}/{rounds}  {times}")
     ratios = {}
     for name, number in keys:
-        own, other = spent[name, number][1:], spent[reference, number][1:]
+        own, other = costs[name, number][1:], costs[reference, number][1:]
         each = [a.seconds / b.seconds for a, b in zip(own, other, strict=True)]
         ratios[name, number] = Ratio(
             median=statistics.median(each),
@@ -182,14 +181,14 @@ def _in_turn(
     return ratios
 
 
-def _measured(
+def _measure(
     run: Callable[[str, int], None], key: tuple[str, int], *, device: torch.device
-) -> _Spent:
-    """Time one run from an idle device to an idle device."""
+) -> _Cost:
+    """Time one run, synchronized with the device."""
     if device.type != "cuda":
         began = time.perf_counter()
         run(*key)
-        return _Spent(time.perf_counter() - began, 0.0)
+        return _Cost(time.perf_counter() - began, 0.0)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.synchronize(device)
@@ -197,22 +196,24 @@ def _measured(
     run(*key)
     torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
-    return _Spent(seconds, (torch.cuda.max_memory_allocated(device) - before) / 1e9)
+    return _Cost(seconds, (torch.cuda.max_memory_allocated(device) - before) / 1e9)
 
 
-def _with_detections(config: MaskRCNNConfig) -> MaskRCNN:
-    """Build a model whose random weights find as many objects as they are asked for."""
+def _build_detector(config: MaskRCNNConfig) -> MaskRCNN:
+    """Build a model with random weights that returns the maximum number of detections."""
     box_head = replace(config.box_head, score_threshold=0.0, nms_iou=1.0)
     model = build_model(replace(config, box_head=box_head)).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear) and module.out_features == config.num_classes + 1:
-                # Away from background, or rounding decides what is found.
+                # Bias against background, or rounding would decide the number of detections.
                 module.bias[-1] = -5.0
     return model
 
 
-def _disks(images: int, objects: int, size_hw: tuple[int, int], *, device: torch.device) -> Targets:
+def _make_disk_targets(
+    images: int, objects: int, size_hw: tuple[int, int], *, device: torch.device
+) -> Targets:
     generator = torch.Generator().manual_seed(0)
     extent = torch.tensor([size_hw[1], size_hw[0]]) / 4
     corner = torch.rand(images, objects, 2, generator=generator) * extent * 2.5
@@ -226,7 +227,7 @@ def _disks(images: int, objects: int, size_hw: tuple[int, int], *, device: torch
         category_index=torch.zeros(images, objects, dtype=torch.int64),
         valid=torch.ones(images, objects, dtype=torch.bool),
         squeeze_field=disk.expand(images, objects, -1, -1),
-        field_frame_xyxy=field_frame_xyxy(boxes),
+        field_frame_xyxy=boxes_to_frames(boxes),
         sample_seed=torch.arange(images),
     )
     return Targets(*(None if each is None else each.to(device) for each in targets))  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Mask heads compared at an equal budget: train each with several seeds, judge, table and plot.
+"""Compare mask heads at an equal budget: train each with several seeds, evaluate, summarize.
 
-Every run is an ordinary run of the pipeline under a name of its own, so a study that was stopped
-goes on where it was, and two processes may share one by taking different heads or seeds. Runs of a
-seed see the same images in the same order, so heads are also compared seed by seed: what a seed
-brings to all heads alike falls out of the difference.
+Every run is an ordinary run of the pipeline with its own name, so a stopped study can be resumed,
+and two processes can share one with different heads or seeds. The runs of a seed see the same
+images in the same order, so heads are also compared seed by seed, which cancels the effect that a
+seed has on all heads.
 """
 
 import json
@@ -16,207 +16,182 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe, fingerprint
+from pipeline.text import format_markdown
 
 _log = logging.getLogger(__name__)
 
-_KEPT = ("mask_iou", "boundary_iou")
+_METRICS = ("mask_iou", "boundary_iou")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """One head trained with one seed."""
+class HeadRun:
+    """Metrics of one head trained with one seed."""
 
     head: str
     seed: int
     metrics: dict[str, float]
-    """mask_iou, boundary_iou, their shares over thresholds and for large objects; 0..1."""
+    """mask_iou and boundary_iou, their shares over thresholds and for large objects; 0..1."""
     train_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One head over its seeds."""
+class HeadSummary:
+    """Metrics of one head over its seeds."""
 
     head: str
     seeds: int
     means: dict[str, float]
     spreads: dict[str, float]
-    """Standard deviation over seeds; NaN for one seed."""
+    """Standard deviations over seeds; NaN for one seed."""
     over_reference: dict[str, tuple[float, float]]
-    """Mean and standard deviation of the difference to the reference, seed by seed."""
+    """Means and standard deviations of the difference to the reference, seed by seed."""
 
 
-def run_trials(recipes: Mapping[str, Recipe], *, seeds: Sequence[int], out: str) -> list[Trial]:
-    """Train and judge every head with every seed, those that are done already left as they are.
+def train_heads(recipes: Mapping[str, Recipe], *, seeds: Sequence[int], out: str) -> list[HeadRun]:
+    """Train and evaluate every head with every seed, skipping finished runs.
 
     Args:
-        recipes: by the head's name; seed, name and storage are set here.
+        recipes: by head; seed, name and storage are set here.
         seeds: one run each.
         out: local folder for the runs and their results.
     """
-    from pipeline.training import launch  # noqa: PLC0415  Ray and MLflow are not needed for a table
+    from pipeline.training import launch  # noqa: PLC0415  Ray and MLflow
 
     for seed in seeds:
         for head, recipe in recipes.items():
-            named = replace(recipe, name=f"{head}-{seed}", seed=seed, storage=out)
-            place = _result_file(out, named.name)
-            if place.exists() and json.loads(place.read_text())["recipe"] == fingerprint(named):
-                _log.info("%s: done before", named.name)
+            run = _name_run(recipe, head, seed, out)
+            path = Path(out) / run.name / "result.json"
+            if path.exists() and json.loads(path.read_text())["recipe"] == fingerprint(run):
+                _log.info("%s: finished before", run.name)
                 continue
-            result = launch.run(named)
-            kept = {k: v for k, v in result.items() if k.startswith(_KEPT) and v is not None}
+            result = launch.run(run)
             record = {
                 "head": head,
                 "seed": seed,
-                "recipe": fingerprint(named),
-                "metrics": kept,
+                "recipe": fingerprint(run),
+                "metrics": {
+                    k: v for k, v in result.items() if k.startswith(_METRICS) and v is not None
+                },
                 "train_s": result["seconds_by_phase"]["train"],
             }
-            place.write_text(json.dumps(record, indent=1))
-    return read_trials(recipes, out=out)
+            path.write_text(json.dumps(record, indent=1))
+    return read_runs(recipes, out=out)
 
 
-def read_trials(recipes: Mapping[str, Recipe], *, out: str) -> list[Trial]:
-    """Read the results of all runs of a folder that belong to the given recipes."""
-    trials = []
-    for place in sorted(Path(out).glob("*/result.json")):
-        found: dict[str, Any] = json.loads(place.read_text())
-        recipe = recipes.get(found["head"])
-        if recipe is None:
-            continue
-        named = replace(
-            recipe,
-            name=f"{found['head']}-{found['seed']}",
-            seed=found["seed"],
-            storage=out,
-        )
-        if fingerprint(named) == found["recipe"]:
-            trials.append(
-                Trial(
-                    head=found["head"],
-                    seed=found["seed"],
-                    metrics=found["metrics"],
-                    train_s=found["train_s"],
-                )
-            )
-    return trials
+def read_runs(recipes: Mapping[str, Recipe], *, out: str) -> list[HeadRun]:
+    """Read the results of all runs in a folder that match the given recipes."""
+    runs = []
+    for path in sorted(Path(out).glob("*/result.json")):
+        record: dict[str, Any] = json.loads(path.read_text())
+        recipe, expected = recipes.get(record["head"]), record.pop("recipe")
+        run = recipe and _name_run(recipe, record["head"], record["seed"], out)
+        if run and fingerprint(run) == expected:
+            runs.append(HeadRun(**record))
+    return runs
 
 
-def summarize(trials: Sequence[Trial], *, heads: Sequence[str], reference: str) -> list[Row]:
-    """Average the trials of each head, and its differences to the reference seed by seed.
+def summarize(
+    runs: Sequence[HeadRun], *, heads: Sequence[str], reference: str
+) -> list[HeadSummary]:
+    """Average the runs of each head, and its differences to the reference seed by seed.
 
     Args:
-        trials: of all heads.
-        heads: in the order of the rows; a head without trials has no row.
+        runs: of all heads.
+        heads: in the order of the result; a head without runs has no summary.
         reference: the head that the others are compared with.
     """
-    by_head = {head: {t.seed: t for t in trials if t.head == head} for head in heads}
-    rows = []
+    by_head = {head: {run.seed: run for run in runs if run.head == head} for head in heads}
+    others = by_head.get(reference, {})
+    summaries = []
     for head, own in by_head.items():
         if not own:
             continue
         names = next(iter(own.values())).metrics
-        common = sorted(own.keys() & by_head.get(reference, {}).keys())
-        values = {name: [trial.metrics[name] for trial in own.values()] for name in names}
-        rows.append(
-            Row(
+        common = sorted(own.keys() & others.keys())
+        values = {name: [run.metrics[name] for run in own.values()] for name in names}
+        gains = {
+            name: [own[seed].metrics[name] - others[seed].metrics[name] for seed in common]
+            for name in names
+        }
+        summaries.append(
+            HeadSummary(
                 head=head,
                 seeds=len(own),
-                means={name: statistics.mean(found) for name, found in values.items()},
-                spreads={name: _deviation(found) for name, found in values.items()},
+                means={name: statistics.mean(each) for name, each in values.items()},
+                spreads={name: _deviation(each) for name, each in values.items()},
                 over_reference={
-                    name: _mean_and_deviation(
-                        [
-                            own[seed].metrics[name] - by_head[reference][seed].metrics[name]
-                            for seed in common
-                        ]
-                    )
-                    for name in names
+                    name: (statistics.mean(each) if each else math.nan, _deviation(each))
+                    for name, each in gains.items()
                 },
             )
         )
-    return rows
+    return summaries
 
 
-def format_rows(rows: Sequence[Row], *, reference: str) -> str:
-    """Lay the rows out as a Markdown table, in percent: mean and spread over seeds."""
-    heads = [
-        "head",
-        "seeds",
-        "mask IoU",
-        "boundary IoU",
-        f"boundary over {reference}",
-        "mask >= .5",
-        "mask >= .75",
-        "boundary >= .5",
-        "boundary >= .75",
-        "large: mask",
-        "large: boundary",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows:
-        gain = row.over_reference["boundary_iou"]
-        cells = [
-            row.head,
-            str(row.seeds),
-            *(_with_spread(row, name) for name in _KEPT),
-            "" if row.head == reference else f"{100 * gain[0]:+.2f}{_spread(gain[1], digits=2)}",
-            *(
-                f"{100 * row.means[name]:.1f}"
-                for name in (
-                    "mask_iou_over_50",
-                    "mask_iou_over_75",
-                    "boundary_iou_over_50",
-                    "boundary_iou_over_75",
-                )
-            ),
-            *(_with_spread(row, f"{name}_large") for name in _KEPT),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def format_summaries(summaries: Sequence[HeadSummary], *, reference: str) -> str:
+    """Format a Markdown table in percent: mean and standard deviation over seeds."""
+    shares = {
+        "mask_iou_over_50": "mask >= .5",
+        "mask_iou_over_75": "mask >= .75",
+        "boundary_iou_over_50": "boundary >= .5",
+        "boundary_iou_over_75": "boundary >= .75",
+    }
+    header = ["head", "seeds", "mask IoU", "boundary IoU", f"boundary over {reference}"]
+    rows = [[*header, *shares.values(), "large: mask", "large: boundary"]]
+    for each in summaries:
+        gain, spread = each.over_reference["boundary_iou"]
+        rows.append(
+            [
+                each.head,
+                str(each.seeds),
+                *(_format_mean(each, name) for name in _METRICS),
+                "" if each.head == reference else f"{100 * gain:+.2f}{_format_spread(spread, 2)}",
+                *(f"{100 * each.means[name]:.1f}" for name in shares),
+                *(_format_mean(each, f"{name}_large") for name in _METRICS),
+            ]
+        )
+    return format_markdown(rows)
 
 
-def draw_rows(rows: Sequence[Row], trials: Sequence[Trial], place: Path, *, title: str) -> None:
-    """Draw mask IoU and boundary IoU of every trial, one line a head, and the means."""
+def draw_summaries(
+    summaries: Sequence[HeadSummary], runs: Sequence[HeadRun], path: Path, *, title: str
+) -> None:
+    """Plot mask IoU and boundary IoU of every run, one line per head, and the means."""
     import matplotlib as mpl  # noqa: PLC0415  a second of imports
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(
-        1, 2, figsize=(10, 1.2 + 0.42 * len(rows)), sharey=True, layout="constrained"
+        1, 2, figsize=(10, 1.2 + 0.42 * len(summaries)), sharey=True, layout="constrained"
     )
-    for axis, name in zip(axes, _KEPT, strict=True):
-        for line, row in enumerate(rows):
-            found = [100 * t.metrics[name] for t in trials if t.head == row.head]
-            axis.plot(found, [line] * len(found), "o", color="#3b6fb6", alpha=0.55, ms=6)
-            axis.plot([100 * row.means[name]], [line], "|", color="#c0392b", ms=18, mew=2.5)
+    for axis, name in zip(axes, _METRICS, strict=True):
+        for line, each in enumerate(summaries):
+            values = [100 * run.metrics[name] for run in runs if run.head == each.head]
+            axis.plot(values, [line] * len(values), "o", color="#3b6fb6", alpha=0.55, ms=6)
+            axis.plot([100 * each.means[name]], [line], "|", color="#c0392b", ms=18, mew=2.5)
         axis.set_xlabel(f"{name.replace('_iou', ' IoU')}, %")
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(b=False)
-    axes[0].set_yticks(range(len(rows)), [row.head for row in rows])
+    axes[0].set_yticks(range(len(summaries)), [each.head for each in summaries])
     axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    figure.savefig(place, dpi=130)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _result_file(out: str, name: str) -> Path:
-    return Path(out) / name / "result.json"
+def _name_run(recipe: Recipe, head: str, seed: int, out: str) -> Recipe:
+    return replace(recipe, name=f"{head}-{seed}", seed=seed, storage=out)
 
 
-def _with_spread(row: Row, name: str) -> str:
-    return f"{100 * row.means[name]:.1f}{_spread(row.spreads[name], digits=1)}"
+def _format_mean(summary: HeadSummary, name: str) -> str:
+    return f"{100 * summary.means[name]:.1f}{_format_spread(summary.spreads[name], 1)}"
 
 
-def _spread(deviation: float, *, digits: int) -> str:
-    """Say it in percent; nothing where one seed has none."""
+def _format_spread(deviation: float, digits: int) -> str:
+    """Format a standard deviation in percent; "" for NaN."""
     return "" if math.isnan(deviation) else f" +- {100 * deviation:.{digits}f}"
 
 
 def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else float("nan")
-
-
-def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    return (statistics.mean(values), _deviation(values)) if values else (float("nan"),) * 2
+    return statistics.stdev(values) if len(values) > 1 else math.nan

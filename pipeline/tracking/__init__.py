@@ -1,1 +1,1 @@
-"""MLflow: runs, the registry, and the model as it is packaged."""
+"""MLflow runs: metrics, artifacts and the tracking store."""

@@ -1,16 +1,15 @@
-"""Step metrics from a training process to the tracking store, without ever holding training up.
+"""Send step metrics to the tracking store without ever blocking training.
 
     log = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri)   # rank 0
     log.log(120, {"loss": 1.2})
     left = log.close(timeout_s=10)
 
-A background thread writes every point to a spool file, then sends what the file holds. When the
-store is away the file grows; the thread tries again, less and less often, and sends in the logged
-order. What is left when the process ends, or is killed, is sent by `send_spooled` in the driver.
-Nothing here raises: a metric is never worth a training run.
+A background thread writes every point to a spool file, then sends the content of the file in order.
+While the store is unreachable the file grows and the thread retries with increasing pauses. Points
+left when the process ends or is killed are sent by `deliver_spools` in the driver. Nothing here
+raises: a metric must not end a training run.
 
-With the embedded store the same code runs: a worker that sees the SQLite file writes to it, one on
-another machine only spools.
+With the embedded store, workers that see the SQLite file write to it; others only spool.
 """
 
 import logging
@@ -24,15 +23,15 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.errors import StorageError
-from pipeline.tracking.spool import SUFFIX, Point, Spool, new_spool, parse
-from pipeline.tracking.stores import client, masked, sqlite_path
+from pipeline.tracking.spool import SUFFIX, Point, Spool, create_spool, parse_line
+from pipeline.tracking.stores import create_client, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _log = logging.getLogger(__name__)
 
-# MLflow takes at most 1000 metrics in a batch; a step has about ten.
+# MLflow accepts at most 1000 metrics per batch; a step has about ten.
 _POINTS_PER_READ = 200
 _METRICS_PER_BATCH = 1000
 _LONGEST_PAUSE_S = 60.0
@@ -40,14 +39,14 @@ _UPLOAD_EVERY_S = 60.0
 
 
 class MetricLog:
-    """Takes metrics from one process; see the module's own text.
+    """Queues, spools and sends the metrics of one process.
 
     Args:
         tracking_uri: the full URI, from RunHandle.
         run_id: the MLflow run.
-        spool_uri: where points wait: a local folder, or an object store to which the local spool is
-            copied while the tracking store is away.
-        pause_s: seconds between two looks of the background thread.
+        spool_uri: folder of the spool files. In an object store, the local spool is copied there
+            while the tracking store is unreachable.
+        pause_s: seconds between two passes of the background thread.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class MetricLog:
         self._spool_uri = spool_uri
         local = storage.is_local(spool_uri)
         folder = Path(storage.absolute(spool_uri) if local else tempfile.mkdtemp(prefix="spool-"))
-        self._spool = new_spool(folder, run_id=run_id, time_ms=_now_ms())
+        self._spool = create_spool(folder, run_id=run_id, time_ms=_now_ms())
         self._copy_uri = "" if local else storage.join(spool_uri, self._spool.path.name)
         self._copied_at = float("-inf")
         self._queue: queue.SimpleQueue[Point] = queue.SimpleQueue()
@@ -69,26 +68,29 @@ class MetricLog:
         self._thread.start()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the metrics of a step; returns at once."""
+        """Queue the metrics of a step; never blocks."""
         self._queue.put(Point(_now_ms(), step, dict(values)))
 
-    def keep(self) -> None:
-        """Put what waits where it outlives this machine: steps of a checkpoint come only once.
+    def persist(self) -> None:
+        """Write all points to storage that outlives this machine; for use before a checkpoint.
 
-        Steps since the last checkpoint are trained, and logged, again when a machine is lost.
+        A resumed run repeats, and logs again, only the steps after its last checkpoint.
         """
         try:
             self._to_disk()
             if self._copy_uri and self._spool.count_pending():
                 self._copy(force=True)
         except (OSError, StorageError) as error:
-            _log.warning("event=spool_copy_failed reason=%r", masked(str(error)))
+            _log.warning("event=spool_copy_failed reason=%r", redact(str(error)))
 
     def close(self, *, timeout_s: float = 15.0) -> int:
-        """Send what is left, for at most so long.
+        """Send the remaining points.
+
+        Args:
+            timeout_s: when to give up.
 
         Returns:
-            How many points wait on disk for `send_spooled`.
+            Number of points left on disk for `deliver_spools`.
         """
         self._closing.set()
         self._thread.join(timeout_s)
@@ -99,8 +101,8 @@ class MetricLog:
             if left:
                 self._copy(force=True)
                 _log.warning(
-                    "event=metrics_wait points=%d file=%s reason='the tracking store did not take "
-                    "them; they are sent when the run ends or is started again'",
+                    "event=metrics_wait points=%d file=%s reason='the tracking store did not "
+                    "accept them; they are sent when the run ends or is restarted'",
                     left,
                     self._copy_uri or self._spool.path,
                 )
@@ -109,7 +111,7 @@ class MetricLog:
                 if self._copy_uri and self._copied_at > 0:
                     storage.remove(self._copy_uri)
         except (OSError, StorageError) as error:
-            _log.warning("event=spool_failed reason=%r", masked(str(error)))
+            _log.warning("event=spool_failed reason=%r", redact(str(error)))
         return left + len(self._unwritten)
 
     def _run(self) -> None:
@@ -123,17 +125,17 @@ class MetricLog:
                     pause_s = self._pause_s
                     deliver(self._spool, self._sender.send)
             except Exception as error:
-                self._sender.away(error)
+                self._sender.report_outage(error)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
                 try_at = time.monotonic() + pause_s
                 self._copy_quietly()
 
     def _to_disk(self) -> None:
-        # close() and the thread may both come here; the lock keeps the points in order.
+        # Called by close() and by the thread; the lock keeps the points in order.
         with self._writing:
             while True:
                 try:
-                    self._unwritten += _as_floats(self._queue.get_nowait())
+                    self._unwritten += _to_floats(self._queue.get_nowait())
                 except queue.Empty:
                     break
             if self._unwritten:
@@ -144,7 +146,7 @@ class MetricLog:
         try:
             self._copy(force=False)
         except (OSError, StorageError) as error:
-            _log.warning("event=spool_copy_failed reason=%r", masked(str(error)))
+            _log.warning("event=spool_copy_failed reason=%r", redact(str(error)))
 
     def _copy(self, *, force: bool) -> None:
         now = time.monotonic()
@@ -154,9 +156,9 @@ class MetricLog:
 
 
 class _Sender:
-    """Sends points to one run; a step that the run already has is not sent again.
+    """Sends points to one run, except for steps that the run already has.
 
-    After a crash a run repeats the steps since its last checkpoint, and logs them a second time.
+    After a crash a run repeats, and logs again, the steps since its last checkpoint.
     """
 
     def __init__(self, tracking_uri: str, run_id: str) -> None:
@@ -171,12 +173,12 @@ class _Sender:
 
         if (path := sqlite_path(self._uri)) is not None and not path.exists():
             raise FileNotFoundError(f"{path} is not on this machine")
-        store = client(self._uri)
+        store = create_client(self._uri)
         metrics = [
             Metric(name, value, point.time_ms, point.step)
             for point in points
             for name, value in point.values.items()
-            if point.step not in self._steps_of(store, name)
+            if point.step not in self._sent_steps(store, name)
         ]
         for start in range(0, len(metrics), _METRICS_PER_BATCH):
             batch = metrics[start : start + _METRICS_PER_BATCH]
@@ -185,25 +187,25 @@ class _Sender:
             except MlflowException as error:
                 if error.error_code != "INVALID_PARAMETER_VALUE":
                     raise
-                # It would be refused for ever, and all later points behind it.
-                _log.warning("event=metrics_refused reason=%r", masked(str(error))[:300])
+                # Retrying would be refused forever and would block all later points.
+                _log.warning("event=metrics_refused reason=%r", redact(str(error))[:300])
         for metric in metrics:
             self._known[metric.key].add(metric.step)
         if self._is_away:
             self._is_away = False
             _log.warning("event=tracking_is_back sent=%d", len(points))
 
-    def away(self, error: Exception) -> None:
+    def report_outage(self, error: Exception) -> None:
         if not self._is_away:
             self._is_away = True
             _log.warning(
-                "event=tracking_is_away store=%s reason=%r action='training goes on, metrics wait "
-                "on disk'",
-                masked(self._uri),
-                masked(str(error))[:200],
+                "event=tracking_is_away store=%s reason=%r action='training continues, metrics "
+                "wait on disk'",
+                redact(self._uri),
+                redact(str(error))[:200],
             )
 
-    def _steps_of(self, store: "MlflowClient", name: str) -> set[int]:
+    def _sent_steps(self, store: "MlflowClient", name: str) -> set[int]:
         if name not in self._known:
             history = store.get_metric_history(self._run_id, name)
             self._known[name] = {metric.step for metric in history}
@@ -211,22 +213,22 @@ class _Sender:
 
 
 def deliver(spool: Spool, send: Callable[[Sequence[Point]], None]) -> None:
-    """Send all that a spool holds, in order; what `send` raises leaves the rest in the spool."""
+    """Send the points of a spool in order; when `send` raises, the rest stays in the spool."""
     while True:
-        points, offset = spool.pending(max_points=_POINTS_PER_READ)
+        points, offset = spool.read_pending(max_points=_POINTS_PER_READ)
         if not points:
             return
         send(points)
-        spool.mark(offset)
+        spool.save_offset(offset)
 
 
-def send_spooled(tracking_uri: str, run_id: str, spool_uri: str) -> int:
-    """Send what earlier processes of a run left in their spools.
+def deliver_spools(tracking_uri: str, run_id: str, spool_uri: str) -> int:
+    """Send the points that earlier processes of a run left in their spools.
 
-    For the driver, while no worker runs. Nothing is raised.
+    For the driver, while no worker runs. Never raises.
 
     Returns:
-        How many points still wait, because the store is away.
+        Number of points that could not be sent.
     """
     sender = _Sender(tracking_uri, run_id)
     left = 0
@@ -235,14 +237,14 @@ def send_spooled(tracking_uri: str, run_id: str, spool_uri: str) -> int:
             if uri.rpartition("/")[2].startswith(run_id):
                 left += _send_file(uri, sender)
     except (OSError, StorageError) as error:
-        _log.warning("event=spool_unreadable reason=%r", masked(str(error)))
+        _log.warning("event=spool_unreadable reason=%r", redact(str(error)))
     return left
 
 
 def _send_file(uri: str, sender: _Sender) -> int:
     local = storage.is_local(uri)
     spool = Spool(Path(uri)) if local else None
-    points = [] if local else _points_of(storage.read_bytes(uri))
+    points = [] if local else _parse_points(storage.read_bytes(uri))
     try:
         if spool:
             deliver(spool, sender.send)
@@ -251,16 +253,16 @@ def _send_file(uri: str, sender: _Sender) -> int:
             sender.send(points)
             storage.remove(uri)
     except Exception as error:
-        sender.away(error)
+        sender.report_outage(error)
         return spool.count_pending() if spool else len(points)
     return 0
 
 
-def _points_of(data: bytes) -> list[Point]:
-    return [point for line in data.splitlines() for point in parse(line)]
+def _parse_points(data: bytes) -> list[Point]:
+    return [point for line in data.splitlines() for point in parse_line(line)]
 
 
-def _as_floats(point: Point) -> list[Point]:
+def _to_floats(point: Point) -> list[Point]:
     try:
         return [point._replace(values={k: float(v) for k, v in point.values.items()})]
     except (TypeError, ValueError) as error:

@@ -1,14 +1,14 @@
-"""One MLflow run for each training run: opened in the driver, resumed with it, never a second one.
+"""Keep exactly one MLflow run per training run: opened in the driver, reopened on resume.
 
     handle = open_run(recipe, data_fingerprint=manifest.fingerprint)
     log = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri)   # in rank 0
-    send_spooled(handle.tracking_uri, handle.run_id, handle.spool_uri)
+    deliver_spools(handle.tracking_uri, handle.run_id, handle.spool_uri)
     log_artifacts(handle, "detections.json")
     finish(handle)
 
-A random key in the run's own folder ties the two together: it is written before the MLflow run is
-made and is a tag of it, so that a crash at any point finds the same run again, and a folder that
-was deleted starts a fresh one.
+A random key in the run's folder links the two. It is written before the MLflow run is created, with
+the key as a tag, so that a restart after a crash finds the same run, and a deleted folder starts a
+new one.
 """
 
 import json
@@ -24,10 +24,16 @@ from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.recipe import Recipe, fingerprint, to_json
 from pipeline.recipe_json import leaves
-from pipeline.tracking.environment import environment, requirements_here
-from pipeline.tracking.metric_log import MetricLog, send_spooled
-from pipeline.tracking.spool import Point, new_spool
-from pipeline.tracking.stores import client, in_words, masked, sqlite_path, tracking_uri
+from pipeline.tracking.environment import freeze_requirements, read_environment
+from pipeline.tracking.metric_log import MetricLog, deliver_spools
+from pipeline.tracking.spool import Point, create_spool
+from pipeline.tracking.stores import (
+    create_client,
+    format_error,
+    redact,
+    resolve_tracking_uri,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,13 +42,13 @@ if TYPE_CHECKING:
 __all__ = [
     "MetricLog",
     "RunHandle",
+    "deliver_spools",
     "finish",
     "log_artifacts",
     "log_metrics",
     "open_run",
-    "run_id_of",
-    "send_spooled",
-    "tracking_uri",
+    "read_run_id",
+    "resolve_tracking_uri",
 ]
 
 _log = logging.getLogger(__name__)
@@ -55,25 +61,23 @@ _PARAMS_PER_BATCH = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunHandle:
-    """What another process needs in order to log to the run; plain texts only."""
+    """Identifies a run to other processes; plain strings only."""
 
-    # May hold a password, which no log line that shows a handle should.
+    # May contain a password, which must not appear in logs.
     tracking_uri: str = field(repr=False)
-    """The full URI, also of the embedded store."""
+    """Full URI, also of the embedded store."""
     experiment_id: str
-    """MLflow's id."""
     run_id: str
-    """MLflow's id."""
     spool_uri: str
-    """Where metrics wait while the store is away."""
+    """Folder of metrics that wait while the store is unreachable."""
 
     @property
     def url(self) -> str:
-        """Where a person looks at the run: a page, or the command that serves it."""
+        """URL of the run's page, or the command that serves it."""
         if sqlite_path(self.tracking_uri) is not None:
             return f"mlflow ui --backend-store-uri {self.tracking_uri}"
         page = f"{self.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}"
-        return masked(f"{page}/runs/{self.run_id}")
+        return redact(f"{page}/runs/{self.run_id}")
 
 
 def open_run(
@@ -83,75 +87,75 @@ def open_run(
     started_from: str = "",
     parent_run_id: str = "",
 ) -> RunHandle:
-    """Open the MLflow run of a recipe, or go on with the one that an earlier attempt opened.
+    """Open the MLflow run of a recipe, or reopen the one of an earlier attempt.
 
-    A store that does not answer is an error the first time, when it may be a slip in the URI; a run
-    that was tracked before goes on, and its metrics wait on disk.
+    An unreachable store is an error on the first attempt, when the URI may be wrong; a run that was
+    tracked before continues, and its metrics wait on disk.
 
     Args:
-        recipe: what runs.
-        data_fingerprint: of the split that is trained on.
-        started_from: the registered version whose weights it starts from, models:/NAME/VERSION.
-        parent_run_id: MLflow's run that this one is shown under.
+        recipe: the recipe to log.
+        data_fingerprint: of the training split.
+        started_from: the registered version of the start weights, models:/NAME/VERSION.
+        parent_run_id: MLflow id of the parent run.
 
     Raises:
-        StorageError: the store does not answer and the run was never tracked there.
+        StorageError: the store is unreachable and the run was never tracked there.
     """
-    uri = tracking_uri(recipe.tracking.uri, storage_uri=recipe.storage)
+    uri = resolve_tracking_uri(recipe.tracking.uri, storage_uri=recipe.storage)
     folder = storage.absolute(storage.join(recipe.storage, recipe.name))
     spool_uri = storage.join(folder, "spool")
     record = _read_record(folder)
     try:
-        store = client(uri)
+        store = create_client(uri)
         run = _find_or_create(store, uri, recipe, key=record["key"], parent=parent_run_id)
     except StorageError:
         raise
-    except Exception as error:  # MLflow, requests, urllib3 and SQLAlchemy each raise their own
-        ids = record["runs"].get(masked(uri))
+    except Exception as error:  # MLflow, requests, urllib3 and SQLAlchemy share no base class
+        ids = record["runs"].get(redact(uri))
         if ids is None:
             raise StorageError(
-                f"tracking store {masked(uri)} does not answer ({in_words(error)}); start it, "
-                "correct its address (--tracking.uri of a training, --tracking-uri of "
-                'jobs/models.py), or take the embedded store: ""'
+                f"tracking store {redact(uri)} does not answer ({format_error(error)}); start it, "
+                "correct its address (--tracking.uri for training, --tracking-uri for "
+                'jobs/models.py), or use the embedded store: ""'
             ) from None
         _warn("open the run; metrics wait on disk", error)
         return RunHandle(tracking_uri=uri, spool_uri=spool_uri, **ids)
     ids = {"experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
-    if record["runs"].get(masked(uri)) != ids:
-        record["runs"][masked(uri)] = ids
+    if record["runs"].get(redact(uri)) != ids:
+        record["runs"][redact(uri)] = ids
         _write_record(folder, record)
     handle = RunHandle(tracking_uri=uri, spool_uri=spool_uri, **ids)
     try:
         _describe(store, run, recipe, data_fingerprint=data_fingerprint, started_from=started_from)
     except Exception as error:
         _warn("describe the run", error)
-    send_spooled(uri, handle.run_id, spool_uri)
+    deliver_spools(uri, handle.run_id, spool_uri)
     return handle
 
 
-def run_id_of(folder: str, tracking_uri: str) -> str:
-    """Give MLflow's id of the run whose files are in a folder; "" where it was never tracked."""
+def read_run_id(folder: str, tracking_uri: str) -> str:
+    """Read the MLflow run id recorded in a run's folder; "" if it was never tracked there."""
     uri = storage.join(folder, _RECORD)
     if not storage.exists(uri):
         return ""
-    ids = json.loads(storage.read_bytes(uri))["runs"].get(masked(tracking_uri), {})
+    ids = json.loads(storage.read_bytes(uri))["runs"].get(redact(tracking_uri), {})
     return str(ids.get("run_id", ""))
 
 
 def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int = 0) -> None:
-    """Log metrics from the driver; when the store is away they wait in the spool."""
+    """Log metrics from the driver; if the store is unreachable, they wait in the spool."""
     from mlflow.entities import Metric  # noqa: PLC0415  mlflow is slow to import
 
     point = Point(
         time.time_ns() // 1_000_000, step, {name: float(value) for name, value in metrics.items()}
     )
     try:
-        store = client(handle.tracking_uri)
+        store = create_client(handle.tracking_uri)
         points = [Metric(name, value, point.time_ms, step) for name, value in point.values.items()]
         store.log_batch(handle.run_id, metrics=points)
     except Exception as error:
         _warn("log metrics; they wait on disk", error)
-        _keep(handle, point)
+        _spool_point(handle, point)
 
 
 def log_artifacts(handle: RunHandle, path: str | Path, *, folder: str = "") -> bool:
@@ -160,13 +164,13 @@ def log_artifacts(handle: RunHandle, path: str | Path, *, folder: str = "") -> b
     Args:
         handle: the run.
         path: local file or folder.
-        folder: folder among the run's artifacts; "" is their root.
+        folder: folder among the run's artifacts; "" is the root.
 
     Returns:
-        False when the store is away; the files are then still where they were.
+        False if the store is unreachable; the files then stay where they are.
     """
     try:
-        store = client(handle.tracking_uri)
+        store = create_client(handle.tracking_uri)
         if Path(path).is_dir():
             store.log_artifacts(handle.run_id, str(path), folder or None)
         else:
@@ -178,16 +182,18 @@ def log_artifacts(handle: RunHandle, path: str | Path, *, folder: str = "") -> b
 
 
 def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> bool:
-    """Send what waits and close the run; False when the store is away.
+    """Send spooled metrics and close the run; return False if the store is unreachable.
 
-    Runs below it that are still open are closed as KILLED: their processes are gone.
+    Child runs that are still open are closed as KILLED: their processes have ended.
     """
-    left = send_spooled(handle.tracking_uri, handle.run_id, handle.spool_uri)
+    left = deliver_spools(handle.tracking_uri, handle.run_id, handle.spool_uri)
     try:
-        store = client(handle.tracking_uri)
+        store = create_client(handle.tracking_uri)
         store.set_terminated(handle.run_id, status)
-        below = f"tags.`{_PARENT_TAG}` = '{handle.run_id}' and attributes.status = 'RUNNING'"
-        for run in store.search_runs([handle.experiment_id], below):
+        open_children = (
+            f"tags.`{_PARENT_TAG}` = '{handle.run_id}' and attributes.status = 'RUNNING'"
+        )
+        for run in store.search_runs([handle.experiment_id], open_children):
             store.set_terminated(run.info.run_id, "KILLED")
     except Exception as error:
         _warn(f"close the run ({left} points wait); start the run again to do so", error)
@@ -211,14 +217,13 @@ def _experiment(store: "MlflowClient", uri: str, name: str) -> str:
     found = store.get_experiment_by_name(name)
     if found is None:
         database = sqlite_path(uri)
-        # A server knows where its artifacts go; beside an SQLite file we say so, or MLflow would
-        # take the folder that the process happens to be in.
+        # A server has its own artifact root; with SQLite, MLflow would use the current folder.
         location = (database.parent / "mlartifacts" / name).as_uri() if database else None
         return str(store.create_experiment(name, artifact_location=location))
     if found.lifecycle_stage == "deleted":
         raise StorageError(
-            f"MLflow experiment {name!r} was deleted in {masked(uri)}; restore it with "
-            f"mlflow experiments restore --experiment-id {found.experiment_id}, or take another "
+            f"MLflow experiment {name!r} was deleted in {redact(uri)}; restore it with "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}, or use another "
             "name: --tracking.experiment NAME"
         )
     return str(found.experiment_id)
@@ -235,15 +240,15 @@ def _describe(
     from mlflow.entities import Param, RunTag  # noqa: PLC0415  mlflow is slow to import
 
     text = to_json(recipe)
-    params = {name: _shown(value) for name, value in leaves(json.loads(text)).items()}
+    params = {name: _to_text(value) for name, value in leaves(json.loads(text)).items()}
     known = run.data.params
-    # Params cannot change; what a resume changed (the number of workers, say) becomes a tag.
+    # MLflow params are immutable; values changed on resume (number of workers) become a tag.
     changed = [
         f"{name}: {known[name]} -> {value}"
         for name, value in params.items()
         if name in known and known[name] != value
     ]
-    here = environment()
+    here = read_environment()
     tags = {
         "recipe_fingerprint": fingerprint(recipe),
         "data_fingerprint": data_fingerprint,
@@ -257,14 +262,14 @@ def _describe(
         store.log_batch(run.info.run_id, params=new[start : start + _PARAMS_PER_BATCH])
     store.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in tags.items() if v])
     store.log_text(run.info.run_id, text, "recipe.json")
-    store.log_text(run.info.run_id, requirements_here(), "requirements.txt")
+    store.log_text(run.info.run_id, freeze_requirements(), "requirements.txt")
 
 
-def _keep(handle: RunHandle, point: Point) -> None:
+def _spool_point(handle: RunHandle, point: Point) -> None:
     try:
         if storage.is_local(handle.spool_uri):
             folder = Path(storage.absolute(handle.spool_uri))
-            new_spool(folder, run_id=handle.run_id, time_ms=point.time_ms).append([point])
+            create_spool(folder, run_id=handle.run_id, time_ms=point.time_ms).append([point])
         else:
             name = f"{handle.run_id}-{point.time_ms:013d}-driver.jsonl"
             uri = storage.join(handle.spool_uri, name)
@@ -288,9 +293,9 @@ def _write_record(folder: str, record: dict[str, Any]) -> None:
     storage.write_bytes_atomic(uri, json.dumps(record, indent=1).encode())
 
 
-def _shown(value: object) -> str:
+def _to_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _warn(action: str, error: Exception) -> None:
-    _log.warning("event=tracking_is_away could_not=%r reason=%r", action, in_words(error))
+    _log.warning("event=tracking_is_away could_not=%r reason=%r", action, format_error(error))

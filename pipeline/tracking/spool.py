@@ -1,8 +1,8 @@
-"""Metric points on disk, in the order they were logged, until a tracking store has taken them.
+"""Keep metric points on disk, in logging order, until the tracking store has accepted them.
 
-A spool file holds one JSON line for each step logged; a small file beside it holds how many bytes
-were delivered. Points are written here before they are sent, so a server that is away, or a process
-that is killed, loses none of them.
+A spool file holds one JSON line per logged step; a small file beside it holds the number of bytes
+delivered. Points are written here before they are sent, so neither a server outage nor a killed
+process loses any.
 """
 
 import json
@@ -26,9 +26,9 @@ class Point(NamedTuple):
 
 
 class Spool:
-    """One append-only file of points and the place up to which they were delivered.
+    """An append-only file of points, and the offset up to which they were delivered.
 
-    One process appends to a file; another may deliver it only when that one is gone.
+    One process appends to a file; another may deliver it only after that process has ended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class Spool:
         self._mark = path.with_suffix(".sent")
 
     def append(self, points: Iterable[Point]) -> None:
-        """Write points at the end.
+        """Append points to the file.
 
         Raises:
             OSError: the disk is full or gone.
@@ -45,10 +45,10 @@ class Spool:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write("".join(json.dumps(point) + "\n" for point in points))
 
-    def pending(self, *, max_points: int) -> tuple[list[Point], int]:
-        """Read the first points that were not delivered, and the offset to mark when they are."""
+    def read_pending(self, *, max_points: int) -> tuple[list[Point], int]:
+        """Read the first undelivered points, and the offset to mark once they are delivered."""
         points: list[Point] = []
-        offset = self._delivered()
+        offset = self._read_mark()
         if not self.path.exists():
             return points, offset
         with self.path.open("rb") as stream:
@@ -58,38 +58,38 @@ class Spool:
                 if not line.endswith(b"\n"):  # the end, or a line still being written
                     break
                 offset = stream.tell()
-                points += parse(line)
+                points += parse_line(line)
         return points, offset
 
-    def mark(self, offset: int) -> None:
-        """Remember that everything before this offset was delivered."""
+    def save_offset(self, offset: int) -> None:
+        """Record that everything before this offset was delivered."""
         draft = self._mark.with_suffix(".draft")
         draft.write_text(str(offset))
         draft.replace(self._mark)
 
     def count_pending(self) -> int:
-        """Count the points that were not delivered."""
-        return len(self.pending(max_points=2**31)[0])
+        """Count the undelivered points."""
+        return len(self.read_pending(max_points=2**31)[0])
 
     def remove(self) -> None:
         """Delete the file and its mark."""
         for path in (self.path, self._mark):
             path.unlink(missing_ok=True)
 
-    def _delivered(self) -> int:
+    def _read_mark(self) -> int:
         try:
             return int(self._mark.read_text())
         except (OSError, ValueError):
             return 0
 
 
-def new_spool(folder: Path, *, run_id: str, time_ms: int) -> Spool:
-    """Give this process a spool of its own; the names of a run's spools sort by time."""
+def create_spool(folder: Path, *, run_id: str, time_ms: int) -> Spool:
+    """Create a spool for this process; the names of a run's spools sort by time."""
     return Spool(folder / f"{run_id}-{time_ms:013d}-{os.uname().nodename}-{os.getpid()}{SUFFIX}")
 
 
-def parse(line: bytes) -> list[Point]:
-    """Read one line; a line that a crash cut off gives nothing, and a warning."""
+def parse_line(line: bytes) -> list[Point]:
+    """Parse one line; skip a line that a crash cut off, with a warning."""
     try:
         time_ms, step, values = json.loads(line)
         return [Point(int(time_ms), int(step), {k: float(v) for k, v in values.items()})]

@@ -1,1 +1,1 @@
-"""Training: the step, the loop, and its launch on Ray Train."""
+"""Train a model: the step, the loop, and the launch on Ray Train."""

@@ -1,4 +1,4 @@
-"""Whether Ray has room for a run, before anything waits for it."""
+"""Start Ray, and check that it has the CPUs and GPUs for a run."""
 
 import logging
 from typing import Any
@@ -8,58 +8,60 @@ import ray
 from pipeline.errors import RecipeError
 from pipeline.ray_connection import connect
 from pipeline.recipe import Recipe, ScaleConfig
+from pipeline.text import format_count
 
 _log = logging.getLogger(__name__)
 
 _DATA_CPUS = 1
-"""CPUs that Ray Data needs beside the workers; with none left the workers would wait for ever."""
+"""CPUs for Ray Data besides the workers; without one the workers would wait forever."""
 
 
 def start_ray(recipe: Recipe) -> None:
-    """Connect to Ray, or start it on this machine; does nothing where it is connected already.
+    """Connect to Ray or start it on this machine, unless it is connected already.
 
     Raises:
-        RecipeError: the only machine there is has too few CPUs or GPUs for the recipe.
+        RecipeError: the only machine has too few CPUs or GPUs for the recipe.
     """
-    connect(cpus=cpus_needed(recipe.scale))
-    _check_room(recipe.scale)
+    connect(cpus=count_cpus(recipe.scale))
+    _check_capacity(recipe.scale)
 
 
-def cpus_needed(scale: ScaleConfig) -> float:
+def count_cpus(scale: ScaleConfig) -> float:
     """Count the CPUs of a run's workers and of Ray Data."""
     return scale.num_workers * scale.cpus_per_worker + _DATA_CPUS
 
 
-def shortage(scale: ScaleConfig) -> str:
-    """Say what Ray has and what a run needs, "" where that is there."""
-    needed = {"CPU": cpus_needed(scale)}
-    if scale.use_gpu:
-        needed["GPU"] = float(scale.num_workers)
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    short = [
-        f"{there.get(name, 0.0):g} {name}s, the run needs {count:g}"
-        for name, count in needed.items()
-        if there.get(name, 0.0) < count
+def required_resources(scale: ScaleConfig) -> dict[str, float]:
+    """Return the resources of a run by Ray's names."""
+    gpus = {"GPU": float(scale.num_workers)} if scale.use_gpu else {}
+    return {"CPU": count_cpus(scale), **gpus}
+
+
+def describe_shortage(scale: ScaleConfig) -> str:
+    """Describe which resources the connected Ray lacks for a run; "" if it lacks none."""
+    available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    missing = [
+        f"{available.get(name, 0.0):g} {name}s, the run needs {count:g}"
+        for name, count in required_resources(scale).items()
+        if available.get(name, 0.0) < count
     ]
-    if not short:
+    if not missing:
         return ""
-    return (
-        f"Ray has {' and '.join(short)} ({scale.num_workers} workers, and {_DATA_CPUS} CPU for "
-        "Ray Data)"
-    )
+    workers = format_count(scale.num_workers, "worker")
+    return f"Ray has {' and '.join(missing)} ({workers}, and {_DATA_CPUS} CPU for Ray Data)"
 
 
-def _check_room(scale: ScaleConfig) -> None:
-    short = shortage(scale)
-    if not short:
+def _check_capacity(scale: ScaleConfig) -> None:
+    shortage = describe_shortage(scale)
+    if not shortage:
         return
     text = (
-        f"{short}. Take fewer workers (--scale.num-workers), a smaller share for each "
-        "(--scale.cpus-per-worker 0.5), or tell Ray of more: ray start --head --num-cpus N"
+        f"{shortage}. Use fewer workers (--scale.num-workers), give each fewer CPUs "
+        "(--scale.cpus-per-worker 0.5), or give Ray more: ray start --head --num-cpus N"
     )
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node for node in nodes if node["Alive"]]
-    # A head that works is a machine of its own. A head without CPUs waits for nodes to join.
+    # A single node with CPUs is one machine, and stays that. A head without CPUs waits for nodes.
     if len(alive) == 1 and alive[0]["Resources"].get("CPU", 0) > 0:
         raise RecipeError(text)
     _log.info("%s\nThe run waits until enough nodes have joined.", text)

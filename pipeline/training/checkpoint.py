@@ -1,9 +1,10 @@
-"""Everything that a resume needs, in one folder: `<run>/checkpoints/step-00001000/`.
+"""Checkpoints: everything that a resume needs, in `<run>/checkpoints/step-00001000/`.
 
-`checkpoint.pt` holds tensors and plain values only and is read with weights_only=True, so loading
-it runs nothing. `checkpoint.json` is written after it and says what it is and how large: a
-checkpoint without it, or of another size, was cut off by a crash and does not count. The layout is
-the same for every worker count, so a run that started with two workers goes on with none.
+`checkpoint.pt` holds only tensors and plain values and is loaded with weights_only=True, so loading
+it executes no code. `checkpoint.json` is written after it and records its content and size: a
+folder without `checkpoint.json`, or with a `checkpoint.pt` of another size, was cut off by a crash
+and is ignored. The layout does not depend on the number of workers, so a run that started with two
+workers can resume with none.
 """
 
 import io
@@ -28,7 +29,7 @@ _FREE = (
     "tracking.",
     "evaluation.",
     "checkpoint.",
-    # The data's own fingerprint is compared instead of its place.
+    # The data's fingerprint is compared instead of its path.
     "data.root",
     "data.train_split",
     "data.val_split",
@@ -36,12 +37,12 @@ _FREE = (
     "data.decode_in",
     "data.prefetch_batches",
 )
-"""Fields that change nothing about which weights a run ends with; they may differ in a resume."""
+"""Fields that do not change the final weights; a resume may change them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What a checkpoint belongs to."""
+    """The recipe, categories and data of a run; a resume must have the same."""
 
     recipe: Recipe
     categories: tuple[tuple[int, int, str], ...]
@@ -50,28 +51,32 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CheckpointRef:
     """A complete checkpoint in storage."""
 
     uri: str
     step: int
-    """Steps done, so also the next step to train."""
+    """Steps done, and the next step to train."""
 
 
 def checkpoints_uri(run_uri: str) -> str:
-    """Name the folder of a run's checkpoints."""
+    """Return the folder of a run's checkpoints."""
     return storage.join(run_uri, "checkpoints")
 
 
-def find_all(run_uri: str) -> list[Place]:
+def find_all(run_uri: str) -> list[CheckpointRef]:
     """List the complete checkpoints of a run, oldest first."""
-    marks = storage.list_files(checkpoints_uri(run_uri), suffix="/checkpoint.json", recursive=True)
-    places = [Place(mark.rsplit("/", 1)[0], _step_of(mark)) for mark in marks if _is_complete(mark)]
-    return sorted(places, key=lambda place: place.step)
+    files = storage.list_files(checkpoints_uri(run_uri), suffix="/checkpoint.json", recursive=True)
+    refs = [
+        CheckpointRef(_parent(file), int(_parent(file).rpartition("/step-")[2]))
+        for file in files
+        if _is_complete(file)
+    ]
+    return sorted(refs, key=lambda ref: ref.step)
 
 
-def find_latest(run_uri: str) -> Place | None:
-    """Give the newest complete checkpoint of a run, if it has one."""
+def find_latest(run_uri: str) -> CheckpointRef | None:
+    """Return the newest complete checkpoint of a run, or None."""
     return next(reversed(find_all(run_uri)), None)
 
 
@@ -83,9 +88,9 @@ def save(
     step: int,
     epoch: int,
     identity: Identity,
-) -> Place:
-    """Write a checkpoint after `step` steps; a reader sees all of it or none."""
-    about = {
+) -> CheckpointRef:
+    """Write the checkpoint after `step` steps atomically."""
+    info = {
         "format": FORMAT,
         "step": step,
         "epoch": epoch,
@@ -94,50 +99,57 @@ def save(
         "categories": [list(category) for category in identity.categories],
         "data_fingerprint": identity.data_fingerprint,
     }
+    cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     buffer = io.BytesIO()
     torch.save(
         {
-            **about,
+            **info,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "rng": _rng_state(),
+            "rng": {"torch": torch.get_rng_state(), "cuda": cuda_rng},
         },
         buffer,
     )
     data = buffer.getvalue()
-    place = Place(storage.join(checkpoints_uri(run_uri), f"step-{step:08d}"), step)
-    storage.write_bytes_atomic(storage.join(place.uri, "checkpoint.pt"), data)
-    mark = json.dumps({**about, "bytes": len(data)}, indent=1)
-    storage.write_bytes_atomic(storage.join(place.uri, "checkpoint.json"), mark.encode())
-    return place
+    ref = CheckpointRef(storage.join(checkpoints_uri(run_uri), f"step-{step:08d}"), step)
+    storage.write_bytes_atomic(storage.join(ref.uri, "checkpoint.pt"), data)
+    text = json.dumps({**info, "bytes": len(data)}, indent=1)
+    storage.write_bytes_atomic(storage.join(ref.uri, "checkpoint.json"), text.encode())
+    return ref
 
 
-def load(place: Place) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+def load_info(ref: CheckpointRef) -> dict[str, Any]:
+    """Load a checkpoint's `checkpoint.json`."""
+    info: dict[str, Any] = json.loads(storage.read_bytes(storage.join(ref.uri, "checkpoint.json")))
+    return info
+
+
+def load(ref: CheckpointRef) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU.
 
     Raises:
-        TrainingError: it is damaged or of another format.
+        TrainingError: it is damaged or has another format.
     """
-    data = storage.read_bytes(storage.join(place.uri, "checkpoint.pt"))
+    data = storage.read_bytes(storage.join(ref.uri, "checkpoint.pt"))
     try:
         content: dict[str, Any] = torch.load(
             io.BytesIO(data), map_location="cpu", weights_only=True
         )
     except Exception as error:
         raise TrainingError(
-            f"{place.uri}: checkpoint.pt cannot be read ({type(error).__name__}). "
-            "Delete this folder to go on from the checkpoint before it."
+            f"{ref.uri}: checkpoint.pt cannot be read ({type(error).__name__}). "
+            "Delete this folder to resume from the previous checkpoint."
         ) from error
     if content.get("format") != FORMAT:
         raise TrainingError(
-            f"{place.uri}: checkpoint format {content.get('format')}, this version reads {FORMAT}. "
+            f"{ref.uri}: checkpoint format {content.get('format')}, this version reads {FORMAT}. "
             "Train under another --name, or resume with the version that wrote it."
         )
     return content
 
 
 def restore(content: dict[str, Any], *, model: nn.Module, optimizer: FiniteOptimizer) -> None:
-    """Put a checkpoint's weights, momentum and random state back."""
+    """Restore the weights, the optimizer and the random state from a checkpoint."""
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["rng"]["torch"])
@@ -145,62 +157,55 @@ def restore(content: dict[str, Any], *, model: nn.Module, optimizer: FiniteOptim
         torch.cuda.set_rng_state(content["rng"]["cuda"])
 
 
-def require_same(place: Place, *, identity: Identity) -> None:
-    """Refuse to go on with a run as something else.
+def require_same(ref: CheckpointRef, *, identity: Identity) -> None:
+    """Refuse to resume a run with another recipe, other data or other categories.
 
     Raises:
-        RecipeError: the recipe, the data or the categories are not those of the checkpoint.
+        RecipeError: they differ from those of the checkpoint.
     """
-    content = json.loads(storage.read_bytes(storage.join(place.uri, "checkpoint.json")))
-    before = from_dict(content["recipe"])
+    info = load_info(ref)
     changed = [
         line
-        for line in differences(before, identity.recipe)
+        for line in differences(from_dict(info["recipe"]), identity.recipe)
         if not line.startswith((*_FREE, "name:"))
     ]
-    if content["data_fingerprint"] != identity.data_fingerprint:
-        changed.append(f"data: {content['data_fingerprint']} -> {identity.data_fingerprint}")
-    if [tuple(category) for category in content["categories"]] != list(identity.categories):
-        changed.append("categories: " + _names(content["categories"], identity.categories))
+    if info["data_fingerprint"] != identity.data_fingerprint:
+        changed.append(f"data: {info['data_fingerprint']} -> {identity.data_fingerprint}")
+    if [tuple(category) for category in info["categories"]] != list(identity.categories):
+        before, after = _names(info["categories"]), _names(identity.categories)
+        changed.append(f"categories: {before} -> {after}")
     if changed:
         name = identity.recipe.name
-        listed = "\n".join(f"  {line}" for line in changed)
+        lines = "\n".join(f"  {line}" for line in changed)
         raise RecipeError(
-            f"run {name} in {identity.recipe.storage} is at step {place.step} with another recipe:"
-            f"\n{listed}\n"
-            "A run goes on only as it began. Give the values on the left to resume it, or start a "
-            f"new run with: --name {name}-2"
+            f"run {name} in {identity.recipe.storage} is at step {ref.step} with another recipe:"
+            f"\n{lines}\n"
+            "A run can only resume with the same recipe. Use the values on the left to resume it, "
+            f"or start a new run with: --name {name}-2"
         )
 
 
 def prune(run_uri: str, *, keep: int) -> None:
-    """Delete all but the newest checkpoints, and what a crash left half written before them."""
-    kept = {place.uri for place in find_all(run_uri)[-keep:]}
+    """Delete all but the newest checkpoints, and older ones that a crash left incomplete."""
+    kept = {ref.uri for ref in find_all(run_uri)[-keep:]}
     files = storage.list_files(checkpoints_uri(run_uri), recursive=True)
-    folders = {file.rsplit("/", 1)[0] for file in files}
     newest = max(kept, default="")
-    for folder in sorted(folders - kept):
+    for folder in sorted({_parent(file) for file in files} - kept):
         if folder < newest:
-            # The mark goes first, so that a crash in between leaves no complete looking half.
+            # checkpoint.json first: a crash in between must not leave half a checkpoint that
+            # looks complete.
             storage.remove(storage.join(folder, "checkpoint.json"))
             storage.remove(folder)
 
 
-def _rng_state() -> dict[str, Any]:
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
+def _is_complete(file: str) -> bool:
+    size = storage.file_size(storage.join(_parent(file), "checkpoint.pt"))
+    return size is not None and size == json.loads(storage.read_bytes(file))["bytes"]
 
 
-def _step_of(mark: str) -> int:
-    return int(mark.rsplit("/", 2)[-2].removeprefix("step-"))
+def _parent(file: str) -> str:
+    return file.rpartition("/")[0]
 
 
-def _is_complete(mark: str) -> bool:
-    size = storage.file_size(storage.join(mark.rsplit("/", 1)[0], "checkpoint.pt"))
-    return size is not None and size == json.loads(storage.read_bytes(mark))["bytes"]
-
-
-def _names(before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]) -> str:
-    return f"{[row[-1] for row in before]} -> {[row[-1] for row in after]}"
+def _names(categories: Sequence[Sequence[Any]]) -> list[str]:
+    return [row[-1] for row in categories]

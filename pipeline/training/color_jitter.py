@@ -1,8 +1,8 @@
-"""Change the colors of a batch on the device where it is trained, by factors drawn before.
+"""Color jitter of a batch, on the device that trains it.
 
-The factors come with the batch (pipeline/data/augment.py: drawn_colors), so what a sample looks
-like hangs on its seed alone: neither on the device nor on the images beside it. In the order of
-torchvision's ColorJitter, which is fixed here: brightness, contrast, saturation, hue.
+The factors come with the batch (pipeline/data/augment.py: draw_color_jitter), so the colors of a
+sample depend on its seed alone, not on the device or on the other images of the batch. The order is
+torchvision's ColorJitter with its shuffle left out: brightness, contrast, saturation, hue.
 
 N images, H, W padded size
 """
@@ -18,44 +18,44 @@ from kornia.enhance import (
 )
 from torch import Tensor
 
-from bsm.backbone import inside_images
+from bsm.backbone import make_inside_mask
 from pipeline.data.batch import Batch
 
 
-def recolored(batch: Batch) -> Batch:
-    """Change the images of a batch as its colors say; without colors it stays as it is."""
+def jitter_colors(batch: Batch) -> Batch:
+    """Apply a batch's color factors to its images, if it has any."""
     if batch.colors is None:
         return batch
-    images = change_colors(batch.images, batch.image_sizes_hw, batch.colors)
+    images = adjust_colors(batch.images, batch.image_sizes_hw, batch.colors)
     return replace(batch, images=images)
 
 
 @torch.no_grad()
-def change_colors(images: Tensor, image_sizes_hw: Tensor, colors: Tensor) -> Tensor:
-    """Change colors of images.
+def adjust_colors(images: Tensor, image_sizes_hw: Tensor, colors: Tensor) -> Tensor:
+    """Adjust brightness, contrast, saturation and hue of each image.
 
     Args:
         images: (N, 3, H, W) uint8 RGB.
         image_sizes_hw: (N, 2) sizes without padding.
-        colors: (N, 4) factors of brightness, contrast and saturation, and the turn of the hue as a
-            share of the circle.
+        colors: (N, 4) factors of brightness, contrast and saturation, and the hue shift as a
+            fraction of the color circle.
 
     Returns:
         (N, 3, H, W) uint8; padding stays 0.
     """
-    brightness, contrast, saturation, turn = colors.unbind(1)
-    inside = inside_images(image_sizes_hw, (images.shape[-2], images.shape[-1]))[:, None]
+    brightness, contrast, saturation, hue = colors.unbind(1)
+    inside = make_inside_mask(image_sizes_hw, (images.shape[-2], images.shape[-1]))[:, None]
     pixels = adjust_brightness_accumulative(images.float() / 255, brightness)
     pixels = _adjust_contrast(pixels, contrast, inside=inside)
     pixels = adjust_saturation_with_gray_subtraction(pixels, saturation)
-    pixels = adjust_hue(pixels, turn * (2 * math.pi))
+    pixels = adjust_hue(pixels, hue * (2 * math.pi))
     return ((pixels * 255).round() * inside).to(torch.uint8)
 
 
 def _adjust_contrast(pixels: Tensor, factor: Tensor, *, inside: Tensor) -> Tensor:
-    """Scale distances from the image's mean brightness.
+    """Scale the distance of each pixel from the image's mean.
 
-    kornia's takes the mean of the padding too, which hangs on the images beside this one.
+    kornia's version includes the padding in the mean, which depends on the other images.
     """
     count = inside.sum((1, 2, 3)) * pixels.shape[1]
     mean = ((pixels * inside).sum((1, 2, 3)) / count).view(-1, 1, 1, 1)

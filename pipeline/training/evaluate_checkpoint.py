@@ -1,7 +1,7 @@
-"""A model measured while it trains, by the workers that train it: each takes its share of images.
+"""Evaluate a model while it trains: each training worker takes its share of the images.
 
-What comes of it is what `evaluate_model` would say of the same weights: the pieces are put together
-in their own order, whoever did them.
+The chunks are combined in their own order, whichever worker evaluated them, so the metrics are
+those that `evaluate_model` gives for the same weights.
 """
 
 import json
@@ -12,43 +12,48 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline import storage
-from pipeline.evaluation.evaluate import plan_work
+from pipeline.evaluation.evaluate import plan_evaluation
 from pipeline.recipe import Recipe
-from pipeline.training.step import World
+from pipeline.training.step import WorkerContext
 
 _FOLDER = "measured"
 
 
-def measure(model: nn.Module, recipe: Recipe, *, world: World) -> dict[str, float]:
-    """Measure a model on the recipe's validation split; every worker must call this.
+def evaluate_on_workers(
+    model: nn.Module, recipe: Recipe, *, worker: WorkerContext
+) -> dict[str, float]:
+    """Evaluate a model on the recipe's validation split; every worker must call this.
 
     Args:
-        model: not wrapped, on this worker's device; it comes back in the mode that it had.
-        recipe: says on what, and what is measured.
-        world: this worker's place.
+        model: not wrapped in DDP, on this worker's device; its training mode is restored.
+        recipe: names the split and the evaluation settings.
+        worker: the calling worker.
 
     Returns:
-        The metrics by name (mask_ap, boundary_ap, ..., or miou, ...), those that are no number left
-        out; on workers other than the first nothing.
+        On rank 0 the finite metrics by name (mask_ap, boundary_ap, ..., or miou, ...); on other
+        workers an empty dict.
     """
     val_uri = storage.join(recipe.data.root, recipe.data.val_split)
-    pieces, work = plan_work(val_uri, recipe.data, recipe.evaluation)
+    chunks, task = plan_evaluation(val_uri, recipe.data, recipe.evaluation)
     was_training = model.training
     model.eval()
     try:
-        do = work.make(model)
-        mine = {index: do(pieces[index]) for index in range(world.rank, len(pieces), world.size)}
+        evaluate = task.make_predictor(model)
+        mine = {
+            index: evaluate(chunks[index])
+            for index in range(worker.rank, len(chunks), worker.world_size)
+        }
     finally:
         model.train(was_training)
-    parts = _gathered(mine, world=world)
-    if world.rank != 0:
+    parts = _gather_parts(mine, worker=worker)
+    if worker.rank != 0:
         return {}
-    metrics = work.measure([parts[index] for index in range(len(pieces))]).metrics
+    metrics = task.compute_metrics([parts[index] for index in range(len(chunks))]).metrics
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def keep(run_uri: str, metrics: dict[str, float], *, step: int) -> None:
-    """Put what was measured after so many steps beside the run's checkpoints, and leave it there.
+def save_metrics(run_uri: str, metrics: dict[str, float], *, step: int) -> None:
+    """Save a checkpoint's metrics in the run's folder.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -57,8 +62,8 @@ def keep(run_uri: str, metrics: dict[str, float], *, step: int) -> None:
     storage.write_bytes_atomic(uri, json.dumps(metrics, indent=1).encode())
 
 
-def kept(run_uri: str) -> dict[int, dict[str, float]]:
-    """Read what was measured at a run's checkpoints, by the steps done then.
+def load_metrics(run_uri: str) -> dict[int, dict[str, float]]:
+    """Load the metrics of a run's checkpoints, by step.
 
     Raises:
         StorageError: the folder cannot be read.
@@ -70,9 +75,9 @@ def kept(run_uri: str) -> dict[int, dict[str, float]]:
     }
 
 
-def _gathered(mine: dict[int, Any], *, world: World) -> dict[int, Any]:
-    if world.size == 1:
+def _gather_parts(mine: dict[int, Any], *, worker: WorkerContext) -> dict[int, Any]:
+    if worker.world_size == 1:
         return mine
-    all_of_them: list[Any] | None = [None] * world.size if world.rank == 0 else None
-    dist.gather_object(mine, all_of_them, dst=0)
-    return {index: part for each in all_of_them or [] for index, part in each.items()}
+    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
+    dist.gather_object(mine, gathered, dst=0)
+    return {index: part for parts in gathered or [] for index, part in parts.items()}

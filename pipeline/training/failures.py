@@ -1,6 +1,7 @@
-"""What a user learns when a worker fails, and which failures are worth another attempt.
+"""Errors of a failed worker for the user, and the decision whether to try again.
 
-The other workers fail too, because their partner is gone; only the first cause is told.
+When one worker fails, the others fail too because they lose their partner. Only the first cause is
+reported.
 """
 
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import ray
 import ray.train
 
-# ray.train shows type checkers its old class; this is what it gives at run time.
+# For type checkers ray.train has its old class; this is the one that it has at run time.
 from ray.train.v2.api.callback import UserCallback
 
 from pipeline.errors import PipelineError, TrainingError
+from pipeline.text import format_count
 from pipeline.training.loop import TrainJob
 
-_HOPELESS = (
+_PERMANENT = (
     PipelineError,
     ValueError,
     TypeError,
@@ -25,91 +27,91 @@ _HOPELESS = (
     ImportError,
     NotImplementedError,
 )
-"""Errors that the same code and data would raise again: starting anew does not help."""
+"""Errors that the same code and data would raise again."""
 
-
-_PARTNER_GONE = (
+_CONNECTION_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
     "remote process exited",
 )
-"""What gloo and NCCL say when a worker at the other end is gone, each in a page of its own."""
+"""Parts of the messages that gloo and NCCL raise when the process at the other end is gone."""
 
 
-class Watch(UserCallback):
-    """Tells of a lost worker, and ends a run that another attempt cannot help."""
+class FailureCallback(UserCallback):
+    """Report lost workers, and end a run at once if another attempt would fail the same way."""
 
     def __init__(self, relay: Any, *, max_failures: int) -> None:  # noqa: ANN401  an actor's handle
         self._relay = relay
-        self._left = max_failures
+        self._attempts_left = max_failures
 
     def after_exception(
         self,
         run_context: Any,  # noqa: ANN401  Ray's signature
         worker_exceptions: dict[int, Exception],
     ) -> None:
-        """Say what happened; raising here ends the run without another attempt."""
-        rank, error = _first_cause(worker_exceptions)
-        cause = _unwrapped(error)
+        """Log the failure, or raise to end the run without another attempt."""
+        rank, error = _find_first_cause(worker_exceptions)
+        cause = _unwrap(error)
         if isinstance(cause, PipelineError):
             raise cause
-        if isinstance(cause, _HOPELESS):
-            raise TrainingError(_with_traceback(rank, error))
-        if self._left > 0:
-            self._left -= 1
-            text = f"{_what(cause)}; starting all workers again from the last checkpoint"
-            self._relay.lost.remote(rank, text)
+        if isinstance(cause, _PERMANENT):
+            raise TrainingError(_format_traceback(rank, error))
+        if self._attempts_left > 0:
+            self._attempts_left -= 1
+            text = f"{_describe(cause)}; restarting all workers from the last checkpoint"
+            self._relay.report_lost.remote(rank, text)
 
 
-def explained(error: Exception, relay: Any, *, job: TrainJob) -> PipelineError:  # noqa: ANN401
-    """Turn Ray Train's error into one for the user, with the first worker's traceback once."""
-    resume = f"Go on from the last checkpoint with: {job.resume_command}"
+def to_training_error(error: Exception, relay: Any, *, job: TrainJob) -> PipelineError:  # noqa: ANN401
+    """Turn Ray Train's error into one for the user, with the first worker's traceback."""
+    resume = _resume_hint(job)
     if isinstance(error, ray.train.ControllerError):
         cause = error.controller_failure
         if isinstance(cause, TrainingError):
             return TrainingError(f"{cause}\n{resume}")
         if isinstance(cause, PipelineError):
             return cause
-        return TrainingError(f"Ray Train stopped: {_short(cause)}\n{resume}")
+        return TrainingError(f"Ray Train stopped: {_summarize(cause)}\n{resume}")
     failures = getattr(error, "worker_failures", {})
     if not failures:
         return TrainingError(f"Ray Train stopped: {error}\n{resume}")
-    rank, first = _first_cause(failures)
-    place = ray.get(relay.place_of.remote(rank))
+    rank, first = _find_first_cause(failures)
+    location = ray.get(relay.get_location.remote(rank))
+    restarts = format_count(job.recipe.scale.max_failures, "restart")
     return TrainingError(
-        f"{_with_traceback(rank, first)}\nIt ran on {place}, after {job.recipe.scale.max_failures} "
-        f"restarts (--scale.max-failures).\n{resume}"
+        f"{_format_traceback(rank, first)}\nIt ran on {location}, after {restarts} "
+        f"(--scale.max-failures).\n{resume}"
     )
 
 
-def lost(error: Exception, *, job: TrainJob) -> TrainingError:
-    """Say that Ray itself went away under a run: a stopped cluster, a dead head node."""
+def to_ray_lost_error(error: Exception, *, job: TrainJob) -> TrainingError:
+    """Build the error for a run whose cluster stopped or whose head node died."""
     return TrainingError(
-        f"Ray stopped under the run: {_short(error)}\nSee that the cluster is up with: ray status\n"
-        f"Go on from the last checkpoint with: {job.resume_command}"
+        f"Ray stopped during the run: {_summarize(error)}\nCheck the cluster with: ray status\n"
+        f"{_resume_hint(job)}"
     )
 
 
-def _first_cause(failures: dict[int, Exception]) -> tuple[int, Exception]:
-    """Pick the failure that the others follow from: a broken rule, a dead process, the rest."""
+def _resume_hint(job: TrainJob) -> str:
+    return f"Resume from the last checkpoint with: {job.resume_command}"
 
-    def order(rank: int) -> tuple[int, int]:
-        cause = _unwrapped(failures[rank])
-        kinds: list[type[BaseException] | tuple[type[BaseException], ...]] = [
-            PipelineError,
-            _HOPELESS,
-            ray.exceptions.RayActorError,
-        ]
-        found = next((i for i, kind in enumerate(kinds) if isinstance(cause, kind)), len(kinds))
-        return found, rank
 
-    rank = min(failures, key=order)
+def _find_first_cause(failures: dict[int, Exception]) -> tuple[int, Exception]:
+    """Pick the failure that caused the others: a permanent error, a dead process, then the rest."""
+    order: tuple[Any, ...] = (PipelineError, _PERMANENT, ray.exceptions.RayActorError)
+
+    def priority(rank: int) -> tuple[int, int]:
+        cause = _unwrap(failures[rank])
+        matches = [index for index, kinds in enumerate(order) if isinstance(cause, kinds)]
+        return min(matches, default=len(order)), rank
+
+    rank = min(failures, key=priority)
     return rank, failures[rank]
 
 
-def _unwrapped(error: Exception) -> BaseException:
-    """Take off what Ray Train wraps around a worker's exception."""
+def _unwrap(error: Exception) -> BaseException:
+    """Return the exception inside Ray Train's wrapper."""
     for name in ("_base_exc", "health_check_failure"):
         inner = getattr(error, name, None)
         if isinstance(inner, BaseException):
@@ -117,20 +119,20 @@ def _unwrapped(error: Exception) -> BaseException:
     return error
 
 
-def _what(cause: BaseException) -> str:
+def _describe(cause: BaseException) -> str:
     if isinstance(cause, ray.exceptions.RayActorError):
         return "died"
-    # When a worker or its whole node dies, its partner's broken connection is seen first.
-    if any(sign in str(cause) for sign in _PARTNER_GONE):
-        return "lost its connection to another worker, which died or is out of reach"
-    return f"stopped ({_short(cause)})"
+    # When a worker or its node dies, Ray often sees the broken connection of its partner first.
+    if any(text in str(cause) for text in _CONNECTION_LOST):
+        return "lost its connection to another worker, which died or is unreachable"
+    return f"stopped ({_summarize(cause)})"
 
 
-def _with_traceback(rank: int, error: Exception) -> str:
+def _format_traceback(rank: int, error: Exception) -> str:
     return f"worker {rank} failed:\n{str(error).strip()}"
 
 
-def _short(error: BaseException) -> str:
-    """One line: the kind of error and how it begins."""
+def _summarize(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}"[:200].rstrip(": ")

@@ -1,10 +1,9 @@
-"""A finished run as its folder holds it: what was measured, and how it becomes a model version.
+"""Register the model of a finished run from its folder.
 
-Training registers its model itself where the recipe names one. This is for a run that did not, or
-whose registry was away: the folder alone is enough, wherever it was copied to.
+Training registers its model itself if the recipe names one. This is for runs without a model name,
+or whose registry was unreachable: the folder is enough, even if it was copied elsewhere.
 """
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,11 @@ from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.recipe import Recipe, from_json
 from pipeline.registry import provenance
-from pipeline.registry.provenance import Measured, TrainedOn
+from pipeline.registry.provenance import EvaluationRecord, TrainingData
 from pipeline.registry.register import RegisteredVersion, register
 from pipeline.tracking import runs
 from pipeline.training import checkpoint, start_weights
-from pipeline.training.checkpoint import Place
+from pipeline.training.checkpoint import CheckpointRef
 
 RECIPE_FILE = "recipe.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -26,13 +25,15 @@ METRICS_FILE = "metrics.json"
 TRAINED_ON_FILE = "trained_on.json"
 
 
-def keep_evidence(run_uri: str, *, measured: Measured, trained_on: TrainedOn) -> None:
-    """Put what stands behind a model beside its checkpoints.
+def save_provenance(
+    run_uri: str, *, evaluation: EvaluationRecord, training_data: TrainingData
+) -> None:
+    """Save the evaluation and the training data of a model in the run's folder.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    for name, value in ((TRAINED_ON_FILE, trained_on), (METRICS_FILE, measured)):
+    for name, value in ((TRAINED_ON_FILE, training_data), (METRICS_FILE, evaluation)):
         storage.write_bytes_atomic(storage.join(run_uri, name), provenance.to_json(value).encode())
 
 
@@ -43,40 +44,36 @@ def register_run(
 
     Args:
         run_uri: the run's folder or URI.
-        name: the registered model; the one that the recipe names without it.
-        tracking: where to register; what the recipe says without it.
-        license: under which the weights may be used; what the recipe says without it.
+        name: the registered model; "" is the recipe's.
+        tracking: the MLflow store; "" is the recipe's.
+        license: the license of the weights; "" is the recipe's.
 
     Raises:
         RegistryError: the run is not finished, or cannot be registered.
         StorageError: the folder cannot be read.
     """
-    recipe, place = _checked(run_uri)
-    said = recipe.tracking
-    name = name or said.model_name
+    recipe, final = _load_run(run_uri)
+    name = name or recipe.tracking.model_name
     if not name:
         raise RegistryError(
             f"{run_uri}: the recipe names no model to register; type: --name MODEL_NAME"
         )
-    recipe = replace(recipe, tracking=replace(said, license=license or said.license))
-    # The run is tracked where the folder is now, and under the name that it has there.
+    license = license or recipe.tracking.license
+    recipe = replace(recipe, tracking=replace(recipe.tracking, license=license))
+    # The run is tracked under the folder's current path and name.
     folder, _, run_name = storage.absolute(run_uri).rpartition("/")
+    uri = tracking or recipe.tracking.uri
     tracked = replace(
-        recipe,
-        name=run_name,
-        storage=folder,
-        tracking=replace(recipe.tracking, uri=tracking or said.uri),
+        recipe, name=run_name, storage=folder, tracking=replace(recipe.tracking, uri=uri)
     )
-    mark = json.loads(storage.read_bytes(storage.join(place.uri, "checkpoint.json")))
-    start = start_weights.started_from(run_uri)
+    info = checkpoint.load_info(final)
+    started_from = start_weights.read_start_version(run_uri)
     handle = runs.open_run(
-        tracked,
-        data_fingerprint=mark["data_fingerprint"],
-        started_from=start,
+        tracked, data_fingerprint=info["data_fingerprint"], started_from=started_from
     )
     with tempfile.TemporaryDirectory(prefix="register-") as local:
         weights = Path(local) / WEIGHTS_FILE
-        weights.write_bytes(storage.read_bytes(storage.join(run_uri, WEIGHTS_FILE)))
+        weights.write_bytes(_read(run_uri, WEIGHTS_FILE))
         version = register(
             handle,
             name=name,
@@ -84,33 +81,36 @@ def register_run(
             recipe=recipe,
             categories=[
                 Category(category_id=row[0], category_index=row[1], name=row[2])
-                for row in mark["categories"]
+                for row in info["categories"]
             ],
-            measured=Measured.from_json(storage.read_bytes(storage.join(run_uri, METRICS_FILE))),
-            trained_on=TrainedOn.from_json(
-                storage.read_bytes(storage.join(run_uri, TRAINED_ON_FILE))
-            ),
-            started_from=start,
+            evaluation=EvaluationRecord.from_json(_read(run_uri, METRICS_FILE)),
+            training_data=TrainingData.from_json(_read(run_uri, TRAINED_ON_FILE)),
+            started_from=started_from,
         )
     runs.finish(handle)
     return version
 
 
-def _checked(run_uri: str) -> tuple[Recipe, Place]:
+def _load_run(run_uri: str) -> tuple[Recipe, CheckpointRef]:
+    """Load the recipe of a run and find its last checkpoint; the run must be finished."""
     if not storage.exists(storage.join(run_uri, RECIPE_FILE)):
         raise RegistryError(
-            f"{run_uri} has no {RECIPE_FILE}: it is no folder of a run. Name the folder that its "
-            "log calls results: STORAGE/NAME"
+            f"{run_uri} has no {RECIPE_FILE}, so it is not the folder of a run. Use the folder "
+            "that the run's log names under results: STORAGE/NAME"
         )
-    recipe = from_json(storage.read_bytes(storage.join(run_uri, RECIPE_FILE)).decode())
-    place = checkpoint.find_latest(run_uri)
+    recipe = from_json(_read(run_uri, RECIPE_FILE).decode())
+    latest = checkpoint.find_latest(run_uri)
     files = (WEIGHTS_FILE, METRICS_FILE, TRAINED_ON_FILE)
     missing = [name for name in files if not storage.exists(storage.join(run_uri, name))]
-    if place is None or place.step < recipe.optim.steps or missing:
-        done = place.step if place else 0
-        lacks = f", and lacks {', '.join(missing)}" if missing else ""
+    if latest is None or latest.step < recipe.optim.steps or missing:
+        done = latest.step if latest else 0
+        without = f", without {', '.join(missing)}" if missing else ""
         raise RegistryError(
-            f"{run_uri} is not finished: it is at step {done} of {recipe.optim.steps}{lacks}. "
-            "Start its command again; it goes on from there"
+            f"{run_uri} is not finished: it is at step {done} of {recipe.optim.steps}{without}. "
+            "Run its command again to resume it"
         )
-    return recipe, place
+    return recipe, latest
+
+
+def _read(run_uri: str, name: str) -> bytes:
+    return storage.read_bytes(storage.join(run_uri, name))

@@ -1,7 +1,7 @@
-"""A whole run, from a recipe to numbers: check, track, train, evaluate, register.
+"""A whole run, from a recipe to a registered model: check, track, train, evaluate, register.
 
-All that can be checked is checked before Ray starts. The same recipe under the same name goes on
-from its last checkpoint; when nothing is left to train it is evaluated again.
+Everything that can be checked is checked before Ray starts. The same recipe under the same name
+resumes from its last checkpoint; a finished run is only evaluated again.
 """
 
 import logging
@@ -18,95 +18,99 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from bsm.build import build_model
 from bsm.checkpoints.weights import save_weights
+from bsm.configs.models import without_weights
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import evaluate_model
-from pipeline.evaluation.metrics import Metrics
+from pipeline.evaluation.metrics import CocoMetrics
 from pipeline.evaluation.result import Evaluation
 from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
 from pipeline.registry import provenance
 from pipeline.registry.register import RegisteredVersion, register
+from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import MetricLog, RunHandle
-from pipeline.training import checkpoint, finished_run, progress
-from pipeline.training.loop import Hooks, Outcome, TrainJob, train
-from pipeline.training.preflight import Checked, check
-from pipeline.training.sample_log import merge
-from pipeline.training.step import World
+from pipeline.training import checkpoint, finished_run
+from pipeline.training.checkpoint import CheckpointRef
+from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
+from pipeline.training.preflight import PreparedRun, prepare_run
+from pipeline.training.sample_log import merge_sample_lists
+from pipeline.training.step import WorkerContext
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PartOf:
-    """What a run is part of, where it is not all that a job does."""
+class ParentRun:
+    """The sweep or study that a run belongs to; by default none."""
 
-    parent_run_id: str = ""
-    """MLflow's run above this one."""
+    run_id: str = ""
+    """MLflow's id of the parent run."""
     resume_command: str = ""
-    """What a user types to go on; "" is the command that started this process."""
+    """The command that resumes the parent; "" is the command that started this process."""
     callbacks: tuple[Any, ...] = ()
-    """Ray Train's own, which are told of every checkpoint's metrics."""
+    """Ray Train callbacks, called with the metrics of every checkpoint."""
 
 
-def run(recipe: Recipe, *, part_of: PartOf = PartOf()) -> dict[str, Any]:
+def run(recipe: Recipe, *, parent: ParentRun = ParentRun()) -> dict[str, Any]:
     """Run a recipe to its end.
 
     Args:
-        recipe: what runs.
-        part_of: what it is part of, a sweep for example.
+        recipe: the run.
+        parent: the sweep or study that it belongs to.
 
     Returns:
         The RESULT line: name, steps, metrics by name (AP, AP50, ..., mask_ap, boundary_ap, ..., or
-        miou, boundary_f_3px, ...), seconds of each phase, throughput, and where everything is.
+        miou, boundary_f_3px, ...), seconds of each phase, throughput, and the paths of all outputs.
 
     Raises:
-        PipelineError: what went wrong, in the user's words.
+        PipelineError: the run cannot start, or failed.
     """
     seconds: dict[str, float] = {}
-    with _timed(seconds, "check"):
-        checked = check(recipe)
+    with _time_phase(seconds, "check"):
+        prepared = prepare_run(recipe)
         handle = runs.open_run(
             recipe,
-            data_fingerprint=checked.identity.data_fingerprint,
-            started_from=checked.started_from,
-            parent_run_id=part_of.parent_run_id,
+            data_fingerprint=prepared.identity.data_fingerprint,
+            started_from=prepared.started_from,
+            parent_run_id=parent.run_id,
         )
     job = TrainJob(
-        recipe=checked.recipe,
-        identity=checked.identity,
-        run_uri=checked.run_uri,
-        resume_command=part_of.resume_command or resume_command(),
+        recipe=prepared.recipe,
+        identity=prepared.identity,
+        run_uri=prepared.run_uri,
+        resume_command=parent.resume_command or resume_command(),
     )
-    _log.info("%s", progress.header(_facts(checked, handle, job)))
-    with _status_of(handle, job):
-        with _timed(seconds, "train"):
-            _start(recipe)
-            outcome = _train(checked, job, handle, callbacks=part_of.callbacks)
-        samples_uri, samples_sha256 = merge(
-            checked.run_uri, steps=outcome.step, global_batch=recipe.optim.global_batch
+    _log.info("%s", "\n".join(format_table(_header_rows(prepared, handle, job))))
+    with _closing_run(handle, job):
+        with _time_phase(seconds, "train"):
+            trained = _train(prepared, job, handle, callbacks=parent.callbacks)
+        samples_uri, samples_sha256 = merge_sample_lists(
+            prepared.run_uri, steps=trained.step, global_batch=recipe.optim.global_batch
         )
-        with _timed(seconds, "evaluate"):
-            place = _load_final(checked)
-            evaluation = _evaluate(checked)
-        with _timed(seconds, "register"):
-            version = _keep_results(checked, handle, evaluation, step=outcome.step)
+        with _time_phase(seconds, "evaluate"):
+            model, final = _load_final_model(prepared)
+            evaluation = _evaluate(model, prepared)
+        with _time_phase(seconds, "register"):
+            version = _save_results(model, prepared, handle, evaluation, step=trained.step)
     return {
         "name": recipe.name,
-        "steps": outcome.step,
-        **_for_json(_coco_names(evaluation) | evaluation.metrics),
+        "steps": trained.step,
+        **_nan_to_none(_coco_metrics(evaluation) | evaluation.metrics),
         "images": int(evaluation.metrics["images"]),
-        "images_per_s": round(outcome.images_per_s, 3),
+        "images_per_s": round(trained.images_per_s, 3),
         "evaluated_images_per_s": round(evaluation.metrics["images_per_s"], 3),
         "seconds": round(sum(seconds.values()), 1),
         "seconds_by_phase": {name: round(value, 1) for name, value in seconds.items()},
-        "peak_memory_gb": round(outcome.peak_memory_bytes / 1e9, 3),
-        "checkpoint": place.uri,
-        "weights": storage.join(checked.run_uri, "model.safetensors"),
+        "peak_memory_gb": round(trained.peak_memory_bytes / 1e9, 3),
+        "checkpoint": final.uri,
+        "weights": storage.join(prepared.run_uri, finished_run.WEIGHTS_FILE),
         **evaluation.files,
         "samples": samples_uri,
         "samples_sha256": samples_sha256,
@@ -118,7 +122,7 @@ def run(recipe: Recipe, *, part_of: PartOf = PartOf()) -> dict[str, Any]:
 
 
 def resume_command() -> str:
-    """Give the command that started this run: the same one goes on with it."""
+    """Return the command that started this run; the same command resumes it."""
     program, *arguments = sys.argv
     if not program.endswith(".py"):
         return "the same call again"
@@ -128,85 +132,90 @@ def resume_command() -> str:
     return f"ray job submit --working-dir . -- {command}" if is_job else command
 
 
-def _facts(checked: Checked, handle: RunHandle, job: TrainJob) -> list[tuple[str, str]]:
-    recipe = checked.recipe
+def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> list[tuple[str, str]]:
+    recipe = prepared.recipe
     optim, scale = recipe.optim, recipe.scale
-    workers = max(scale.num_workers, 1)
-    share = optim.global_batch // workers
-    start = checked.place.step if checked.place else 0
-    parameters = sum(p.numel() for p in checked.model.parameters())
-    trained = sum(p.numel() for p in checked.model.parameters() if p.requires_grad)
-    place = "this process" if scale.num_workers == 0 else f"{workers} workers"
-    each = "a GPU each" if scale.use_gpu else f"{scale.cpus_per_worker:g} CPU each"
+    worker_batch = optim.global_batch // max(scale.num_workers, 1)
+    start = prepared.resume_from.step if prepared.resume_from else 0
+    resources = "a GPU each" if scale.use_gpu else f"{scale.cpus_per_worker:g} CPU each"
+    workers = format_count(scale.num_workers, "worker")
     return [
-        ("recipe", f"{recipe.name}  fingerprint {fingerprint(checked.identity.recipe)}"),
+        ("recipe", f"{recipe.name}  fingerprint {fingerprint(prepared.identity.recipe)}"),
         (
             "data",
-            f"{checked.train_uri}  {checked.train_images} images, {len(checked.categories)} "
-            f"categories  fingerprint {checked.identity.data_fingerprint}",
+            f"{prepared.train_uri}  {format_count(prepared.train_images, 'image')}, "
+            f"{format_count(len(prepared.categories), 'category')}  "
+            f"fingerprint {prepared.identity.data_fingerprint}",
         ),
-        ("audit", checked.verdict),
-        ("workers", place if scale.num_workers == 0 else f"{place}, {each}"),
+        ("audit", prepared.audit),
+        ("workers", f"{workers}, {resources}" if scale.num_workers else "this process"),
         (
             "batch",
-            f"{optim.global_batch} images a step, {share} on each worker in passes of "
-            f"{min(scale.images_per_microbatch, share)}",
+            f"{format_count(optim.global_batch, 'image')} per step, {worker_batch} per worker in "
+            f"microbatches of {min(scale.images_per_microbatch, worker_batch)}",
         ),
-        ("lr", f"{optim.lr:g} = {optim.lr_per_image:g} an image, warm-up {optim.warmup_steps}"),
-        ("model", f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"),
-        *([("starts from", checked.started_from)] if checked.started_from else []),
+        (
+            "lr",
+            f"{optim.lr:g} ({optim.lr_per_image:g} per image), "
+            f"{format_count(optim.warmup_steps, 'warm-up step')}",
+        ),
+        (
+            "model",
+            f"{prepared.parameters / 1e6:.1f} M parameters, "
+            f"{prepared.trained_parameters / 1e6:.1f} M trained",
+        ),
+        *([("starts from", prepared.started_from)] if prepared.started_from else []),
         ("steps", f"{start} to {optim.steps}, checkpoint every {recipe.checkpoint.every_steps}"),
-        ("results", checked.run_uri),
+        ("results", prepared.run_uri),
         ("tracking", handle.url),
         ("resume", job.resume_command),
     ]
 
 
-def _start(recipe: Recipe) -> None:
+def _train(
+    prepared: PreparedRun, job: TrainJob, handle: RunHandle, *, callbacks: tuple[Any, ...]
+) -> TrainResult:
+    recipe, resume_from = prepared.recipe, prepared.resume_from
     if recipe.scale.num_workers:
         from pipeline.training.capacity import start_ray  # noqa: PLC0415  imports ray
 
+        # Also for a run that is finished: the evaluation uses the workers too.
         start_ray(recipe)
-
-
-def _train(
-    checked: Checked, job: TrainJob, handle: RunHandle, *, callbacks: tuple[Any, ...]
-) -> Outcome:
-    recipe = checked.recipe
-    if checked.place is not None and checked.place.step >= recipe.optim.steps:
+    if resume_from is not None and resume_from.step >= recipe.optim.steps:
         _log.info(
-            "run %s is finished (step %d of %d): nothing to train, evaluating it. "
-            "For a new run give another --name.",
+            "run %s is finished (step %d of %d): nothing to train, only evaluating. "
+            "To start a new run, use another --name.",
             recipe.name,
-            checked.place.step,
+            resume_from.step,
             recipe.optim.steps,
         )
-        return Outcome(step=checked.place.step)
-    if recipe.scale.num_workers == 0:
-        outcome = _train_here(checked, job, handle)
-    else:
+        return TrainResult(step=resume_from.step)
+    if recipe.scale.num_workers:
         from pipeline.training.ray_workers import train_on_workers  # noqa: PLC0415  imports ray
 
-        outcome = train_on_workers(job, handle=handle, callbacks=callbacks)
-    if outcome.bad:
-        _log_file(handle, storage.join(checked.run_uri, "bad_batch.json"))
-        raise TrainingError(outcome.bad)
-    return outcome
+        result = train_on_workers(job, handle=handle, callbacks=callbacks)
+    else:
+        result = _train_here(prepared, job, handle)
+    if result.error:
+        _log_artifact(handle, storage.join(prepared.run_uri, "bad_batch.json"))
+        raise TrainingError(result.error)
+    return result
 
 
-def _train_here(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
-    recipe = checked.recipe
+def _train_here(prepared: PreparedRun, job: TrainJob, handle: RunHandle) -> TrainResult:
+    """Train in this process."""
+    recipe = prepared.recipe
     if recipe.scale.threads_per_worker:
         torch.set_num_threads(recipe.scale.threads_per_worker)
-    if checked.place is not None:
-        _log.info("going on from step %d: %s", checked.place.step, checked.place.uri)
+    if prepared.resume_from is not None:
+        _log.info("resuming from step %d: %s", prepared.resume_from.step, prepared.resume_from.uri)
     metrics = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri)
     try:
         return train(
             job,
-            world=World(device=torch.device("cuda" if recipe.scale.use_gpu else "cpu")),
+            worker=WorkerContext(device=torch.device("cuda" if recipe.scale.use_gpu else "cpu")),
             batches=lambda first_step: local_batches(
-                checked.train_uri,
+                prepared.train_uri,
                 recipe.data,
                 seed=recipe.seed,
                 global_batch=recipe.optim.global_batch,
@@ -216,59 +225,66 @@ def _train_here(checked: Checked, job: TrainJob, handle: RunHandle) -> Outcome:
                 with_masks=reads_masks(recipe.model),
             ),
             hooks=Hooks(
-                say=lambda line: _log.info("%s", line), log=metrics.log, saving=metrics.keep
+                print_line=lambda line: _log.info("%s", line),
+                log=metrics.log,
+                before_checkpoint=metrics.persist,
             ),
-            place=checked.place,
+            resume_from=prepared.resume_from,
         )
     finally:
         metrics.close()
 
 
-def _load_final(checked: Checked) -> checkpoint.Place:
-    place = checkpoint.find_latest(checked.run_uri)
-    if place is None:
-        raise TrainingError(f"{checked.run_uri} has no checkpoint, although training ended")
-    checked.model.load_state_dict(checkpoint.load(place)["model"])
-    checked.model.eval()
-    return place
+def _load_final_model(prepared: PreparedRun) -> tuple[nn.Module, CheckpointRef]:
+    latest = checkpoint.find_latest(prepared.run_uri)
+    if latest is None:
+        raise TrainingError(f"{prepared.run_uri} has no checkpoint, although training ended")
+    model = build_model(without_weights(prepared.recipe.model))
+    model.load_state_dict(checkpoint.load(latest)["model"])
+    return model.eval(), latest
 
 
-def _evaluate(checked: Checked) -> Evaluation:
-    recipe = checked.recipe
+def _evaluate(model: nn.Module, prepared: PreparedRun) -> Evaluation:
+    recipe = prepared.recipe
     evaluation = evaluate_model(
-        checked.model,
-        checked.val_uri,
+        model,
+        prepared.val_uri,
         recipe.data,
         recipe.evaluation,
-        out_uri=checked.run_uri,
+        out_uri=prepared.run_uri,
         num_workers=recipe.scale.num_workers,
         use_gpu=recipe.scale.use_gpu,
     )
     _log.info("%s", evaluation.text)
-    for kind, place in evaluation.files.items():
-        _log.info("evaluate: %s in %s", kind.replace("_", " "), place)
+    for kind, uri in evaluation.files.items():
+        _log.info("evaluate: %s in %s", kind.replace("_", " "), uri)
     return evaluation
 
 
-def _keep_results(
-    checked: Checked, handle: RunHandle, evaluation: Evaluation, *, step: int
+def _save_results(
+    model: nn.Module,
+    prepared: PreparedRun,
+    handle: RunHandle,
+    evaluation: Evaluation,
+    *,
+    step: int,
 ) -> RegisteredVersion | None:
-    """Put weights and numbers beside the checkpoints, and all of it into the tracking store."""
-    recipe, version = checked.identity.recipe, None
-    measured = provenance.Measured.of(
-        evaluation, fingerprint=checked.val_fingerprint, settings=recipe.evaluation
+    """Save weights and metrics in the run's folder, log them to MLflow, and register the model."""
+    recipe, version = prepared.identity.recipe, None
+    record = provenance.EvaluationRecord.from_evaluation(
+        evaluation, fingerprint=prepared.val_fingerprint, settings=recipe.evaluation
     )
-    trained_on = provenance.TrainedOn.of(read_manifest(checked.train_uri))
-    finished_run.keep_evidence(checked.run_uri, measured=measured, trained_on=trained_on)
+    training_data = provenance.TrainingData.from_manifest(read_manifest(prepared.train_uri))
+    finished_run.save_provenance(prepared.run_uri, evaluation=record, training_data=training_data)
     runs.log_metrics(
         handle, {k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}, step=step
     )
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
-        weights = files / "model.safetensors"
-        save_weights(checked.model, weights)
+        weights = files / finished_run.WEIGHTS_FILE
+        save_weights(model, weights)
         storage.write_bytes_atomic(
-            storage.join(checked.run_uri, "model.safetensors"), weights.read_bytes()
+            storage.join(prepared.run_uri, finished_run.WEIGHTS_FILE), weights.read_bytes()
         )
         if recipe.tracking.model_name:
             version = register(
@@ -276,24 +292,24 @@ def _keep_results(
                 name=recipe.tracking.model_name,
                 weights_path=weights,
                 recipe=recipe,
-                categories=checked.categories,
-                measured=measured,
-                trained_on=trained_on,
-                started_from=checked.started_from,
+                categories=prepared.categories,
+                evaluation=record,
+                training_data=training_data,
+                started_from=prepared.started_from,
             )
         weights.unlink()
-        (files / "metrics.json").write_text(provenance.to_json(measured))
+        (files / finished_run.METRICS_FILE).write_text(provenance.to_json(record))
         (files / "run_recipe.json").write_text(to_json(recipe))
-        kept = [storage.join(checked.run_uri, "samples.csv")]
-        # Folders stay beside the run: they are as large as the split.
-        kept += [uri for uri in evaluation.files.values() if uri.endswith(".json")]
-        for uri in kept:
+        artifacts = [storage.join(prepared.run_uri, "samples.csv")]
+        # Folders are not uploaded: they are as large as the split.
+        artifacts += [uri for uri in evaluation.files.values() if uri.endswith(".json")]
+        for uri in artifacts:
             (files / uri.rpartition("/")[2]).write_bytes(storage.read_bytes(uri))
         runs.log_artifacts(handle, files, folder="results")
     return version
 
 
-def _log_file(handle: RunHandle, uri: str) -> None:
+def _log_artifact(handle: RunHandle, uri: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / uri.rsplit("/", 1)[-1]
         path.write_bytes(storage.read_bytes(uri))
@@ -301,33 +317,33 @@ def _log_file(handle: RunHandle, uri: str) -> None:
 
 
 @contextmanager
-def _status_of(handle: RunHandle, job: TrainJob) -> Iterator[None]:
-    """Close the tracked run with what became of it."""
+def _closing_run(handle: RunHandle, job: TrainJob) -> Iterator[None]:
+    """Close the tracked run with its final status."""
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        _log.info("Stopped. Go on from the last checkpoint with: %s", job.resume_command)
+        _log.info("Stopped. Resume from the last checkpoint with: %s", job.resume_command)
         raise
     finally:
         runs.finish(handle, status)
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    began = time.perf_counter()
+def _time_phase(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    started_s = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - began
+    seconds[phase] = time.perf_counter() - started_s
 
 
-def _coco_names(evaluation: Evaluation) -> dict[str, float]:
-    """Give the mask numbers as COCO calls them, too."""
+def _coco_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Return the mask metrics under COCO's names."""
     segm = evaluation.by_metric.get("segm")
-    return dict(segm.by_coco_name()) if isinstance(segm, Metrics) else {}
+    return dict(segm.by_published_name()) if isinstance(segm, CocoMetrics) else {}
 
 
-def _for_json(numbers: dict[str, float]) -> dict[str, float | None]:
-    """Say null where there is no number: JSON knows no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+def _nan_to_none(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Replace NaN and infinity, which JSON does not have, by None."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,8 +1,7 @@
-"""The way of progress lines from workers to the driver's log.
+"""Relay progress lines from the workers to the driver's log.
 
-Ray can forward the output of workers itself, but it puts the process in front of each line and
-mixes in its own. Rank 0 hands its lines to an actor instead, from which the driver logs them as
-they are.
+Ray can forward the output of workers, but prefixes each line with the process and adds lines of its
+own. Instead, rank 0 sends its lines to an actor, and the driver logs them unchanged.
 """
 
 import asyncio
@@ -19,30 +18,30 @@ _log = logging.getLogger(__name__)
 
 
 class _Relay:
-    """An actor beside the driver: takes lines from workers, hands them to the driver."""
+    """An actor on the driver's node that queues lines from workers for the driver."""
 
     def __init__(self) -> None:
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
-        self._places: dict[int, str] = {}
+        self._locations: dict[int, str] = {}
 
-    async def started(self, rank: int, host: str, pid: int) -> None:
-        """Note where a worker runs."""
-        self._places[rank] = f"{host} (pid {pid})"
+    async def set_location(self, rank: int, host: str, pid: int) -> None:
+        """Record the host and process of a worker."""
+        self._locations[rank] = f"{host} (pid {pid})"
 
-    async def place_of(self, rank: int) -> str:
-        """Say where a worker runs, or ran."""
-        return self._places.get(rank, "an unknown host")
+    async def get_location(self, rank: int) -> str:
+        """Return the host and process of a worker, running or lost."""
+        return self._locations.get(rank, "an unknown host")
 
-    async def say(self, line: str) -> None:
-        """Take a line for the user."""
+    async def print_line(self, line: str) -> None:
+        """Queue a line for the user."""
         await self._lines.put(line)
 
-    async def lost(self, rank: int, text: str) -> None:
-        """Take a line about a lost worker."""
-        await self._lines.put(f"worker {rank} on {await self.place_of(rank)} {text}")
+    async def report_lost(self, rank: int, text: str) -> None:
+        """Queue a line about a lost worker."""
+        await self._lines.put(f"worker {rank} on {await self.get_location(rank)} {text}")
 
-    async def end(self) -> None:
-        """Let the reader leave once it has read all lines."""
+    async def close(self) -> None:
+        """Let the reader stop after the last line."""
         await self._lines.put(None)
 
     async def next_line(self) -> str | None:
@@ -52,8 +51,8 @@ class _Relay:
 
 @contextmanager
 def open_relay() -> Iterator[Any]:
-    """Run a relay, and a thread that logs what it hands out."""
-    # Not soft: that may be another node, and when it is lost nothing more of the run is told.
+    """Start a relay actor, and a thread that logs its lines."""
+    # Not soft: on another node the relay could be lost, and with it all further lines.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     relay: Any = ray.remote(_Relay).options(num_cpus=0, scheduling_strategy=here).remote()
 
@@ -62,13 +61,13 @@ def open_relay() -> Iterator[Any]:
             while (line := ray.get(relay.next_line.remote())) is not None:
                 _log.info("%s", line)
         except ray.exceptions.RayError:
-            return  # Ray is going down, and the driver with it.
+            return  # Ray is shutting down, and so is the driver.
 
     thread = threading.Thread(target=log_lines, name="progress", daemon=True)
     thread.start()
     try:
         yield relay
-        relay.end.remote()
+        relay.close.remote()
         thread.join(timeout=10)
     finally:
         ray.kill(relay)

@@ -1,7 +1,7 @@
-"""What a user reads when nodes of the cluster leave and join while a run trains.
+"""Log one line when a node leaves or joins the cluster during training.
 
-Workers that a lost node takes with it are started again by Ray Train, and wait without a word where
-there is no room for all of them; Ray itself tells of the node in pages. Here it is a line.
+Ray Train restarts the workers of a lost node, and waits silently if there is no capacity for all of
+them; Ray's own messages about a lost node fill pages.
 """
 
 import logging
@@ -14,76 +14,75 @@ from typing import Any
 import ray
 
 from pipeline.recipe import ScaleConfig
-from pipeline.training.capacity import shortage
+from pipeline.text import format_count
+from pipeline.training.capacity import describe_shortage
 
 _log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0
+_POLL_EVERY_S = 1.0
 _REMIND_EVERY_S = 60.0
 
-_ON_PURPOSE = (1, 4)
-"""Ray's numbers for a node that was stopped, and for one that the autoscaler let go idle."""
+_PLANNED = (1, 4)
+"""Ray's death reasons of a node that was stopped, or was removed as idle by the autoscaler."""
 
 
 @contextmanager
-def watched_nodes(scale: ScaleConfig) -> Iterator[None]:
-    """Log which nodes leave and join, and what the run does then."""
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(scale, over), name="nodes", daemon=True)
+def watch_nodes(scale: ScaleConfig) -> Iterator[None]:
+    """Log nodes that leave or join, and whether the run has to wait for more."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_poll_nodes, args=(scale, stop), name="nodes", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join(timeout=10)
 
 
-def _watch(scale: ScaleConfig, over: threading.Event) -> None:
+def _poll_nodes(scale: ScaleConfig, stop: threading.Event) -> None:
     try:
-        there = _alive(_nodes())
-        waits, told_s = False, 0.0
-        while not over.wait(_LOOK_EVERY_S):
-            nodes = _nodes()
-            now = _alive(nodes)
-            for name in there.keys() - now.keys():
-                _log.info("%s; %s left", _leaving(nodes.get(name, there[name])), _count(len(now)))
-            for name in now.keys() - there.keys():
-                _log.info("node %s has joined: %s now", _named(now[name]), _count(len(now)))
-            changed, there = now.keys() != there.keys(), now
-            if not changed and not (waits and time.monotonic() - told_s > _REMIND_EVERY_S):
+        before = _select_alive(_list_nodes())
+        is_waiting, logged_s = False, 0.0
+        while not stop.wait(_POLL_EVERY_S):
+            nodes = _list_nodes()
+            alive = _select_alive(nodes)
+            count = format_count(len(alive), "node")
+            for name in before.keys() - alive.keys():
+                _log.info("%s; %s left", _describe_loss(nodes.get(name, before[name])), count)
+            for name in alive.keys() - before.keys():
+                _log.info("node %s joined; %s now", _format_node(alive[name]), count)
+            has_changed, before = alive.keys() != before.keys(), alive
+            remind = is_waiting and time.monotonic() - logged_s > _REMIND_EVERY_S
+            if not has_changed and not remind:
                 continue
-            short = shortage(scale)
-            if short:
+            shortage = describe_shortage(scale)
+            if shortage:
                 _log.info(
-                    "%s. The run waits until enough nodes have joined, and then goes on by itself "
-                    "from the last checkpoint.",
-                    short,
+                    "%s. The run waits until enough nodes have joined, and then resumes from the "
+                    "last checkpoint.",
+                    shortage,
                 )
-            elif waits:
-                _log.info("there is room for all workers again")
-            waits, told_s = bool(short), time.monotonic()
+            elif is_waiting:
+                _log.info("the cluster has capacity for all workers again")
+            is_waiting, logged_s = bool(shortage), time.monotonic()
     except ray.exceptions.RayError:
-        return  # Ray is going down, and the driver with it.
+        return  # Ray is shutting down, and so is the driver.
 
 
-def _nodes() -> dict[str, dict[str, Any]]:
+def _list_nodes() -> dict[str, dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return {node["NodeID"]: node for node in nodes}
 
 
-def _alive(nodes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _select_alive(nodes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: node for name, node in nodes.items() if node["Alive"]}
 
 
-def _leaving(node: dict[str, Any]) -> str:
-    if node.get("DeathReason") in _ON_PURPOSE:
-        return f"node {_named(node)} has left the cluster"
-    return f"node {_named(node)} was lost, and all that ran on it"
+def _describe_loss(node: dict[str, Any]) -> str:
+    if node.get("DeathReason") in _PLANNED:
+        return f"node {_format_node(node)} left the cluster"
+    return f"node {_format_node(node)} was lost with everything that ran on it"
 
 
-def _named(node: dict[str, Any]) -> str:
+def _format_node(node: dict[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-
-
-def _count(nodes: int) -> str:
-    return "1 node" if nodes == 1 else f"{nodes} nodes"

@@ -1,6 +1,6 @@
-"""The optimizers, and a learning rate that is a pure function of the step.
+"""The optimizers, and the learning rate as a pure function of the step.
 
-No schedule object, so there is no schedule state to lose: a resumed run computes the same rate.
+A scheduler object would be state to save; this way a resumed run computes the same rate.
 """
 
 import math
@@ -23,9 +23,9 @@ _NORM_LAYERS = (
 
 
 def learning_rate(optim: OptimConfig, *, step: int) -> float:
-    """Give the rate of one step: linear warm-up times the schedule's decay.
+    """Return the learning rate of a step: linear warm-up times the schedule's decay.
 
-    As detectron2's WarmupMultiStepLR and WarmupPolyLR.
+    The same as detectron2's WarmupMultiStepLR and WarmupPolyLR.
     """
     warmup = 1.0
     if step < optim.warmup_steps:
@@ -37,7 +37,7 @@ def learning_rate(optim: OptimConfig, *, step: int) -> float:
 def _decay(optim: OptimConfig, *, step: int) -> float:
     match optim.schedule:
         case "multistep":
-            return optim.decay_factor ** sum(step >= border for border in optim.decay_at)
+            return optim.decay_factor ** sum(step >= milestone for milestone in optim.decay_at)
         case "poly":
             return math.pow(max(0.0, 1 - step / optim.steps), optim.poly_power)
         case "cosine":
@@ -47,13 +47,13 @@ def _decay(optim: OptimConfig, *, step: int) -> float:
 
 
 def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteOptimizer":
-    """Group a model's trained parameters and put an optimizer over them.
+    """Build the optimizer of a model's trained parameters.
 
-    Norm layers do not decay; biases do, as in detectron2.
+    As in detectron2, weight decay applies to biases but not to norm layers.
     """
     norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for parameter, is_norm in _trained(model):
+    for parameter, is_norm in _iter_trainable(model):
         (norms if is_norm else others).append(parameter)
     groups = [
         {"params": others, "weight_decay": optim.weight_decay},
@@ -61,14 +61,14 @@ def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteOptimizer
     ]
     groups = [group for group in groups if group["params"]]
     lr = learning_rate(optim, step=0)
-    # Only the fused kernels can skip an update on the device.
+    # Only fused optimizers can skip an update on the device.
     if optim.optimizer == "adamw":
         return FiniteAdamW(groups, lr=lr, fused=True)
     return FiniteSGD(groups, lr=lr, momentum=optim.momentum, fused=True)
 
 
 def clip_gradients(model: nn.Module, *, max_norm: float | None) -> Tensor:
-    """Scale all gradients down to a norm, and give the norm they had, without asking the host."""
+    """Clip the gradients to a norm and return their norm before, without a host sync."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
@@ -77,12 +77,12 @@ def clip_gradients(model: nn.Module, *, max_norm: float | None) -> Tensor:
 
 
 class FiniteOptimizer(torch.optim.Optimizer):
-    """An optimizer that changes neither weights nor state in a step whose `found_inf` is 1."""
+    """An optimizer that changes neither weights nor state in a step with `found_inf` = 1."""
 
     found_inf: Tensor | None = None
 
     def update(self, *, lr: float, gradient_norm: Tensor) -> None:
-        """Make one update at a rate; skip it, on the device, when the gradients are not finite."""
+        """Update the weights; on the device, skip the update if the gradients are not finite."""
         for group in self.param_groups:
             group["lr"] = lr
         self.found_inf = torch.isfinite(gradient_norm).logical_not().float()
@@ -97,7 +97,7 @@ class FiniteAdamW(FiniteOptimizer, torch.optim.AdamW):
     """AdamW with torch's betas."""
 
 
-def _trained(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
+def _iter_trainable(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
     seen: set[int] = set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

@@ -1,19 +1,22 @@
-"""What a user reads while a run trains: a header, one line each `log_every` steps, and the end.
+"""The lines of a run's log: progress every `log_every` steps, evaluations, and bad steps.
 
-Plain text without bars, so that `ray job logs` reads like a terminal.
+Plain lines without progress bars, so that `ray job logs` reads like a terminal.
 """
 
+import math
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
+from pipeline.progress import format_duration
 from pipeline.training.step import BadStep, Summary
 
-_MEASURED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px")
+_EVALUATED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px")
+_MAX_IMAGES = 16
 
-_SHORT = {
+_LOSS_LABELS = {
     "loss_mask": "mask",
     "loss_segmentation": "seg",
     "loss_boundary": "bnd",
@@ -33,90 +36,73 @@ _SHORT = {
 }
 
 
-def header(facts: Sequence[tuple[str, str]]) -> str:
-    """Lay out the facts of a run, one a line, in two columns."""
-    width = max(len(name) for name, _ in facts)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
-
-
-def metrics_of(
+def build_metrics(
     summary: Summary, *, epoch: int, lr: float, global_batch: int, memory_bytes: int
 ) -> dict[str, float]:
-    """Turn a window of steps into metrics by name."""
+    """Turn a summary of steps into metrics by name."""
+    seconds = max(summary.seconds, 1e-9)
     return {
         **summary.means,
         "lr": lr,
         "epoch": float(epoch),
-        "images_per_s": summary.steps * global_batch / max(summary.seconds, 1e-9),
-        "data_share": min(summary.waited_s / max(summary.seconds, 1e-9), 1.0),
+        "images_per_s": summary.steps * global_batch / seconds,
+        "data_share": min(summary.data_wait_s / seconds, 1.0),
         "memory_gb": memory_bytes / 1e9,
         "step_s": summary.seconds / summary.steps,
     }
 
 
-def line(metrics: Mapping[str, float], *, done: int, steps: int) -> str:
-    """Write the progress line.
+def format_progress(metrics: Mapping[str, float], *, done: int, steps: int) -> str:
+    """Format the progress line.
 
-    Such as: step 120/300  eta 1m12s  loss 1.234 (mask .31 bnd .42)  lr 2.0e-02  11.8 img/s
-    data 3%  mem 1.2 GB
+    For example: step 120/300  loss 1.23 (mask .31 bnd .42)  lr 0.02  11.8 img/s  data 3%
+    mem 1.2 GB  eta 0:01:12
     """
-    parts = [f"{short} {_small(metrics[name])}" for name, short in _losses_in(metrics)]
+    parts = [f"{label} {_format_short(metrics[name])}" for name, label in _label_losses(metrics)]
     return "  ".join(
         [
             f"step {done}/{steps}",
-            f"eta {duration((steps - done) * metrics['step_s'])}",
-            f"loss {metrics['loss']:.3f} ({' '.join(parts)})",
-            f"lr {metrics['lr']:.1e}",
+            f"loss {metrics['loss']:.3g} ({' '.join(parts)})",
+            f"lr {metrics['lr']:.3g}",
             f"{metrics['images_per_s']:.1f} img/s",
             f"data {100 * metrics['data_share']:.0f}%",
             f"mem {metrics['memory_gb']:.1f} GB",
+            f"eta {format_duration((steps - done) * metrics['step_s'])}",
         ]
     )
 
 
-def measured_line(metrics: Mapping[str, float], *, done: int) -> str:
-    """Write what was measured at a checkpoint: step 100  mask_ap .21  boundary_ap .10."""
-    shown = [name for name in _MEASURED if name in metrics]
-    return "  ".join([f"step {done}", *(f"{name} {_small(metrics[name])}" for name in shown)])
+def format_evaluation(metrics: Mapping[str, float], *, done: int) -> str:
+    """Format the metrics of a checkpoint: step 100  mask_ap .21  boundary_ap .10."""
+    scores = [f"{n} {_format_short(metrics[n])}" for n in _EVALUATED if n in metrics]
+    return "  ".join([f"step {done}", *scores])
 
 
-def duration(seconds: float) -> str:
-    """Write seconds as people say them: 42s, 1m12s, 5h12m, 2d03h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
-
-
-def bad_step_text(bad: BadStep, *, run_uri: str, resume: str, checkpoint_step: int) -> str:
-    """Say which images gave a loss that is not finite, and what to try."""
+def describe_bad_step(bad: BadStep, *, run_uri: str, resume: str, checkpoint_step: int) -> str:
+    """Name the images whose loss is not finite, and suggest what to try."""
     ids = bad.image_ids
-    shown = ", ".join(map(str, ids[:16])) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
-    wrong = sorted(
-        {
-            name
-            for worker in bad.workers
-            for name, value in worker["losses"].items()
-            if not -float("inf") < value < float("inf")
-        }
-    )
+    images = ", ".join(map(str, ids[:_MAX_IMAGES]))
+    if len(ids) > _MAX_IMAGES:
+        images += f" and {len(ids) - _MAX_IMAGES} more"
+    losses = {
+        name
+        for worker in bad.workers
+        for name, value in worker["losses"].items()
+        if not math.isfinite(value)
+    }
     return (
-        f"step {bad.step} (epoch {bad.epoch}, lr {bad.lr:.2e}): {', '.join(wrong)} not finite. "
-        f"Images of the batch: {shown}. They are saved in {run_uri}/bad_batch.json; the last "
-        f"checkpoint (step {checkpoint_step}) is from before it.\n"
-        "Look at these images and their annotations first. When they are fine, the rate is too "
-        "high for this batch; start a new run (--name NEW_NAME) with a lower "
+        f"step {bad.step} (epoch {bad.epoch}, lr {bad.lr:.2e}): {', '.join(sorted(losses))} not "
+        f"finite. Images of the batch: {images}. They are saved in {run_uri}/bad_batch.json; the "
+        f"last checkpoint (step {checkpoint_step}) is from before this step.\n"
+        "Check these images and their annotations first. If they are fine, the learning rate is "
+        "too high for this batch: start a new run (--name NEW_NAME) with a lower "
         "--optim.lr-per-image, more --optim.warmup-steps or --optim.clip-norm 10.\n"
         f"To try the same step again: {resume}"
     )
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Give the most memory used so far: of the GPU where there is one, else of this process."""
+    """Return the peak memory of the GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -124,11 +110,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _losses_in(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    known = [(name, short) for name, short in _SHORT.items() if name in metrics]
-    others = sorted(n for n in metrics if n.startswith("loss_") and n not in _SHORT)
+def _label_losses(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    known = [(name, label) for name, label in _LOSS_LABELS.items() if name in metrics]
+    others = sorted(n for n in metrics if n.startswith("loss_") and n not in _LOSS_LABELS)
     return known + [(name, name.removeprefix("loss_")) for name in others]
 
 
-def _small(value: float) -> str:
+def _format_short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if 0 <= value < 1 else f"{value:.2f}"

@@ -1,8 +1,8 @@
-"""The loop on Ray Train workers.
+"""Run the training loop on Ray Train workers.
 
-Checkpoints are the loop's own, at their final place; Ray Train is told where they are (NO_UPLOAD)
-and is never asked for them, so a run may go on with another number of workers or without Ray at
-all.
+The loop writes its checkpoints itself, to their final place. Ray Train only gets their path
+(NO_UPLOAD) and is never asked for them, so a run may resume with another number of workers, or
+without Ray.
 """
 
 import dataclasses
@@ -24,44 +24,44 @@ from pipeline.data.plan import Chapter, chapters
 from pipeline.data.stream import StepBatch, ray_chapters, worker_batches
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe, reads_masks
+from pipeline.text import format_count
 from pipeline.tracking.runs import MetricLog, RunHandle
-from pipeline.training.checkpoint import Place, find_latest
-from pipeline.training.failures import Watch, explained, lost
+from pipeline.training.checkpoint import CheckpointRef, find_latest
+from pipeline.training.failures import FailureCallback, to_ray_lost_error, to_training_error
 from pipeline.training.log_relay import open_relay
-from pipeline.training.loop import Hooks, Outcome, TrainJob, train
-from pipeline.training.node_watch import watched_nodes
-from pipeline.training.step import World
+from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
+from pipeline.training.node_watch import watch_nodes
+from pipeline.training.step import WorkerContext
 
 _log = logging.getLogger(__name__)
 
 _ray_train: Any = ray.train
-"""Type checkers see the old classes in ray.train; at run time they are those of Train V2."""
+"""Type checkers see the old classes of ray.train; at run time they are those of Train V2."""
 
-
-HELD = "placement_group"
-"""Among what is reported at a checkpoint: the id of what the workers hold, in hex digits. Whoever
-ends a run from outside must let go of it."""
+PLACEMENT_GROUP_KEY = "placement_group"
+"""Key in the metrics of a checkpoint: the hex id of the workers' placement group. Code that
+stops a run from outside must remove this group."""
 
 
 def train_on_workers(
     job: TrainJob, *, handle: RunHandle, callbacks: tuple[Any, ...] = ()
-) -> Outcome:
-    """Run the loop on as many Ray Train workers as the recipe says, and start lost ones again.
+) -> TrainResult:
+    """Train on the recipe's number of Ray Train workers, and restart lost ones.
 
     Ray must be initialized.
 
     Args:
         job: the run.
-        handle: where its metrics go.
-        callbacks: Ray Train's own, told of every checkpoint's metrics beside ours.
+        handle: the tracked run that receives the metrics.
+        callbacks: further Ray Train callbacks; they see the metrics of every checkpoint.
 
     Raises:
-        PipelineError: a worker found something that is wrong with the data or the recipe.
+        PipelineError: a worker found an error in the data or the recipe.
         TrainingError: the workers failed more often than the recipe allows, or Ray itself is gone.
     """
     recipe = job.recipe
     file_system, path = storage.resolve(recipe.storage)
-    # Ray's own list of checkpoints is of one launch; another one may have pruned what it names.
+    # Ray's list of checkpoints belongs to one launch; a later one may have pruned some of them.
     storage.remove(storage.join(job.run_uri, "checkpoint_manager_snapshot.json"))
     parts = chapters(
         steps=recipe.optim.steps,
@@ -76,37 +76,38 @@ def train_on_workers(
         chapters=parts,
         with_masks=reads_masks(recipe.model),
     )
+    max_failures = recipe.scale.max_failures
     try:
-        with open_relay() as relay, watched_nodes(recipe.scale):
+        with open_relay() as relay, watch_nodes(recipe.scale):
             trainer = _ray_train.torch.TorchTrainer(
                 _train_worker,
                 train_loop_config={"job": job, "handle": handle, "relay": relay, "chapters": parts},
-                scaling_config=_scaling(recipe),
+                scaling_config=_scaling_config(recipe),
                 run_config=_ray_train.RunConfig(
                     name=recipe.name,
                     storage_path=path,
                     storage_filesystem=file_system,
-                    failure_config=_ray_train.FailureConfig(max_failures=recipe.scale.max_failures),
+                    failure_config=_ray_train.FailureConfig(max_failures=max_failures),
                     logging_config=_ray_train.LoggingConfig(log_level="ERROR"),
-                    callbacks=[Watch(relay, max_failures=recipe.scale.max_failures), *callbacks],
+                    callbacks=[FailureCallback(relay, max_failures=max_failures), *callbacks],
                 ),
                 datasets=datasets,
                 dataset_config=data_config,
             )
-            _log.info("starting %d workers", recipe.scale.num_workers)
+            _log.info("starting %s", format_count(recipe.scale.num_workers, "worker"))
             try:
                 result = trainer.fit()
             except _ray_train.TrainingFailedError as error:
-                raise explained(error, relay, job=job) from None
+                raise to_training_error(error, relay, job=job) from None
     except ray.exceptions.RayError as error:
         if isinstance(error, PipelineError):
             raise
-        raise lost(error, job=job) from None
+        raise to_ray_lost_error(error, job=job) from None
     returned: dict[str, Any] = result.return_value
-    return Outcome(**returned)
+    return TrainResult(**returned)
 
 
-def _scaling(recipe: Recipe) -> Any:  # noqa: ANN401  a ScalingConfig
+def _scaling_config(recipe: Recipe) -> Any:  # noqa: ANN401  a ScalingConfig
     scale = recipe.scale
     resources: dict[str, float] = {"CPU": scale.cpus_per_worker}
     if scale.use_gpu:
@@ -117,48 +118,51 @@ def _scaling(recipe: Recipe) -> Any:  # noqa: ANN401  a ScalingConfig
 
 
 def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Run in each worker process."""
+    """Train in a worker process."""
     job: TrainJob = config["job"]
     handle: RunHandle = config["handle"]
     relay = config["relay"]
     context = ray.train.get_context()
-    world = World(
+    worker = WorkerContext(
         rank=context.get_world_rank(),
-        size=context.get_world_size(),
+        world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
-    relay.started.remote(world.rank, socket.gethostname(), os.getpid())
+    relay.set_location.remote(worker.rank, socket.gethostname(), os.getpid())
     if job.recipe.scale.threads_per_worker:
         torch.set_num_threads(job.recipe.scale.threads_per_worker)
-    metrics = (
-        MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri) if world.rank == 0 else None
-    )
-    hooks = Hooks(
-        say=relay.say.remote,
-        log=metrics.log if metrics else lambda _step, _metrics: None,
-        saving=metrics.keep if metrics else lambda: None,
-        saved=_report,
-    )
-    place = _agreed(find_latest(job.run_uri) if world.rank == 0 else None, world=world)
-    if world.rank == 0:
-        where = f"going on from step {place.step}: {place.uri}" if place else "from the start"
-        hooks.say(f"{world.size} workers are ready, {where}")
+    hooks, metrics = Hooks(after_checkpoint=_report_checkpoint), None
+    if worker.rank == 0:
+        metrics = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri)
+        hooks = dataclasses.replace(
+            hooks,
+            print_line=relay.print_line.remote,
+            log=metrics.log,
+            before_checkpoint=metrics.persist,
+        )
+    resume_from = _find_checkpoint(job.run_uri, worker=worker)
+    workers = format_count(worker.world_size, "worker")
+    if resume_from:
+        start = f"resuming from step {resume_from.step}: {resume_from.uri}"
+    else:
+        start = "starting at step 0"
+    hooks.print_line(f"{workers} ready, {start}")
     try:
-        outcome = train(
+        result = train(
             job,
-            world=world,
-            batches=lambda first: _batches(job, config["chapters"], first, world=world),
+            worker=worker,
+            batches=lambda first: _read_batches(job, config["chapters"], first, worker=worker),
             hooks=hooks,
-            place=place,
+            resume_from=resume_from,
         )
     finally:
         if metrics:
             metrics.close()
-    return dataclasses.asdict(outcome)
+    return dataclasses.asdict(result)
 
 
-def _batches(
-    job: TrainJob, parts: tuple[Chapter, ...], first_step: int, *, world: World
+def _read_batches(
+    job: TrainJob, parts: tuple[Chapter, ...], first_step: int, *, worker: WorkerContext
 ) -> Iterator[StepBatch]:
     recipe = job.recipe
     for chapter in parts:
@@ -166,8 +170,8 @@ def _batches(
             yield from worker_batches(
                 chapter,
                 recipe.data,
-                rank=world.rank,
-                world_size=world.size,
+                rank=worker.rank,
+                world_size=worker.world_size,
                 seed=recipe.seed,
                 global_batch=recipe.optim.global_batch,
                 images_per_microbatch=recipe.scale.images_per_microbatch,
@@ -176,23 +180,22 @@ def _batches(
             )
 
 
-def _agreed(place: Place | None, *, world: World) -> Place | None:
-    """Let all workers go on from the checkpoint that rank 0 found."""
-    if world.size == 1:
-        return place
-    found: list[Place | None] = [place]
-    dist.broadcast_object_list(found, src=0)
+def _find_checkpoint(run_uri: str, *, worker: WorkerContext) -> CheckpointRef | None:
+    """Find the latest checkpoint on rank 0, and broadcast it to all workers."""
+    found = [find_latest(run_uri) if worker.rank == 0 else None]
+    if worker.world_size > 1:
+        dist.broadcast_object_list(found, src=0)
     return found[0]
 
 
-def _report(place: Place | None, metrics: dict[str, float]) -> None:
+def _report_checkpoint(saved: CheckpointRef | None, metrics: dict[str, float]) -> None:
     checkpoint = None
-    if place is not None:
-        file_system, path = storage.resolve(place.uri)
+    if saved is not None:
+        file_system, path = storage.resolve(saved.uri)
         checkpoint = ray.train.Checkpoint(path, filesystem=file_system)
-    held = ray.util.get_current_placement_group()
+    group = ray.util.get_current_placement_group()
     _ray_train.report(
-        metrics | ({HELD: held.id.hex()} if held else {}),
+        metrics | ({PLACEMENT_GROUP_KEY: group.id.hex()} if group else {}),
         checkpoint=checkpoint,
         checkpoint_upload_mode=_ray_train.CheckpointUploadMode.NO_UPLOAD,
     )

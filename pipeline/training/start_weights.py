@@ -1,9 +1,8 @@
 """The weights that a run starts from: a file anywhere, or a registered version, pinned once.
 
-What models:/NAME@champion means is looked up when a run first starts. The version is noted in the
-run's folder, with a copy of its weights that every worker reaches: a run that is started again
-before its first checkpoint starts from the same weights, whatever became of the alias. The recipe
-stays as it was typed.
+models:/NAME@champion is resolved when a run first starts. The run's folder records the version and
+holds a copy of its weights that every worker can reach. A run that is restarted before its first
+checkpoint starts from the same weights, even if the alias has moved. The recipe is not changed.
 """
 
 import hashlib
@@ -15,121 +14,124 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bsm.configs.models import ModelConfig
 from pipeline import storage
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
-from pipeline.recipe import AnyModel, Recipe
+from pipeline.recipe import Recipe
 from pipeline.registry.versions import (
     CATEGORIES_FILE,
     DIGEST_TAG,
     WEIGHTS_FILE,
     Version,
-    downloaded,
-    find,
+    download_file,
+    find_version,
     is_model_uri,
     read_file,
 )
-from pipeline.serving.categories import categories_from_json
-from pipeline.tracking.stores import tracking_uri
+from pipeline.serving.artifacts import categories_from_json
+from pipeline.tracking.stores import resolve_tracking_uri
 
-_NOTE = "start.json"
+_RECORD = "start.json"
 _COPY = "start.safetensors"
 
-Model = TypeVar("Model", bound=AnyModel)
+Model = TypeVar("Model", bound=ModelConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """Where a model starts."""
+class StartWeights:
+    """A model config whose weights are resolved."""
 
-    model: AnyModel
-    """With weights that every worker reaches, once they are kept."""
-    here: AnyModel
-    """The same with files of this machine."""
+    model: ModelConfig
+    """With weights that every worker can reach, after `pin`."""
+    local_model: ModelConfig
+    """With weights on this machine."""
     version: str = ""
-    """The registered version, models:/NAME/VERSION; "" where it is none."""
+    """The registered version, models:/NAME/VERSION; "" for other weights."""
     categories: tuple[Category, ...] = ()
-    """That the version knows."""
-    keep: Callable[[], None] = lambda: None
-    """Notes the version in the run's folder."""
+    """Categories of the registered version."""
+    pin: Callable[[], None] = lambda: None
+    """Records the version, and copies its weights, in the run's folder."""
 
-    def named(self, text: str) -> str:
-        """Call a version by its name in a text that names the file."""
-        return text.replace(self.here.weights, self.version) if self.version else text
+    def name_version(self, text: str) -> str:
+        """Replace the name of the weights file by that of the registered version."""
+        return text.replace(self.local_model.weights, self.version) if self.version else text
 
 
 @contextmanager
-def starting(model: AnyModel, recipe: Recipe, *, run_uri: str) -> Iterator[Start]:
-    """Look up the weights of a model, and have them on this machine while it is built.
+def resolve_start_weights(
+    model: ModelConfig, recipe: Recipe, *, run_uri: str
+) -> Iterator[StartWeights]:
+    """Resolve the weights of a model, and keep them on this machine while it is built.
 
     Args:
-        model: the recipe's, without weights where a checkpoint holds them.
-        recipe: says where the registry is.
+        model: the recipe's, without weights if the run resumes from a checkpoint.
+        recipe: names the registry.
         run_uri: the run's folder.
 
     Raises:
-        RegistryError: there is no such version, or its weights are not those that were registered.
+        RegistryError: the version does not exist, or its weights were changed after registration.
         StorageError: a file cannot be read.
     """
     copy = storage.join(run_uri, _COPY)
     pinned = replace(model, weights=copy)
-    note = _note(run_uri)
+    record = _read_record(run_uri)
     if not is_model_uri(model.weights):
-        with at_hand(model) as here:
-            yield Start(model=model, here=here)
-    elif note.get("typed") == model.weights:
-        with at_hand(pinned) as here:
-            yield Start(model=pinned, here=here, version=note["version"])
+        with with_local_weights(model) as local_model:
+            yield StartWeights(model=model, local_model=local_model)
+    elif record.get("typed") == model.weights:
+        with with_local_weights(pinned) as local_model:
+            yield StartWeights(model=pinned, local_model=local_model, version=record["version"])
     else:
-        registry = tracking_uri(recipe.tracking.uri, storage_uri=recipe.storage)
-        version = find(model.weights, registry=registry)
-        with downloaded(version, WEIGHTS_FILE) as file:
+        registry = resolve_tracking_uri(recipe.tracking.uri, storage_uri=recipe.storage)
+        version = find_version(model.weights, registry=registry)
+        with download_file(version, WEIGHTS_FILE) as file:
             _check_digest(version, file)
 
-            def keep() -> None:
+            def pin() -> None:
                 storage.write_bytes_atomic(copy, file.read_bytes())
-                said = {"typed": model.weights, "version": version.uri}
+                record = {"typed": model.weights, "version": version.uri}
                 storage.write_bytes_atomic(
-                    storage.join(run_uri, _NOTE), json.dumps(said, indent=1).encode()
+                    storage.join(run_uri, _RECORD), json.dumps(record, indent=1).encode()
                 )
 
-            yield Start(
+            yield StartWeights(
                 model=pinned,
-                here=replace(model, weights=str(file)),
+                local_model=replace(model, weights=str(file)),
                 version=version.uri,
                 categories=categories_from_json(read_file(version, CATEGORIES_FILE).decode()),
-                keep=keep,
+                pin=pin,
             )
 
 
-def started_from(run_uri: str) -> str:
-    """Give the registered version that a run started from; "" for none."""
-    return _note(run_uri).get("version", "")
+def read_start_version(run_uri: str) -> str:
+    """Return the registered version that a run started from, or ""."""
+    return _read_record(run_uri).get("version", "")
 
 
 @contextmanager
-def at_hand(model: Model) -> Iterator[Model]:
-    """Have the weights of a model on this machine while it is built.
+def with_local_weights(model: Model) -> Iterator[Model]:
+    """Download the weights of a model to this machine while it is built.
 
     Raises:
         StorageError: a file cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        # The trunk's own are not read where the whole model has some.
-        trunk = "" if model.weights else _local(model.backbone.weights, folder)
-        # Each kind of model has a kind of trunk of its own, and gets the same one back.
-        backbone: Any = replace(model.backbone, weights=trunk)
-        yield replace(model, weights=_local(model.weights, folder), backbone=backbone)
+        # Weights of the whole model include the backbone's.
+        weights = "" if model.weights else _download(model.backbone.weights, folder)
+        # Each model config has its own backbone config; replace() returns the same class.
+        backbone: Any = replace(model.backbone, weights=weights)
+        yield replace(model, weights=_download(model.weights, folder), backbone=backbone)
 
 
-def absolute_weights(weights: str) -> str:
-    """Make a path of weights hold in every working directory."""
+def to_absolute(weights: str) -> str:
+    """Make a path to weights absolute."""
     if weights in {"", "timm"} or is_model_uri(weights):
         return weights
     return storage.absolute(weights)
 
 
-def _local(weights: str, folder: str) -> str:
+def _download(weights: str, folder: str) -> str:
     if weights in {"", "timm"} or storage.is_local(weights):
         return weights
     path = Path(folder) / weights.rpartition("/")[2]
@@ -137,12 +139,12 @@ def _local(weights: str, folder: str) -> str:
     return str(path)
 
 
-def _note(run_uri: str) -> dict[str, str]:
-    place = storage.join(run_uri, _NOTE)
-    if not storage.exists(place):
+def _read_record(run_uri: str) -> dict[str, str]:
+    uri = storage.join(run_uri, _RECORD)
+    if not storage.exists(uri):
         return {}
-    note: dict[str, str] = json.loads(storage.read_bytes(place))
-    return note
+    record: dict[str, str] = json.loads(storage.read_bytes(uri))
+    return record
 
 
 def _check_digest(version: Version, file: Path) -> None:
@@ -151,7 +153,7 @@ def _check_digest(version: Version, file: Path) -> None:
     registered = version.tags.get(DIGEST_TAG, "")
     if registered and registered != digest:
         raise RegistryError(
-            f"{version.uri}: its weights are not those that were registered (SHA-256 {digest}, "
-            f"registered {registered}): they were changed in the artifact store. Take another "
-            "version, or register the run again"
+            f"{version.uri}: its weights were changed in the artifact store after registration "
+            f"(SHA-256 {digest}, registered {registered}). Take another version, or register the "
+            "run again"
         )

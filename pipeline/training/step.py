@@ -1,10 +1,11 @@
-"""One optimizer step: several passes, one update, and nothing that waits for the device.
+"""One optimizer step: several microbatches, one update, and no wait for the device.
 
-A worker's share of the global batch is cut into passes (`scale.images_per_microbatch`). Each pass's loss
-is weighted by its share of the worker's images, so the gradients add up to the mean over them; DDP
-takes the mean over workers once, in the last pass. Losses stay on the device as one vector for each
-step. A `Window` keeps them, with the ids of the images that made them, until someone looks; that
-look is where a loss that is not finite is found, and it still names the exact step and images.
+A worker's share of the global batch is cut into microbatches (`scale.images_per_microbatch`). The
+loss of each is weighted by its share of the worker's images, so the gradients add up to the mean
+over them; DDP averages over the workers once, in the last microbatch. The losses of a step stay on
+the device as one vector. `StepMetrics` collects these vectors and the image ids of each step, and
+copies them to the host only when a log line or a checkpoint needs them. A loss that is not finite
+is found then, and is still reported with its exact step and images.
 """
 
 import math
@@ -21,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batch import Batch
 from pipeline.recipe import OptimConfig
-from pipeline.training.color_jitter import recolored
+from pipeline.training.color_jitter import jitter_colors
 from pipeline.training.optim import FiniteOptimizer, clip_gradients, learning_rate
 
 GRADIENT_NORM = "gradient_norm"
@@ -29,16 +30,16 @@ GRADIENT_NORM = "gradient_norm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """Where a worker stands among the workers."""
+class WorkerContext:
+    """A worker's rank, the number of workers, and its device."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-class Measured(NamedTuple):
-    """A step's numbers, still on the device."""
+class StepOutput(NamedTuple):
+    """Losses and gradient norm of one step, on the device."""
 
     names: tuple[str, ...]
     values: Tensor
@@ -49,23 +50,24 @@ def train_step(
     model: nn.Module,
     optimizer: FiniteOptimizer,
     *,
-    passes: Sequence[Batch],
+    microbatches: Sequence[Batch],
     step: int,
     optim: OptimConfig,
     device: torch.device,
-) -> Measured:
-    """Accumulate the gradients of all passes and update the weights once.
+) -> StepOutput:
+    """Accumulate the gradients of all microbatches and update the weights once.
 
-    A step whose gradients are not finite changes nothing: the update is skipped on the device.
+    The update is skipped on the device if the gradients are not finite.
     """
-    images = sum(len(one.images) for one in passes)
+    images = sum(len(batch.images) for batch in microbatches)
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    for index, batch in enumerate(passes):
+    for index, batch in enumerate(microbatches):
         share = len(batch.images) / images
-        on_device = recolored(batch.to(device))
-        with _gradients_meet(model, last=index == len(passes) - 1):
-            with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(optim, device)):
+        on_device = jitter_colors(batch.to(device))
+        with _sync_gradients(model, is_last=index == len(microbatches) - 1):
+            use_amp = optim.amp and device.type == "cuda"
+            with torch.autocast(device.type, torch.bfloat16, enabled=use_amp):
                 losses: dict[str, Tensor] = model(
                     on_device.images, on_device.image_sizes_hw, on_device.targets
                 )
@@ -76,16 +78,12 @@ def train_step(
             sums[name] = sums[name] + part if name in sums else part
     norm = clip_gradients(model, max_norm=optim.clip_norm)
     optimizer.update(lr=learning_rate(optim, step=step), gradient_norm=norm)
-    return Measured((*sums, GRADIENT_NORM), torch.stack([*sums.values(), norm.detach().float()]))
+    return StepOutput((*sums, GRADIENT_NORM), torch.stack([*sums.values(), norm.detach().float()]))
 
 
-def _mixed(optim: OptimConfig, device: torch.device) -> bool:
-    return optim.amp and device.type == "cuda"
-
-
-def _gradients_meet(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Let DDP average the gradients in the last pass only."""
-    if isinstance(model, DistributedDataParallel) and not last:
+def _sync_gradients(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Let DDP average the gradients in the last microbatch only."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     return nullcontext()
 
@@ -96,24 +94,24 @@ class _Step:
     epoch: int
     lr: float
     image_id: Tensor
-    measured: Measured
+    output: StepOutput
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a window of steps gave, over all workers."""
+    """Metrics of several steps, over all workers."""
 
     means: dict[str, float]
     """Mean of each loss, their sum as "loss", and the gradient norm."""
     steps: int
     seconds: float
-    waited_s: float
-    """Time spent waiting for data on the slowest worker."""
+    data_wait_s: float
+    """Time that the slowest worker waited for data."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadStep:
-    """A step that gave a loss or gradient that is not finite."""
+    """A step with a loss or gradient that is not finite."""
 
     step: int
     epoch: int
@@ -123,86 +121,91 @@ class BadStep:
 
     @property
     def image_ids(self) -> list[int]:
-        """The images behind it: those of workers with a bad loss, else all images of the step."""
-        guilty = [worker for worker in self.workers if not worker["finite"]] or self.workers
-        return [image for worker in guilty for image in worker["image_id"]]
+        """Images of the workers with a bad loss; if no worker has one, all images of the step."""
+        bad = [worker for worker in self.workers if not worker["finite"]] or self.workers
+        return [image for worker in bad for image in worker["image_id"]]
 
 
-class Window:
-    """The steps since the last look at the device."""
+class StepMetrics:
+    """Losses, gradient norms and timing of the steps since the last `reduce`."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, worker: WorkerContext) -> None:
+        self._worker = worker
         self._steps: list[_Step] = []
-        self._waited_s = 0.0
-        self._opened_s = time.perf_counter()
+        self._data_wait_s = 0.0
+        self._started_s = time.perf_counter()
 
     def add(
-        self, measured: Measured, *, step: int, epoch: int, lr: float, passes: Sequence[Batch]
+        self,
+        output: StepOutput,
+        *,
+        step: int,
+        epoch: int,
+        lr: float,
+        microbatches: Sequence[Batch],
     ) -> None:
-        """Keep a step's numbers on the device, and the ids of its images."""
-        ids = torch.cat([one.image_id for one in passes])
-        self._steps.append(_Step(step, epoch, lr, ids, measured))
+        """Add a step; its numbers stay on the device."""
+        image_id = torch.cat([batch.image_id for batch in microbatches])
+        self._steps.append(_Step(step, epoch, lr, image_id, output))
 
-    def wait_for(self, batches: Iterator[Any]) -> Any:  # noqa: ANN401  what the iterator gives
-        """Take the next item and count the time that it took; None at the end."""
-        began = time.perf_counter()
+    def next_batch(self, batches: Iterator[Any]) -> Any:  # noqa: ANN401  the iterator's type
+        """Return the next item, or None at the end, and count the wait as data time."""
+        started_s = time.perf_counter()
         item = next(batches, None)
-        self._waited_s += time.perf_counter() - began
+        self._data_wait_s += time.perf_counter() - started_s
         return item
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last look."""
-        self._opened_s = time.perf_counter()
-        self._waited_s = 0.0
+        """Exclude the time since the last `reduce`."""
+        self._started_s = time.perf_counter()
+        self._data_wait_s = 0.0
 
-    def looks_bad(self) -> bool:
-        """Look at the last gradient norm at once, where that costs nothing: on the CPU.
+    def has_bad_step(self) -> bool:
+        """Check the last gradient norm, on the CPU only: there it costs nothing.
 
-        The norm is the same on all workers, so they all agree.
+        All workers have the same norm, so they agree.
         """
-        last = self._steps[-1].measured.values[-1]
+        last = self._steps[-1].output.values[-1]
         return last.device.type == "cpu" and not bool(torch.isfinite(last))
 
-    def close(self) -> Summary | BadStep:
-        """Read all numbers once, on all workers together, and start over.
+    def reduce(self) -> Summary | BadStep:
+        """Combine the numbers of all workers, copy them to the host, and start over.
 
         Every worker must call this after the same step.
         """
-        values = torch.stack([one.measured.values for one in self._steps])  # (steps, K + 1)
+        values = torch.stack([each.output.values for each in self._steps])  # (steps, K + 1)
         ok = torch.isfinite(values).all(dim=1)
         first_bad = torch.where(ok, len(ok), torch.arange(len(ok), device=ok.device)).min()
         row = torch.cat([values.double().mean(dim=0), first_bad[None].double()])
-        row = torch.cat([row, torch.tensor([self._waited_s], device=row.device).double()])
-        table = gather_rows(row, world=self._world).cpu()  # the one wait for the device
-        # Not before: until here a GPU may still have had the window's steps before it.
-        now = time.perf_counter()
+        row = torch.cat([row, torch.tensor([self._data_wait_s], device=row.device).double()])
+        table = gather_rows(row, worker=self._worker).cpu()  # the only wait for the device
+        # Read the clock after the copy: until then a GPU may still be working on these steps.
+        now_s = time.perf_counter()
         steps, self._steps = self._steps, []
-        seconds, self._opened_s = now - self._opened_s, now
-        waited_s, self._waited_s = float(table[:, -1].max()), 0.0
+        seconds, self._started_s = now_s - self._started_s, now_s
+        data_wait_s, self._data_wait_s = float(table[:, -1].max()), 0.0
         bad_index = int(table[:, -2].min())
         if bad_index < len(steps):
-            return _describe(steps[bad_index], world=self._world)
-        names = steps[0].measured.names
+            return _describe_bad_step(steps[bad_index], worker=self._worker)
+        names = steps[0].output.names
         means = dict(zip(names, table[:, :-2].mean(dim=0).tolist(), strict=True))
         means["loss"] = sum(means[name] for name in names if name != GRADIENT_NORM)
-        return Summary(means, len(steps), seconds, waited_s)
+        return Summary(means, len(steps), seconds, data_wait_s)
 
 
-def gather_rows(row: Tensor, *, world: World) -> Tensor:
-    """Stack one equally shaped tensor of every worker, by rank."""
-    if world.size == 1:
+def gather_rows(row: Tensor, *, worker: WorkerContext) -> Tensor:
+    """Stack a tensor of the same shape from every worker, by rank."""
+    if worker.world_size == 1:
         return row[None]
-    table = torch.empty((world.size, *row.shape), dtype=row.dtype, device=row.device)
+    table = torch.empty((worker.world_size, *row.shape), dtype=row.dtype, device=row.device)
     dist.all_gather_into_tensor(table.flatten(), row.contiguous().flatten())
     return table
 
 
-def _describe(bad: _Step, *, world: World) -> BadStep:
-    values = bad.measured.values.tolist()
-    losses = dict(zip(bad.measured.names, values, strict=True))
+def _describe_bad_step(bad: _Step, *, worker: WorkerContext) -> BadStep:
+    losses = dict(zip(bad.output.names, bad.output.values.tolist(), strict=True))
     mine: dict[str, Any] = {
-        "rank": world.rank,
+        "rank": worker.rank,
         "image_id": bad.image_id.tolist(),
         "losses": losses,
         "finite": all(
@@ -210,7 +213,7 @@ def _describe(bad: _Step, *, world: World) -> BadStep:
         ),
     }
     workers: list[Any] = [mine]
-    if world.size > 1:
-        workers = [None] * world.size
+    if worker.world_size > 1:
+        workers = [None] * worker.world_size
         dist.all_gather_object(workers, mine)
     return BadStep(bad.step, bad.epoch, bad.lr, tuple(workers))

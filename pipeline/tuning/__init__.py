@@ -1,1 +1,1 @@
-"""Ray Tune over kernel size, loss weights and learning rate."""
+"""Search kernel size, loss weights and learning rate with Ray Tune."""

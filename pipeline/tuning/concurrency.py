@@ -1,7 +1,7 @@
-"""How many trials the cluster has room for: what a trial's workers need is counted by Train alone.
+"""Limit the number of concurrent trials to the capacity of the cluster.
 
-Tune sees only the process that starts a trial. Were more trials started than fit, each would hold
-some of its workers and wait for the others' for ever (ray#54305).
+Tune only sees the driver process of a trial; Ray Train allocates its workers. With more trials than
+fit, each would hold some of its workers and wait forever for the others (ray#54305).
 """
 
 import logging
@@ -16,87 +16,85 @@ from ray.util.state import get_actor
 from ray.util.state.exception import RayStateApiException
 
 from pipeline.recipe import ScaleConfig
-from pipeline.training.capacity import cpus_needed
-from pipeline.training.ray_workers import HELD
+from pipeline.training.capacity import required_resources
+from pipeline.training.ray_workers import PLACEMENT_GROUP_KEY
 from pipeline.tuning.space import Sweep
 
 _log = logging.getLogger(__name__)
 
-CONTROLLER = "controller"
-"""Among what a trial reports: the id of the actor that restarts its workers, in hex digits."""
+CONTROLLER_KEY = "controller"
+"""Key in the metrics of a trial: the hex id of the actor that restarts its workers."""
 
-_LOOK_EVERY_S = 1.0
-_PATIENCE_S = 120
-"""A trial that is stopped is gone within seconds."""
+_POLL_EVERY_S = 1.0
+_TIMEOUT_S = 120
+"""Ray ends a stopped trial within seconds."""
 
-STARTER = {"CPU": 0, "node:__internal_head__": 0.001}
-"""What the process that starts a trial takes: no CPU, or Ray Data would lack a part of its own."""
+TRIAL_DRIVER_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.001}
+"""Resources of a trial's driver process: no CPU, because Ray Data needs a whole one."""
 
 
-def trials_at_once(sweep: Sweep) -> int:
-    """Count the trials that fit into the connected cluster, and say how many will run.
+def count_concurrent_trials(sweep: Sweep) -> int:
+    """Count the trials that the connected cluster can run at once, up to the sweep's limit.
 
-    A cluster whose machines are yet to join has no room at all; then the sweep's own word counts.
+    A cluster whose nodes have not joined yet has no capacity; then the sweep's limit counts.
     """
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    room = room_for(sweep.recipe.scale, there)
-    wanted = sweep.parallel or max(room, 1)
-    count = min(wanted, room) if room else wanted
-    if count < wanted:
-        _log.info("the cluster has room for %d of the %d trials wanted at once", room, wanted)
-    return count
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    capacity = count_fitting_runs(sweep.recipe.scale, resources)
+    wanted = sweep.parallel or max(capacity, 1)
+    if not 0 < capacity < wanted:
+        return wanted
+    _log.info("the cluster has capacity for %d of %d concurrent trials", capacity, wanted)
+    return capacity
 
 
-def release(reported: Mapping[str, Any]) -> None:
-    """Let go of what a trial held that was ended from outside, once it has ended; does not wait.
+def release_workers(reported: Mapping[str, Any]) -> None:
+    """Free the workers of a trial that was stopped from outside, once it has ended; do not wait.
 
-    Ray Train has an actor of its own for this, which fails for good where it finds a second Ray on
-    the machine: the next trial would wait for ever for room that nobody uses. Before its controller
-    is dead nothing is taken from a trial: it would call that a failure, and take room anew.
+    Ray Train has an actor for this, which fails permanently if a second Ray runs on the machine:
+    the next trial would wait forever for unused capacity. The workers are not freed before the
+    trial's controller is dead: the controller would treat this as a failure and reallocate.
 
     Args:
-        reported: what the trial reported last; without HELD in it there is nothing to let go of.
+        reported: the trial's last metrics; without PLACEMENT_GROUP_KEY it holds no workers.
     """
-    if HELD not in reported or CONTROLLER not in reported:
+    if PLACEMENT_GROUP_KEY not in reported or CONTROLLER_KEY not in reported:
         return
     address = ray.get_runtime_context().gcs_address
     threading.Thread(
-        target=_remove_after,
-        args=(reported[CONTROLLER], reported[HELD], address),
+        target=_remove_group_after,
+        args=(reported[CONTROLLER_KEY], reported[PLACEMENT_GROUP_KEY], address),
         name="release",
         daemon=True,
     ).start()
 
 
-def _remove_after(controller: str, placement_group: str, address: str) -> None:
-    ends_s = time.monotonic() + _PATIENCE_S
+def _remove_group_after(controller: str, placement_group: str, address: str) -> None:
+    deadline_s = time.monotonic() + _TIMEOUT_S
     while ray.is_initialized():
         if _is_dead(controller, address):
-            id_of = ray.PlacementGroupID.from_hex(placement_group)
-            remove_placement_group(PlacementGroup(id_of))
+            group_id = ray.PlacementGroupID.from_hex(placement_group)
+            remove_placement_group(PlacementGroup(group_id))
             return
-        if time.monotonic() > ends_s:
+        if time.monotonic() > deadline_s:
             _log.warning(
-                "a stopped trial still holds its workers after %d s; when the next one does not "
-                "start, stop the sweep and go on with --resume",
-                _PATIENCE_S,
+                "a stopped trial still holds its workers after %d s; if the next trial does not "
+                "start, stop the sweep and resume it with --resume",
+                _TIMEOUT_S,
             )
             return
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_EVERY_S)
 
 
 def _is_dead(actor_id: str, address: str) -> bool:
     try:
-        # With the address: without, Ray looks for a Ray on this machine, and takes none of two.
+        # Without the address Ray searches this machine, and fails if it finds two clusters.
         state = get_actor(actor_id, address=address)
     except (RayStateApiException, OSError):
-        return False  # The dashboard is busy, or gone with Ray.
+        return False  # The dashboard is busy, or Ray is gone.
     return state is None or state.state == "DEAD"
 
 
-def room_for(scale: ScaleConfig, resources: Mapping[str, float]) -> int:
+def count_fitting_runs(scale: ScaleConfig, resources: Mapping[str, float]) -> int:
     """Count the runs of a scale that fit into the resources side by side."""
-    needs = {"CPU": cpus_needed(scale)}
-    if scale.use_gpu:
-        needs["GPU"] = float(scale.num_workers)
-    return min(int(resources.get(name, 0.0) / count + 1e-9) for name, count in needs.items())
+    required = required_resources(scale).items()
+    return min(int(resources.get(name, 0.0) / count + 1e-9) for name, count in required)

@@ -1,4 +1,4 @@
-"""What came of a sweep: its trials, the winner, what mattered, and the curve of kernel sizes."""
+"""The results of a sweep: its trials, the winner, the kernel-size curve, and importances."""
 
 import csv
 import io
@@ -9,103 +9,104 @@ from typing import Literal
 
 import optuna
 
-from pipeline.tuning.search import distributions
-from pipeline.tuning.space import Sweep, Values, is_baseline, kernel_field, short
+from pipeline.text import format_score, format_table
+from pipeline.tuning.search import build_distributions
+from pipeline.tuning.space import Sweep, Values, is_baseline, kernel_field, short_name
 
 State = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """One trial, as it ended."""
+class TrialResult:
+    """The result of one trial."""
 
     number: int
     values: Values
     state: State
-    """Stopped: what was measured did not keep up with the others."""
+    """"stopped": the scheduler ended it early."""
     history: Mapping[int, float]
-    """What was measured, by the step."""
+    """The metric by step."""
     run_id: str = ""
-    """MLflow's id; empty where the trial failed before it was tracked."""
+    """MLflow's id; "" if the trial failed before it was tracked."""
     reason: str = ""
-    """Why it failed."""
+    """Error message of a failed trial."""
 
     @property
     def step(self) -> int:
-        """The last step that was measured; 0 where none was."""
+        """The last evaluated step, or 0."""
         return max(self.history, default=0)
 
     @property
     def value(self) -> float:
-        """What was measured last; NaN where nothing was."""
+        """The metric at the last evaluated step, or NaN."""
         return self.history.get(self.step, math.nan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelPoint:
-    """What trials with one kernel size reached."""
+    """The metric of all trials with one kernel size."""
 
     kernel_size: int
     baseline: float
-    """The recipe's own values, at the last step; NaN where that trial failed."""
+    """Of the recipe's own values, at the last step; NaN if that trial failed."""
     finished: tuple[float, ...] = ()
-    """Of all finished trials, in the order of their numbers."""
+    """Of the finished trials, ordered by number."""
     early: tuple[float, ...] = ()
-    """Of all trials, those that were stopped too, at the last step that all of them reached."""
+    """Of all trials, at the last step that all of them reached."""
 
 
-def winner(trials: Iterable[Trial]) -> Trial | None:
-    """Give the best finished trial, the earlier one of equals; None where none finished."""
+def find_winner(trials: Iterable[TrialResult]) -> TrialResult | None:
+    """Return the finished trial with the best metric, the earlier one if equal, or None."""
     finished = [trial for trial in trials if trial.state == "finished"]
     return max(finished, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
-def kernel_curve(sweep: Sweep, trials: Sequence[Trial]) -> list[KernelPoint]:
-    """Sort what was reached by kernel size (Fig. 6)."""
-    name, step = kernel_field(sweep.recipe), common_step(trials)
+def build_kernel_curve(sweep: Sweep, trials: Sequence[TrialResult]) -> list[KernelPoint]:
+    """Group the trials by kernel size (Fig. 6)."""
+    name, step = kernel_field(sweep.recipe), find_common_step(trials)
     points = []
     for size in sorted(sweep.kernel_sizes):
-        here = [trial for trial in trials if trial.values[name] == size]
-        finished = [trial for trial in here if trial.state == "finished"]
+        of_size = [trial for trial in trials if trial.values[name] == size]
+        finished = [trial for trial in of_size if trial.state == "finished"]
         own = [trial.value for trial in finished if is_baseline(sweep, trial.values)]
         points.append(
             KernelPoint(
                 kernel_size=size,
                 baseline=own[0] if own else math.nan,
                 finished=tuple(trial.value for trial in finished),
-                early=tuple(trial.history[step] for trial in here if step in trial.history),
+                early=tuple(trial.history[step] for trial in of_size if step in trial.history),
             )
         )
     return points
 
 
-def common_step(trials: Iterable[Trial]) -> int:
-    """Give the last step at which all trials were measured, but for those that failed; else 0."""
+def find_common_step(trials: Iterable[TrialResult]) -> int:
+    """Return the last step at which all trials that did not fail were evaluated, or 0."""
     reached = [set(trial.history) for trial in trials if trial.state != "failed" and trial.history]
     return max(set.intersection(*reached), default=0) if reached else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Importance:
-    """How much of the differences between trials each field explains."""
+    """The share of the variance between trials that each field explains."""
 
     shares: Mapping[str, float]
-    """By the field's name, the largest first; they add up to 1. Empty where trials do not say."""
+    """By field name, largest first, with sum 1; empty if there are too few different trials."""
     step: int
-    """At which trials are compared: the last one that all of them reached."""
+    """The step at which trials are compared: the last one that all of them reached."""
     trials: int
-    """How many are compared."""
+    """Number of compared trials."""
 
 
-def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
-    """Estimate how much each searched value mattered (fANOVA).
+def estimate_importance(sweep: Sweep, trials: Sequence[TrialResult]) -> Importance:
+    """Estimate the importance of each searched value (fANOVA).
 
-    Stopped trials count too: all are compared at the same step, the last that all of them reached,
-    those that failed left out.
+    Stopped trials count too: all trials but the failed ones are compared at the last step that all
+    of them reached.
     """
-    step, space = common_step(trials), distributions(sweep)
+    step, space = find_common_step(trials), build_distributions(sweep)
     study = optuna.create_study(direction="maximize")
-    # Which trials a tree is drawn from hangs on their order.
+    # fANOVA's random forest depends on the order of the trials.
     for trial in sorted(trials, key=lambda trial: trial.number):
         if math.isfinite(trial.history.get(step, math.nan)):
             study.add_trial(
@@ -113,23 +114,23 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
                     params=dict(trial.values), distributions=space, value=trial.history[step]
                 )
             )
-    reached = [each.values[0] for each in study.trials]
-    # Of a few trials, or of equal ones, any share could be made up.
-    if len(reached) < 2 * len(space) or min(reached) == max(reached):
-        return Importance(shares={}, step=step, trials=len(reached))
+    values = [trial.values[0] for trial in study.trials]
+    # With few or equal trials the shares would be arbitrary.
+    if len(values) < 2 * len(space) or min(values) == max(values):
+        return Importance(shares={}, step=step, trials=len(values))
     shares = optuna.importance.get_param_importances(
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=sweep.recipe.seed)
     )
     shares = {name: float(share) for name, share in shares.items()}
-    return Importance(shares=shares, step=step, trials=len(reached))
+    return Importance(shares=shares, step=step, trials=len(values))
 
 
-def as_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """Write one line for each trial, the best first."""
+def format_trials_csv(sweep: Sweep, trials: Sequence[TrialResult]) -> str:
+    """Format the trials as CSV, best first."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["trial", "state", "step", sweep.metric, *sweep.fields, "run_id", "reason"])
-    for trial in best_first(trials):
+    for trial in sort_best_first(trials):
         value = "" if math.isnan(trial.value) else trial.value
         searched = [trial.values[name] for name in sweep.fields]
         table.writerow(
@@ -138,25 +139,21 @@ def as_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
     return text.getvalue()
 
 
-def as_table(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """Write the same for a terminal."""
-    rows = [["trial", "state", "step", sweep.metric, *map(short, sweep.fields)]]
-    for trial in best_first(trials):
-        value = "-" if math.isnan(trial.value) else f"{trial.value:.4f}"
+def format_trials_table(sweep: Sweep, trials: Sequence[TrialResult]) -> str:
+    """Format the trials as a table for the terminal, best first."""
+    rows = [["trial", "state", "step", sweep.metric, *map(short_name, sweep.fields)]]
+    for trial in sort_best_first(trials):
         searched = [f"{trial.values[name]:.3g}" for name in sweep.fields]
-        rows.append([str(trial.number), trial.state, str(trial.step), value, *searched])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+        score = format_score(trial.value)
+        rows.append([str(trial.number), trial.state, str(trial.step), score, *searched])
+    return "\n".join(format_table(rows, align=">"))
 
 
-def best_first(trials: Sequence[Trial]) -> list[Trial]:
-    """Sort trials: those that went furthest first, then by what they reached."""
+def sort_best_first(trials: Sequence[TrialResult]) -> list[TrialResult]:
+    """Sort trials by their last step, then by their metric."""
 
-    def order(trial: Trial) -> tuple[int, float, int]:
+    def key(trial: TrialResult) -> tuple[int, float, int]:
         value = -math.inf if math.isnan(trial.value) else trial.value
         return (-trial.step, -value, trial.number)
 
-    return sorted(trials, key=order)
+    return sorted(trials, key=key)

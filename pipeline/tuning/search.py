@@ -1,4 +1,4 @@
-"""Which values a trial gets, and which trials are stopped: Optuna's TPE, and successive halving."""
+"""Propose the values of trials with Optuna's TPE, and stop trials by successive halving."""
 
 import itertools
 from typing import Any
@@ -16,21 +16,21 @@ from ray.tune.search.optuna import OptunaSearch
 from pipeline.tuning.space import Sweep, baselines, is_baseline, kernel_field
 
 _RANDOM_TRIALS = 3
-"""Drawn at random after the baselines, which all have the same weights: TPE needs some that differ
-before it has anything to say."""
+"""Random trials after the baselines: the baselines differ in the kernel size only, and TPE needs
+trials that differ in all values."""
 
-KEPT = 2
-"""At each measured step about one of so many trials goes on."""
+_REDUCTION_FACTOR = 2
+"""At each evaluated step about one of this many trials continues."""
 
 
-def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
-    """Give what Optuna draws from, by the field's name."""
+def build_distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
+    """Build Optuna's distributions, by field name."""
     ranges = {each.field: FloatDistribution(each.low, each.high, log=True) for each in sweep.ranges}
-    return {kernel_field(sweep.recipe): _kernels(sweep.kernel_sizes), **ranges}
+    return {kernel_field(sweep.recipe): _kernel_distribution(sweep.kernel_sizes), **ranges}
 
 
-def _kernels(sizes: tuple[int, ...]) -> BaseDistribution:
-    """Keep the order of sizes where they have one distance: 5 is between 3 and 7."""
+def _kernel_distribution(sizes: tuple[int, ...]) -> BaseDistribution:
+    """Keep the order of evenly spaced sizes, so that TPE knows that 5 is between 3 and 7."""
     ordered = sorted(set(sizes))
     steps = {after - before for before, after in itertools.pairwise(ordered)}
     if len(steps) == 1:
@@ -38,11 +38,11 @@ def _kernels(sizes: tuple[int, ...]) -> BaseDistribution:
     return CategoricalDistribution(ordered)
 
 
-def search(sweep: Sweep) -> OptunaSearch:
-    """Propose the baselines, then what TPE expects most of; the recipe's seed decides the draws."""
+def build_searcher(sweep: Sweep) -> OptunaSearch:
+    """Build a searcher that proposes the baselines first, then samples with TPE."""
     first = baselines(sweep)
     return OptunaSearch(
-        space=distributions(sweep),
+        space=build_distributions(sweep),
         metric=sweep.metric,
         mode="max",
         points_to_evaluate=first,
@@ -50,16 +50,16 @@ def search(sweep: Sweep) -> OptunaSearch:
             seed=sweep.recipe.seed,
             multivariate=True,
             n_startup_trials=len(first) + _RANDOM_TRIALS,
-            # Trials that run side by side do not all try the same place.
+            # Keeps concurrent trials from sampling the same values.
             constant_liar=True,
         ),
     )
 
 
-class Halving(ASHAScheduler):
-    """ASHA in steps of the optimizer, which lets the baselines run to their end.
+class SweepScheduler(ASHAScheduler):
+    """ASHA over optimizer steps that never stops a baseline.
 
-    They are compared with like all others, so a trial goes on only where it keeps up with them.
+    Baselines still count in the comparison, so another trial must keep up with them to continue.
     """
 
     def __init__(self, sweep: Sweep) -> None:
@@ -69,7 +69,7 @@ class Halving(ASHAScheduler):
             mode="max",
             max_t=sweep.recipe.optim.steps,
             grace_period=sweep.recipe.checkpoint.every_steps,
-            reduction_factor=KEPT,
+            reduction_factor=_REDUCTION_FACTOR,
         )
         self._sweep = sweep
 
@@ -79,8 +79,6 @@ class Halving(ASHAScheduler):
         trial: Any,  # noqa: ANN401
         result: dict[str, Any],
     ) -> str:
-        """Decide after each measurement."""
+        """Decide whether a trial continues after an evaluation."""
         decision: str = super().on_trial_result(tune_controller, trial, result)
-        if is_baseline(self._sweep, trial.config):
-            return TrialScheduler.CONTINUE
-        return decision
+        return TrialScheduler.CONTINUE if is_baseline(self._sweep, trial.config) else decision

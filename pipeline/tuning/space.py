@@ -1,115 +1,101 @@
-"""What a sweep is: a recipe, the values of it that are searched, and how many trials may try.
+"""The declaration of a sweep: a recipe, the values to search, and the number of trials.
 
-A value is named as on the command line, such as optim.lr_per_image. The first trials are the recipe
-itself with each kernel size and nothing else changed: the curve of the paper's Fig. 6. All others
-are drawn from the whole space.
+Values are named as on the command line, such as optim.lr_per_image. The first trials, the
+baselines, change only the kernel size of the recipe: the curve of the paper's Fig. 6. All others
+are sampled from the whole space.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
+
+from annotated_types import MinLen
 
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.rules import KernelSize, NonNegativeInt, PositiveFloat, PositiveInt
 from pipeline import storage
-from pipeline.recipe import Recipe, from_dict
+from pipeline.recipe import Recipe, RecipePart, from_dict
 from pipeline.recipe_json import leaves, to_plain
-from pipeline.recipe_rules import raise_all
 
 Values: TypeAlias = dict[str, Any]
-"""Searched values by the field's name."""
+"""Searched values by field name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
-    """Positive numbers of one field, searched on a logarithmic scale."""
+class Range(RecipePart):
+    """A range of positive values of one field, searched on a log scale."""
 
     field: str
-    low: float
-    high: float
+    low: PositiveFloat
+    high: PositiveFloat
 
-    def __post_init__(self) -> None:
-        raise_all(
-            f"range of {self.field}",
-            [(0 < self.low < self.high, f"needs 0 < low < high, got {self.low} to {self.high}")],
-        )
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check the order of the bounds."""
+        if self.low >= self.high:
+            yield "low", f"must be below high {self.high}, got {self.low}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sweep:
-    """A search; its name is that of its recipe."""
+class Sweep(RecipePart):
+    """A search space and its recipe, which also names the sweep."""
 
     recipe: Recipe
-    """What all trials have in common. It says where shards and results are, how long a trial is
-    (optim.steps), and when trials are measured and may be stopped (checkpoint.every_steps)."""
+    """The base of all trials. A trial has optim.steps steps, and is evaluated, and may be stopped,
+    every checkpoint.every_steps."""
     ranges: tuple[Range, ...]
-    kernel_sizes: tuple[int, ...] = (3, 5, 7, 9, 11)
+    kernel_sizes: Annotated[tuple[KernelSize, ...], MinLen(1)] = (3, 5, 7, 9, 11)
     """Fig. 6."""
-    trials: int = 30
-    """With those that are stopped early."""
-    parallel: int = 0
-    """Trials at once; 0 takes as many as the cluster has room for, and never are there more."""
+    trials: PositiveInt = 30
+    """Including those that are stopped early."""
+    parallel: NonNegativeInt = 0
+    """Maximum number of concurrent trials; 0 is the capacity of the cluster."""
     metric: str = "boundary_ap"
-    """What is maximized: a metric of the evaluation."""
+    """The metric of the evaluation to maximize."""
 
-    def __post_init__(self) -> None:
-        recipe = self.recipe
-        known = leaves(to_plain(recipe))
-        raise_all(
-            f"sweep {recipe.name}",
-            [
-                (self.trials >= 1, f"trials must be at least 1, got {self.trials}"),
-                (self.parallel >= 0, f"parallel may not be negative, got {self.parallel}"),
-                (len(self.kernel_sizes) > 0, "kernel_sizes needs at least one value"),
-                (
-                    _has_kernel(recipe),
-                    "the recipe's head has no kernel size to search: only squeeze heads have one",
-                ),
-                (
-                    recipe.scale.num_workers >= 1,
-                    "each trial is a Ray Train run and needs a worker: --scale.num-workers 1",
-                ),
-                (
-                    recipe.checkpoint.every_steps < recipe.optim.steps,
-                    f"trials are measured each checkpoint.every_steps "
-                    f"({recipe.checkpoint.every_steps}), which must be less than optim.steps "
-                    f"({recipe.optim.steps}), or none could be stopped early",
-                ),
-                *(
-                    (
-                        each.field in known,
-                        f"{each.field} is no field of the recipe{_suggestion(each.field, known)}",
-                    )
-                    for each in self.ranges
-                ),
-                *(
-                    (
-                        each.low <= known[each.field] <= each.high,
-                        f"the recipe's own {each.field} {known[each.field]:g} is not in "
-                        f"{each.low:g} to {each.high:g}",
-                    )
-                    for each in self.ranges
-                    if each.field in known
-                ),
-            ],
-        )
-        for size in self.kernel_sizes:
-            applied(recipe, {kernel_field(recipe): size})
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that the recipe can be searched, and that it lies in the ranges."""
+        if not _has_kernel(self.recipe):
+            yield "recipe.model", "has no kernel size to search: only squeeze heads have one"
+        if self.recipe.scale.num_workers == 0:
+            yield (
+                "recipe.scale.num_workers",
+                "each trial is a Ray Train run and needs a worker: --scale.num-workers 1",
+            )
+        every, steps = self.recipe.checkpoint.every_steps, self.recipe.optim.steps
+        if every >= steps:
+            yield (
+                "recipe.checkpoint.every_steps",
+                f"trials are evaluated and may be stopped every {every} steps, which must be less "
+                f"than optim.steps {steps}",
+            )
+        known = leaves(to_plain(self.recipe))
+        for index, each in enumerate(self.ranges):
+            if each.field not in known:
+                near = difflib.get_close_matches(each.field, known, n=1)
+                hint = f"; perhaps you meant {near[0]}" if near else ""
+                yield f"ranges[{index}].field", f"unknown field {each.field}{hint}"
+            elif not each.low <= known[each.field] <= each.high:
+                yield (
+                    f"recipe.{each.field}",
+                    f"must be in the searched range {each.low:g} to {each.high:g}, got "
+                    f"{known[each.field]:g}",
+                )
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """All that is searched, the kernel size first."""
+        """The searched fields, the kernel size first."""
         return (kernel_field(self.recipe), *(each.field for each in self.ranges))
 
 
 def kernel_field(recipe: Recipe) -> str:
-    """Name the field of the kernel size."""
+    """Return the field name of the kernel size."""
     part = "mask_head" if isinstance(recipe.model, MaskRCNNConfig) else "head"
     return f"model.{part}.targets.kernel_size"
 
 
 def baselines(sweep: Sweep) -> list[Values]:
-    """Give the recipe's own values with each kernel size."""
+    """Return the recipe's own values with each kernel size."""
     own = leaves(to_plain(sweep.recipe))
     return [
         {kernel_field(sweep.recipe): size} | {each.field: own[each.field] for each in sweep.ranges}
@@ -118,16 +104,16 @@ def baselines(sweep: Sweep) -> list[Values]:
 
 
 def is_baseline(sweep: Sweep, values: Mapping[str, Any]) -> bool:
-    """Tell whether a trial is the recipe itself, but for the kernel size."""
+    """Check whether a trial changes only the kernel size of the recipe."""
     own = leaves(to_plain(sweep.recipe))
     return all(values[each.field] == own[each.field] for each in sweep.ranges)
 
 
-def applied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """Put values into a recipe.
+def apply_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with other values.
 
     Raises:
-        RecipeError: a field is unknown, or a value breaks a rule; all of them in one message.
+        RecipeError: fields are unknown or values break a rule; all problems in one message.
     """
     plain = to_plain(recipe)
     for name, value in values.items():
@@ -140,35 +126,37 @@ def applied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def trial_recipe(recipe: Recipe, *, number: int, values: Mapping[str, Any]) -> Recipe:
-    """Give the recipe of one trial: a run of its own, in the sweep's folder."""
-    changed = applied(recipe, values)
+    """Return the recipe of one trial: a separate run in the sweep's folder."""
+    changed = apply_values(recipe, values)
     return replace(
         changed,
         name=trial_name(recipe.name, number),
         storage=storage.join(recipe.storage, recipe.name),
         evaluation=replace(changed.evaluation, every_checkpoint=True),
-        # Registering every trial would bury the versions that are for use.
+        # Versions of all trials would bury the useful ones.
         tracking=replace(changed.tracking, model_name=""),
     )
 
 
 def trial_name(sweep: str, number: int) -> str:
-    """Name the run of a trial."""
+    """Return the run name of a trial."""
     return f"{sweep}-{number:03d}"
 
 
-def shown(values: Mapping[str, Any]) -> str:
-    """Write values for a line of the log, by the last parts of their names."""
-    return "  ".join(f"{short(name)} {_number(value)}" for name, value in values.items())
+def format_values(values: Mapping[str, Any]) -> str:
+    """Format values for a log line, by the last part of their names."""
+    return "  ".join(
+        f"{short_name(name)} {_format_number(value)}" for name, value in values.items()
+    )
 
 
-def short(field: str) -> str:
-    """Name a field for a table or a picture: the weights of losses all end in a loss's name."""
+def short_name(field: str) -> str:
+    """Return the last part of a field's name, with the word weight for loss weights."""
     *path, last = field.split(".")
     return f"{last} weight" if path and path[-1] == "loss_weights" else last
 
 
-def _number(value: object) -> str:
+def _format_number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -176,8 +164,3 @@ def _has_kernel(recipe: Recipe) -> bool:
     model = recipe.model
     head = model.mask_head if isinstance(model, MaskRCNNConfig) else model.head
     return head.kind == "squeeze"
-
-
-def _suggestion(field: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(field, known, n=1)
-    return f"; perhaps you meant {near[0]}" if near else ""

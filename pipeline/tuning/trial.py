@@ -1,6 +1,6 @@
-"""One trial: a Ray Train run of its own, with its checkpoints, its MLflow run and its results.
+"""Run one trial: a Ray Train run with its own checkpoints, MLflow run and results.
 
-Started again, it goes on from its own last checkpoint, because its run's name is the trial's.
+The run is named after the trial, so a restarted trial resumes from its own last checkpoint.
 """
 
 import math
@@ -14,23 +14,23 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.training import launch
-from pipeline.training.launch import PartOf
-from pipeline.tuning.concurrency import CONTROLLER, STARTER
+from pipeline.training.launch import ParentRun
+from pipeline.tuning.concurrency import CONTROLLER_KEY, TRIAL_DRIVER_RESOURCES
 from pipeline.tuning.space import Sweep, Values, trial_recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What all trials of a sweep need to know; plain values, for any machine."""
+class TrialContext:
+    """Everything that the trials of a sweep must know, as plain values for any machine."""
 
     sweep: Sweep
-    """With paths that hold in every working directory."""
+    """With absolute paths."""
     parent_run_id: str
     resume_command: str
 
 
-class _Measured(TuneReportCallback):
-    """Hands what was measured at a checkpoint to Tune, which may stop the trial for it."""
+class _ReportCallback(TuneReportCallback):
+    """Report the metrics of each checkpoint to Tune, which may then stop the trial."""
 
     def __init__(self, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -42,37 +42,37 @@ class _Measured(TuneReportCallback):
         metrics: list[dict[str, Any]],
         checkpoint: ray.train.Checkpoint | None,
     ) -> None:
-        """Pass on the first worker's numbers; at the last step the whole run is yet to report."""
+        """Report rank 0's metrics; after the last step the trial reports its own evaluation."""
         if self._metric in metrics[0]:
-            # This runs in the controller.
-            own = {CONTROLLER: ray.get_runtime_context().get_actor_id()}
-            super().after_report(run_context, [metrics[0] | own], checkpoint)
+            # This method runs in the controller.
+            controller = {CONTROLLER_KEY: ray.get_runtime_context().get_actor_id()}
+            super().after_report(run_context, [metrics[0] | controller], checkpoint)
 
 
-def trainable(setting: Setting) -> Callable[[Values], None]:
-    """Make what Tune calls with the values of a trial."""
+def build_trainable(context: TrialContext) -> Callable[[Values], None]:
+    """Build the function that Tune calls with the values of a trial."""
 
-    def trial(values: Values) -> None:
-        sweep = setting.sweep
-        number = number_of(tune.get_context().get_trial_name())
+    def run_trial(values: Values) -> None:
+        sweep = context.sweep
+        number = parse_trial_number(tune.get_context().get_trial_name())
         result = launch.run(
             trial_recipe(sweep.recipe, number=number, values=values),
-            part_of=PartOf(
-                parent_run_id=setting.parent_run_id,
-                resume_command=setting.resume_command,
-                callbacks=(_Measured(sweep.metric),),
+            parent=ParentRun(
+                run_id=context.parent_run_id,
+                resume_command=context.resume_command,
+                callbacks=(_ReportCallback(sweep.metric),),
             ),
         )
         numbers = {name: float(v) for name, v in result.items() if isinstance(v, int | float)}
-        # A metric that is no number (nothing of the kind is in the split) cannot win.
+        # A metric without a value (the split has no such objects) must not win.
         value = result[sweep.metric]
         numbers[sweep.metric] = -math.inf if value is None else value
         tune.report(numbers | {"step": result["steps"]})
 
-    made: Callable[[Values], None] = tune.with_resources(trial, STARTER)
-    return made
+    trainable: Callable[[Values], None] = tune.with_resources(run_trial, TRIAL_DRIVER_RESOURCES)
+    return trainable
 
 
-def number_of(trial_name: str) -> int:
-    """Read the number out of a trial's name."""
+def parse_trial_number(trial_name: str) -> int:
+    """Return the number in a trial's name."""
     return int(trial_name.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""What a user reads while a sweep runs: a line when a trial starts, is measured, and ends."""
+"""Log a line when a trial starts, is evaluated, or ends."""
 
 import logging
 from typing import Any
@@ -6,28 +6,29 @@ from typing import Any
 from ray import tune
 
 from pipeline import storage
+from pipeline.progress import format_duration
 from pipeline.tracking import runs
-from pipeline.training.progress import duration
-from pipeline.tuning.concurrency import release
-from pipeline.tuning.space import Sweep, is_baseline, kernel_field, shown, trial_recipe
-from pipeline.tuning.trial import number_of
+from pipeline.tuning.concurrency import release_workers
+from pipeline.tuning.space import Sweep, format_values, is_baseline, kernel_field, trial_recipe
+from pipeline.tuning.trial import parse_trial_number
 
 _log = logging.getLogger(__name__)
 
 
-class Progress(tune.Callback):
-    """Tells of trials, and puts in order what a stopped one leaves: its room, its MLflow run."""
+class TrialProgress(tune.Callback):
+    """Log the progress of trials, and free the workers and the MLflow run of a stopped one."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401  Ray's signature
-        """Say what a trial tries."""
-        what = shown(trial.config)
+        """Log the values of a trial."""
+        values = format_values(trial.config)
         if is_baseline(self._sweep, trial.config):
             kernel = trial.config[kernel_field(self._sweep.recipe)]
-            what = f"kernel_size {kernel}, all else as the recipe says"
-        _log.info("trial %d of %d: %s", number_of(str(trial)), self._sweep.trials, what)
+            values = f"kernel_size {kernel}, otherwise the recipe"
+        number = parse_trial_number(str(trial))
+        _log.info("trial %d of %d: %s", number, self._sweep.trials, values)
 
     def on_trial_result(
         self,
@@ -37,36 +38,35 @@ class Progress(tune.Callback):
         result: dict[str, Any],
         **info: Any,  # noqa: ANN401
     ) -> None:
-        """Say what was measured."""
+        """Log the metric of an evaluation."""
         metric = self._sweep.metric
         _log.info(
             "trial %d  step %d/%d  %s %.4f  after %s",
-            number_of(str(trial)),
+            parse_trial_number(str(trial)),
             result["step"],
             self._sweep.recipe.optim.steps,
             metric,
             result[metric],
-            duration(result["time_total_s"]),
+            format_duration(result["time_total_s"]),
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401
-        """Say that a trial has ended, and close the run of one whose process was stopped."""
-        number, step = number_of(str(trial)), int(trial.last_result.get("step", 0))
+        """Log the end of a trial, and close the MLflow run if Tune stopped its process."""
+        number, step = parse_trial_number(str(trial)), int(trial.last_result.get("step", 0))
         if step >= self._sweep.recipe.optim.steps:
-            _log.info("trial %d is finished", number)
+            _log.info("trial %d finished", number)
             return
-        _log.info("trial %d is stopped at step %d: it does not keep up", number, step)
-        release(trial.last_result)
+        _log.info("trial %d stopped early at step %d", number, step)
+        release_workers(trial.last_result)
         recipe = trial_recipe(self._sweep.recipe, number=number, values=trial.config)
         runs.finish(runs.open_run(recipe), "KILLED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401
-        """Say that a trial has failed; the others go on."""
-        release(trial.last_result)
+        """Log the failure of a trial; the others continue."""
+        release_workers(trial.last_result)
+        recipe = self._sweep.recipe
         _log.info(
-            "trial %d failed, and the sweep goes on without it; why is in %s",
-            number_of(str(trial)),
-            storage.join(
-                self._sweep.recipe.storage, self._sweep.recipe.name, str(trial), "error.txt"
-            ),
+            "trial %d failed, and the sweep continues without it; see %s",
+            parse_trial_number(str(trial)),
+            storage.join(recipe.storage, recipe.name, str(trial), "error.txt"),
         )

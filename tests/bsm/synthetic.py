@@ -1,4 +1,4 @@
-"""Small models and batches that the tests of the instance model share."""
+"""Small models and batches for the tests of the instance model."""
 
 from functools import cache
 
@@ -13,25 +13,25 @@ from bsm.configs.instance import (
     ProposalConfig,
 )
 from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
-from bsm.field import field_frame_xyxy, mask_to_field
+from bsm.field import boxes_to_frames, mask_to_field
 from bsm.instance.tensors import Targets
 
 FIELD_SIDE = 56
 
 KINDS = ("plain", "bmask", "pointrend", "squeeze", "light", "guided")
-"""What `tiny_config` knows."""
+"""Accepted by `tiny_config`."""
 
 
 def tiny_config(
     *,
     kind: str = "squeeze",
     source: str = "field",
-    trunk: str = "resnet10t",
+    backbone: str = "resnet10t",
     num_classes: int = 3,
     boxes: str = "single",
     train_on: str = "method",
 ) -> MaskRCNNConfig:
-    """A small detector; kind is a mask head, or "light" or "guided" for a squeeze of that sort."""
+    """Configure a small detector; kind is a mask head, or "light" or "guided" for a squeeze."""
     squeeze, guided = SqueezeConfig(), GuidedFlowConfig()
     if kind in {"light", "guided"}:
         squeeze = SqueezeConfig(
@@ -41,7 +41,7 @@ def tiny_config(
         kind = "squeeze"
     return MaskRCNNConfig(
         num_classes=num_classes,
-        backbone=FpnBackboneConfig(name=trunk, norm="batch", freeze_at=0, fpn_channels=16),
+        backbone=FpnBackboneConfig(name=backbone, norm="batch", freeze_at=0, fpn_channels=16),
         proposals=ProposalConfig(
             anchor_sizes_px=(16.0, 32.0, 64.0, 128.0, 256.0),
             top_k_before_nms_train=100,
@@ -70,9 +70,15 @@ def tiny_config(
     )
 
 
+def model_config(channels: int, *, num_classes: int = 3, **parts) -> MaskRCNNConfig:
+    """Configure a detector whose heads read features of `channels`."""
+    backbone = FpnBackboneConfig(fpn_channels=channels)
+    return MaskRCNNConfig(num_classes=num_classes, backbone=backbone, **parts)
+
+
 @cache
 def shapes_batch(num_images: int = 2, num_slots: int = 3, side: int = 64, seed: int = 0):
-    """Colored disks and rectangles on noise, with exact masks: images, sizes, targets."""
+    """Draw disks and rectangles on noise, with exact masks: images, sizes, targets."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 60, (num_images, 3, side, side), generator=generator).to(torch.uint8)
     masks = torch.zeros(num_images, num_slots, side, side, dtype=torch.uint8)
@@ -102,9 +108,9 @@ def shapes_batch(num_images: int = 2, num_slots: int = 3, side: int = 64, seed: 
 
 
 def targets_from(masks: Tensor, boxes: Tensor, category: Tensor, seeds=None) -> Targets:
-    """Targets with the squeeze field cut by nearest sampling of the exact masks."""
+    """Make targets whose squeeze field samples the exact masks by nearest pixel."""
     n, t, height, width = masks.shape
-    frame = field_frame_xyxy(boxes)
+    frame = boxes_to_frames(boxes)
     step = (torch.arange(FIELD_SIDE) + 0.5) / FIELD_SIDE
     x0, y0, x1, y1 = frame.unbind(-1)
     columns = (x0[..., None] + step * (x1 - x0)[..., None]).floor().long()

@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from bsm.backbone import Backbone, build_trunk, freeze, trunk_features
+from bsm.backbone import FpnBackbone, build_backbone, extract_features, freeze
 from bsm.configs.shared import FpnBackboneConfig
-from tests.nothing_from_the_host import pretended_gpu
+from tests.no_host_tensors import fake_gpu
 
 
-def backbone(**fields) -> Backbone:
+def backbone(**fields) -> FpnBackbone:
     defaults = {"name": "resnet10t", "norm": "batch", "freeze_at": 0, "fpn_channels": 8}
-    return Backbone(FpnBackboneConfig(**(defaults | fields)))
+    return FpnBackbone(FpnBackboneConfig(**(defaults | fields)))
 
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -26,7 +26,7 @@ SWIN = "swin_tiny_patch4_window7_224"
 @pytest.mark.parametrize(
     "name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050", SWIN, "mambaout_femto"]
 )
-def test_levels_for_any_trunk_and_any_size(name: str):
+def test_levels_for_any_backbone_and_any_size(name: str):
     model = backbone(name=name).eval()
     images = torch.randint(0, 255, (2, 3, 70, 100), dtype=torch.uint8)
     levels = model(images, torch.tensor([[70, 100], [60, 33]]))
@@ -44,33 +44,33 @@ def test_a_name_timm_does_not_know():
         backbone(name="resnet5O")
 
 
-def test_a_trunk_without_the_strides():
+def test_a_backbone_without_the_strides():
     with pytest.raises(ValueError, match=r"strides .*needs \[4, 8, 16, 32\]"):
         backbone(name="vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize("name", ["maxvit_tiny_tf_224", "coat_tiny"])
-def test_a_trunk_of_one_image_size(name: str):
+def test_a_backbone_of_one_image_size(name: str):
     with pytest.raises(ValueError, match=rf"{name}.* at 96 x 160 it fails with .*224|window"):
         backbone(name=name)
 
 
-def test_windows_are_those_that_timm_builds_for_an_image_size():
-    """Swin at a size it was not trained with, next to timm's own built for that size."""
-    trunk, _ = build_trunk(FpnBackboneConfig(name=SWIN, freeze_at=0))
+def test_swin_equals_timms_model_built_for_that_size():
+    """Compare Swin at another image size with timm's model built for that size."""
+    module, _ = build_backbone(FpnBackboneConfig(name=SWIN, freeze_at=0))
     built_for_it = timm.create_model(SWIN, features_only=True, img_size=(256, 352))
-    built_for_it.load_state_dict(trunk.state_dict())
+    built_for_it.load_state_dict(module.state_dict())
     pixels = torch.randn(1, 3, 256, 352)
     with torch.no_grad():
-        ours = trunk_features(trunk.eval(), pixels)
+        ours = extract_features(module.eval(), pixels)
         theirs = built_for_it.eval()(pixels)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b.permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("name", [SWIN, "convnext_atto"])
-def test_every_parameter_of_a_trunk_with_layer_norms_trains(name: str):
-    """norm "frozen" is of batch norms' statistics: layer norms have none, and train."""
+def test_every_parameter_of_a_backbone_with_layer_norms_trains(name: str):
+    """Norm "frozen" freezes batch norm statistics; layer norms have none and train."""
     with torch.device("meta"):
         model = backbone(name=name, norm="frozen")
         levels = model(torch.empty(1, 3, 64, 64, dtype=torch.uint8), torch.empty(1, 2).long())
@@ -89,9 +89,9 @@ def test_every_parameter_of_a_trunk_with_layer_norms_trains(name: str):
         ("resnext101_64x4d", 81_406_272),
     ],
 )
-def test_the_papers_trunks(name: str, parameters: int):
-    """As many parameters as torchvision's classifier, less its last layer; stem and res2 frozen."""
-    with pretended_gpu(), torch.device("cuda"):
+def test_the_papers_backbones(name: str, parameters: int):
+    """They have torchvision's parameters without the classifier; stem and res2 are frozen."""
+    with fake_gpu(), torch.device("cuda"):
         model = backbone(name=name, norm="frozen", freeze_at=2)
         levels = model(torch.empty(1, 3, 96, 160, dtype=torch.uint8), torch.empty(1, 2).long())
     assert [tuple(x.shape) for x in levels][3:] == [(1, 8, 3, 5), (1, 8, 2, 3)]
@@ -115,14 +115,14 @@ def test_strides_in_the_1x1():
     assert stepping == ["conv1", *blocks]
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)  # timm starts the last ones at 0
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # timm initializes the last ones with 0
     other = backbone(name="resnet26")
     other.load_state_dict(model.state_dict())
     images, size = torch.randint(0, 255, (1, 3, 64, 96)).byte(), torch.tensor([[64, 96]])
     for a, b in zip(model.eval()(images, size), other.eval()(images, size), strict=True):
         assert a.shape == b.shape
         assert not torch.allclose(a, b)
-    # What the first convolution of a block leaves out, nothing after it sees.
+    # Pixels that the first convolution of a block skips reach no later layer.
     block, x = model.trunk.layer2[0], torch.rand(1, 256, 8, 8)
     dropped = x.clone()
     dropped[:, :, 1::2] = dropped[:, :, :, 1::2] = 7.0
@@ -136,10 +136,10 @@ def test_strides_are_moved_in_bottlenecks_only(name: str):
         backbone(name=name, stride_in_1x1=True)
 
 
-def test_what_a_config_cannot_mean():
+def test_contradictory_configs_raise():
     with pytest.raises(ValueError, match="convnext_atto has none"):
         backbone(name="convnext_atto", norm_eps=0.0)
-    with pytest.raises(ValueError, match=r"norm_eps .*group.*; stride_in_1x1"):
+    with pytest.raises(ValueError, match=r"norm_eps: .*group.*; stride_in_1x1"):
         FpnBackboneConfig(norm="group", norm_eps=0.0, weights="timm", stride_in_1x1=True)
 
 
@@ -172,7 +172,7 @@ def test_frozen_norms_keep_keys_and_outputs(name: str):
     batch.train()
     images = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8)
     sizes = torch.tensor([[64, 64]] * 4)
-    batch(images, sizes)  # statistics that are not 0 and 1
+    batch(images, sizes)  # statistics other than 0 and 1
     frozen = backbone(name=name, norm="frozen")
     state = {k: v for k, v in batch.state_dict().items() if "num_batches" not in k}
     frozen.load_state_dict(state)
@@ -219,7 +219,7 @@ def test_freeze_at(name: str, freeze_at: int, trained: set):
     assert {
         n.split(".")[0] for n, p in model.trunk.named_parameters() if p.requires_grad
     } == trained
-    # Norms of frozen parts are frozen whole, statistics too; all others train.
+    # Norms of frozen parts freeze their statistics too; all others train.
     for module_name, module in model.trunk.named_modules():
         if module_name.split(".")[0] in trained:
             assert not isinstance(module, FrozenBatchNorm2d)
@@ -227,18 +227,18 @@ def test_freeze_at(name: str, freeze_at: int, trained: set):
             assert not isinstance(module, nn.BatchNorm2d)
 
 
-def test_freezing_needs_parts_that_timm_names():
+def test_freezing_needs_the_module_that_timm_names():
     with pytest.raises(ValueError, match=r"'block\.0'.*--model\.backbone\.freeze-at 0"):
         backbone(name="mvitv2_tiny", freeze_at=2)
 
 
 def test_a_part_ends_where_its_name_ends():
-    """dense_stages.1 is not dense_stages.10."""
-    trunk = nn.Sequential()
+    """The module stages.1 is not stages.10."""
+    module = nn.Sequential()
     for i in range(11):
-        trunk.add_module(f"stages_{i}", nn.Conv2d(1, 1, 1))
-    freeze(trunk, stages=[{"module": "stages.1"}], freeze_at=2)
-    frozen = [name for name, p in trunk.named_parameters() if not p.requires_grad]
+        module.add_module(f"stages_{i}", nn.Conv2d(1, 1, 1))
+    freeze(module, stages=[{"module": "stages.1"}], freeze_at=2)
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
     assert frozen == [f"stages_{i}.{part}" for i in (0, 1) for part in ("weight", "bias")]
 
 
@@ -255,7 +255,7 @@ def test_weights_of_a_whole_classifier(tmp_path, name: str):
         assert torch.equal(value, given[key.replace(".", "_")]), key
 
 
-def test_weights_of_another_trunk_are_refused_with_their_keys(tmp_path):
+def test_weights_of_another_backbone_raise_with_their_keys(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(timm.create_model("resnet18").state_dict(), path)
     with pytest.raises(ValueError, match="do not fit") as error:
@@ -264,16 +264,16 @@ def test_weights_of_another_trunk_are_refused_with_their_keys(tmp_path):
     assert "fc.weight" not in str(error.value)
 
 
-def test_pretrained_weights_out_of_reach_are_told_with_the_ways_on(tmp_path):
+def test_an_unreachable_hub_raises_with_the_alternatives(tmp_path):
     program = (
-        "from bsm.backbone import build_trunk\n"
+        "from bsm.backbone import build_backbone\n"
         "from bsm.configs.shared import FpnBackboneConfig\n"
         "try:\n"
-        "    build_trunk(FpnBackboneConfig(name='resnet18', weights='timm'))\n"
+        "    build_backbone(FpnBackboneConfig(name='resnet18', weights='timm'))\n"
         "except ValueError as error:\n"
         "    print(error)\n"
     )
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
         capture_output=True,
@@ -281,5 +281,5 @@ def test_pretrained_weights_out_of_reach_are_told_with_the_ways_on(tmp_path):
         timeout=120,
         check=True,
     ).stdout
-    assert "resnet18" in told
-    assert "--model.backbone.weights" in told
+    assert "resnet18" in printed
+    assert "--model.backbone.weights" in printed

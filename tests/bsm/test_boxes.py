@@ -11,6 +11,7 @@ from bsm.instance.box_ops import (
 )
 from bsm.instance.boxes import CODE_WEIGHTS, BoxHead, box_losses, detect_boxes
 from bsm.instance.roi import SampledRois
+from tests.bsm.synthetic import model_config
 
 
 def random_boxes(n: int, generator: torch.Generator, *, side: float = 100.0):
@@ -34,7 +35,7 @@ def test_decoding_undoes_encoding():
         assert torch.allclose(decode_boxes(code, a, weights=weights), b, atol=1e-3)
 
 
-def test_the_code_is_detectron2s():
+def test_the_regression_is_detectron2s():
     box, target = torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[5.0, 0.0, 25.0, 20.0]])
     code = encode_boxes(box, target, weights=(10.0, 5.0))
     expected = torch.tensor([[10.0, 0.0, 5.0 * torch.log(torch.tensor(2.0)).item(), 0.0]])
@@ -51,7 +52,7 @@ def test_growth_is_clamped_and_empty_boxes_encode_to_zero():
     assert torch.equal(encode_boxes(zero, box, weights=(1.0, 1.0)), zero)
 
 
-def test_clipping_knows_each_images_size():
+def test_clipping_uses_each_images_size():
     boxes = torch.tensor([[-5.0, -5.0, 500.0, 500.0]]).expand(2, 3, 4)
     clipped = clip_boxes(boxes, torch.tensor([[40, 60], [80, 20]]))
     assert clipped[:, 0].tolist() == [[0, 0, 60, 40], [0, 0, 20, 80]]
@@ -59,7 +60,7 @@ def test_clipping_knows_each_images_size():
 
 def test_init_values():
     torch.manual_seed(0)
-    head = BoxHead(64, num_classes=80, config=BoxHeadConfig())
+    head = BoxHead(model_config(64, num_classes=80))
     assert head.scores.weight.shape == (81, 1024)
     assert head.deltas.weight.shape == (320, 1024)
     assert abs(head.scores.weight.std().item() - 0.01) < 5e-4

@@ -1,4 +1,4 @@
-"""Three stages with overlaps and scales of their own, scored together; and masks' boxes."""
+"""The three stages of a cascade, and the boxes in which masks are trained."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, pairwis
 from bsm.instance.boxes import CODE_WEIGHTS, BoxHead
 from bsm.instance.cascade import CascadeBoxHead
 from bsm.instance.proposals import Proposals
-from bsm.instance.roi import pool_rois, rematch_rois, rois_of_slots
-from tests.bsm.synthetic import shapes_batch, tiny_config
+from bsm.instance.roi import gather_rois, pool_rois, rematch_rois
+from tests.bsm.synthetic import model_config, shapes_batch, tiny_config
 
 CONFIG = BoxHeadConfig(kind="cascade", hidden=16, detections_per_image=5, roi_side=3)
 SIZES = torch.tensor([[64, 64], [64, 64]])
@@ -27,15 +27,15 @@ def pyramid(*, requires_grad: bool = False):
 
 def head_of() -> CascadeBoxHead:
     torch.manual_seed(0)
-    head = CascadeBoxHead(4, num_classes=3, config=CONFIG)
+    head = CascadeBoxHead(model_config(4, box_head=CONFIG))
     for stage in head.stages:
         torch.nn.init.normal_(stage.deltas.weight, std=0.3)
         torch.nn.init.normal_(stage.scores.weight, std=0.3)
     return head
 
 
-def sampled():
-    """RoIs near the targets and far from them, some slots empty."""
+def sample():
+    """Make RoIs near the targets and far from them, with some empty slots."""
     _, _, targets = shapes_batch()
     generator = torch.Generator().manual_seed(1)
     boxes = targets.boxes_xyxy.repeat(1, 3, 1)
@@ -45,9 +45,9 @@ def sampled():
     return rematch_rois(boxes, valid, targets, foreground_iou=0.5, num_classes=3), targets
 
 
-def test_the_stages_are_a_third_each_of_what_the_originals_have():
-    head = CascadeBoxHead(256, num_classes=80, config=BoxHeadConfig(kind="cascade"))
-    single = BoxHead(256, num_classes=80, config=BoxHeadConfig())
+def test_each_stage_has_the_parameters_of_a_class_agnostic_head():
+    head = CascadeBoxHead(model_config(256, num_classes=80, box_head=BoxHeadConfig(kind="cascade")))
+    single = BoxHead(model_config(256, num_classes=80))
     fewer = (320 - 4) * 1025  # one regression instead of 80
     counts = [sum(p.numel() for p in each.parameters()) for each in (*head.stages, single)]
     assert counts[0] == counts[1] == counts[2] == counts[3] - fewer
@@ -66,7 +66,7 @@ def test_each_stage_trains_on_the_boxes_of_the_one_before(monkeypatch):
         return real(logits, deltas, **options)
 
     monkeypatch.setattr(cascade, "box_losses", spy)
-    rois, targets = sampled()
+    rois, targets = sample()
     losses, last = head_of().losses(pyramid(), rois, targets, SIZES)
     assert set(losses) == {f"loss_{n}_stage{k}" for n in ("class", "box") for k in (1, 2, 3)}
     assert [options["weights"] for _, options in seen] == list(CASCADE_WEIGHTS)
@@ -87,7 +87,7 @@ def test_each_stage_trains_on_the_boxes_of_the_one_before(monkeypatch):
 
 
 def test_the_pyramid_gets_a_third_of_each_stages_gradient():
-    rois, targets = sampled()
+    rois, targets = sample()
     levels = pyramid(requires_grad=True)
     head = head_of()
     losses, _ = head.losses(levels, rois, targets, SIZES)
@@ -96,7 +96,7 @@ def test_the_pyramid_gets_a_third_of_each_stages_gradient():
     grads = torch.autograd.grad(first, [*levels, head.stages[0].fc1.weight], allow_unused=True)
     other = pyramid(requires_grad=True)
     logits, deltas = head.stages[0](
-        pool_rois(other, rois_of_slots(rois.boxes_xyxy, used), side=CONFIG.roi_side)
+        pool_rois(other, gather_rois(rois.boxes_xyxy, used), side=CONFIG.roi_side)
     )
     plain = cascade.box_losses(
         logits, deltas, rois=rois, target_boxes_xyxy=targets.boxes_xyxy, used=used
@@ -110,7 +110,7 @@ def test_the_pyramid_gets_a_third_of_each_stages_gradient():
 
 
 def test_detections_are_scored_by_all_stages_in_the_boxes_of_the_last():
-    rois, _ = sampled()
+    rois, _ = sample()
     head, levels = head_of().eval(), pyramid()
     proposals = Proposals(rois.boxes_xyxy, rois.valid, rois.target_slot)
     found = head.detect(levels, proposals, SIZES)
@@ -119,7 +119,7 @@ def test_detections_are_scored_by_all_stages_in_the_boxes_of_the_last():
     for stage, weights in zip(head.stages, CASCADE_WEIGHTS, strict=True):
         if probs:
             boxes = clip_boxes(boxes, SIZES)
-        pooled = pool_rois(levels, rois_of_slots(boxes, every), side=CONFIG.roi_side)
+        pooled = pool_rois(levels, gather_rois(boxes, every), side=CONFIG.roi_side)
         logits, deltas = stage(pooled)
         probs.append(logits.softmax(-1)[:, :-1])
         boxes = decode_boxes(deltas.view_as(boxes), boxes, weights=weights)
@@ -145,7 +145,7 @@ def test_detections_are_scored_by_all_stages_in_the_boxes_of_the_last():
         ("light", "cascade", "predicted", True),
     ],
 )
-def test_masks_are_trained_in_the_boxes_that_the_method_asks_for(
+def test_masks_are_trained_in_the_boxes_of_the_method(
     monkeypatch, kind, boxes, train_on, predicted
 ):
     torch.manual_seed(0)
@@ -158,23 +158,23 @@ def test_masks_are_trained_in_the_boxes_that_the_method_asks_for(
         return real(levels, rois, targets)
 
     monkeypatch.setattr(model.mask_head, "losses", spy)
-    handed = []
+    calls = []
     real_boxes = model.box_head.losses
 
     def spy_boxes(levels, rois, targets, sizes):
         losses, refined = real_boxes(levels, rois, targets, sizes)
-        handed.append((rois, refined))
+        calls.append((rois, refined))
         return losses, refined
 
     monkeypatch.setattr(model.box_head, "losses", spy_boxes)
     images, sizes, targets = shapes_batch()
     losses = model(images, sizes, targets)
-    ((rois, refined),) = handed
+    ((rois, refined),) = calls
     foreground = rois.foreground.flatten()
     expected = (refined if predicted else rois.boxes_xyxy).flatten(0, 1)[foreground]
     assert torch.equal(seen[0].boxes_xyxy, expected)
     assert torch.equal(seen[0].category_index, rois.category_index.flatten()[foreground])
-    # The masks' losses do not move the boxes.
+    # Mask losses do not train the box head.
     grads = torch.autograd.grad(
         losses["loss_mask"], list(model.box_head.parameters()), allow_unused=True
     )
@@ -183,12 +183,12 @@ def test_masks_are_trained_in_the_boxes_that_the_method_asks_for(
 
 def test_the_single_head_refines_with_the_regression_of_the_targets_category():
     torch.manual_seed(0)
-    head = BoxHead(4, num_classes=3, config=BoxHeadConfig(hidden=16, roi_side=3))
+    head = BoxHead(model_config(4, box_head=BoxHeadConfig(hidden=16, roi_side=3)))
     torch.nn.init.normal_(head.deltas.weight, std=0.3)
-    rois, targets = sampled()
+    rois, targets = sample()
     _, refined = head.losses(pyramid(), rois, targets, SIZES)
     used = rois.valid.flatten().nonzero()[:, 0]
-    _, deltas = head(pool_rois(pyramid(), rois_of_slots(rois.boxes_xyxy, used), side=3))
+    _, deltas = head(pool_rois(pyramid(), gather_rois(rois.boxes_xyxy, used), side=3))
     for place, slot in enumerate(used.tolist()):
         if rois.foreground.flatten()[slot]:
             own = deltas[place, rois.category_index.flatten()[slot]]

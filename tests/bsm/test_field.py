@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from bsm.field import (
-    field_frame_xyxy,
+    boxes_to_frames,
     field_from_mask,
     mask_to_field,
     sample_field,
@@ -31,7 +31,7 @@ NOISE = SIDES.flatmap(lambda side: st_numpy.arrays(np.bool_, (side, side)))
 
 @st.composite
 def rectangles(draw):
-    """Masks with wide insides and outsides, which noise has not."""
+    """Draw masks with wide insides and outsides, unlike noise."""
     side = draw(SIDES)
     mask = np.full((side, side), draw(st.booleans()))
     for _ in range(draw(st.integers(0, 4))):
@@ -96,7 +96,7 @@ def test_far_cells_are_clipped_and_none_is_zero():
     assert (field != 0).all()
 
 
-def test_all_of_a_roi_has_a_boundary_of_108_cells_and_no_band():
+def test_a_full_roi_has_a_boundary_of_108_cells_and_no_band():
     targets = targets_from_field(
         mask_to_field(torch.ones(1, 28, 28)), kernel_size=5, unite_boundary=False
     )
@@ -104,7 +104,7 @@ def test_all_of_a_roi_has_a_boundary_of_108_cells_and_no_band():
 
 
 @pytest.mark.parametrize("kernel_size", [0, 4, -3, 255])
-def test_a_kernel_that_a_field_does_not_hold_is_refused(kernel_size):
+def test_a_kernel_that_a_field_does_not_support_raises(kernel_size):
     with pytest.raises(ValueError, match=f"kernel_size {kernel_size}: .* 1 to 253"):
         targets_from_field(
             torch.ones(1, 3, 3, dtype=torch.int8), kernel_size=kernel_size, unite_boundary=True
@@ -130,14 +130,14 @@ ROI_SHAPES = pytest.mark.parametrize(("wide", "high"), [(64.0, 64.0), (32.0, 64.
 
 
 def straight_outline(normal, wide, high):
-    """Sample the field of normal . (position - middle) < 0, and say what the samples should be."""
+    """Sample the field of normal . (position - middle) < 0; return samples and expected values."""
     cell = torch.arange(112) + 0.5 - 56
     field = mask_to_field((normal[0] * cell[None, :] + normal[1] * cell[:, None] < 0)[None])
     frame = torch.tensor([[0.0, 0.0, 112.0, 112.0]])
     roi = torch.tensor([[56 - wide / 2, 56 - high / 2, 56 + wide / 2, 56 + high / 2]])
     cell = (torch.arange(28) + 0.5) / 28 - 0.5
     across = normal[0] * wide * cell[None, :] + normal[1] * high * cell[:, None]
-    # The least max(|dx|, |dy|) of a step to the outline, counted in roi cells.
+    # The least max(|dx|, |dy|) of a step to the outline, in roi cells.
     want = -across / (abs(normal[0]) * wide / 28 + abs(normal[1]) * high / 28)
     return sample_field(field, frame, roi, side=28)[0], want
 
@@ -151,13 +151,13 @@ def test_distances_are_counted_in_cells_of_the_roi(normal, wide, high):
 
 @ROI_SHAPES
 @pytest.mark.parametrize("normal", [(1.0, 1.0), (-1.0, 0.5), (1.0, -2.0)])
-def test_slanted_outlines_lie_where_they_should_in_rois_of_any_shape(normal, wide, high):
+def test_slanted_outlines_are_exact_in_rois_of_any_shape(normal, wide, high):
     s, want = straight_outline(normal, wide, high)
     near = want.abs() < 3
     assert (s - want)[near].abs().mean() < 0.3
 
 
-def test_a_center_on_the_outline_counts_as_inside_whatever_floats_round_to():
+def test_a_center_on_the_outline_counts_as_inside_despite_rounding():
     right, left = torch.zeros(2, 1, 112, 112, dtype=torch.uint8).unbind(0)
     right[:, :, 28:] = 1
     left[:, :, :28] = 1
@@ -166,8 +166,8 @@ def test_a_center_on_the_outline_counts_as_inside_whatever_floats_round_to():
     boxes = torch.cat([corners, corners + extents], 1)
     for mask in (right, left):
         field = mask_to_field(mask).expand(200, 112, 112)
-        s = sample_field(field, field_frame_xyxy(boxes), boxes, side=28)
-        # At the very box, the center of the fourth cell lies between cells 27 and 28 of the field.
+        s = sample_field(field, boxes_to_frames(boxes), boxes, side=28)
+        # In the object's own box, the center of the fourth cell is between field cells 27 and 28.
         assert (s[:, :, 3] > 0).all()
         assert (s[:, :, 3] < 0.01).all()
 
@@ -206,7 +206,7 @@ def test_a_roi_without_extent_has_finite_distances():
     assert torch.isfinite(s).all()
 
 
-def test_a_batch_without_rois_has_targets_without_rois():
+def test_zero_rois_have_zero_targets():
     s = sample_field(
         torch.zeros(0, 8, 8, dtype=torch.int8), torch.zeros(0, 4), torch.zeros(0, 4), side=14
     )
@@ -215,7 +215,7 @@ def test_a_batch_without_rois_has_targets_without_rois():
 
 
 def literal_field_from_mask(mask, box, side):
-    """The rule of the docstring, one cell at a time, in Python floats."""
+    """Follow the rule of the docstring, one cell at a time, in Python floats."""
     centers = []
     for start, stop in ((box[0], box[2]), (box[1], box[3])):
         center, half = (start + stop) / 2, (stop - start) * 0.75
@@ -244,23 +244,23 @@ def literal_field_from_mask(mask, box, side):
     ),
     st.tuples(*[st.floats(-8, 24, width=32)] * 2, *[st.floats(0.125, 30, width=32)] * 2),
 )
-def test_resampling_follows_its_rule_to_the_last_bit(mask, corner_and_extent):
+def test_resampling_follows_its_rule_bit_for_bit(mask, corner_and_extent):
     x, y, wide, high = corner_and_extent
     box = (x, y, x + wide, y + high)
     ours = field_from_mask(torch.from_numpy(mask), torch.tensor(box).double(), side=16)
     assert torch.equal(ours, literal_field_from_mask(mask, box, 16))
 
 
-def test_the_frame_is_half_as_large_again_about_the_center():
+def test_frames_are_boxes_enlarged_1_5_times():
     boxes = torch.tensor([[[10.0, 20.0, 30.0, 60.0]]])
-    assert field_frame_xyxy(boxes).tolist() == [[[5.0, 10.0, 35.0, 70.0]]]
+    assert boxes_to_frames(boxes).tolist() == [[[5.0, 10.0, 35.0, 70.0]]]
 
 
-def test_targets_are_made_on_the_gpu_without_asking_the_host():
+def test_targets_are_made_on_the_gpu_without_a_host_sync():
     with FakeTensorMode(), torch.device("cuda"):
         field = torch.zeros(6, 112, 112, dtype=torch.int8)
         boxes = torch.rand(6, 4)
-        s = sample_field(field, field_frame_xyxy(boxes), boxes, side=28)
+        s = sample_field(field, boxes_to_frames(boxes), boxes, side=28)
         sampled = targets_from_distance(s, kernel_size=5, unite_boundary=True)
         exact = targets_from_field(field, kernel_size=5, unite_boundary=True)
     assert {(t.device.type, t.shape) for t in sampled} == {("cuda", (6, 28, 28))}
@@ -292,14 +292,14 @@ def mean_iou(ours, theirs):
         (0.12, {"mask": 0.96, "boundary": 0.70, "contraction": 0.84, "expansion": 0.80}),
     ],
 )
-def test_sampled_targets_of_real_instances_are_near_the_exact_ones(real_data, jitter, least):
+def test_sampled_targets_of_real_instances_are_close_to_the_exact_ones(real_data, jitter, least):
     instances = list(coco_instances(real_data, 100))
     boxes = torch.stack([box for _, box in instances])
     fields = torch.stack([field_from_mask(mask, box, side=112) for mask, box in instances])
     extent = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     offset = torch.rand(boxes.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     rois = boxes + jitter * offset * extent
-    s = sample_field(fields, field_frame_xyxy(boxes), rois, side=28)
+    s = sample_field(fields, boxes_to_frames(boxes), rois, side=28)
     sampled = targets_from_distance(s, kernel_size=5, unite_boundary=True)
     first = torch.zeros(1, dtype=torch.int64)
     grids = [

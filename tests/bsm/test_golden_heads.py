@@ -1,7 +1,7 @@
-"""The losses of every mask head on fixed inputs, to the fifth digit.
+"""The losses of every mask head on fixed inputs, to five digits.
 
-Weights, features and targets come from formulas, so no library's random numbers are in the numbers.
-A change that means to move them writes them anew:
+Weights, features and targets come from formulas, so the losses do not depend on random generators.
+A change that changes them on purpose rewrites the file:
 
     python tests/bsm/test_golden_heads.py
 """
@@ -14,10 +14,11 @@ import torch
 
 from bsm.configs.instance import MaskHeadConfig, PointRendConfig
 from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig, TargetConfig
-from bsm.field import field_frame_xyxy, mask_to_field
+from bsm.field import boxes_to_frames, mask_to_field
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.roi_targets import MaskRois
 from bsm.instance.tensors import Targets
+from tests.bsm.synthetic import model_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mask_heads.json"
 SIZES = {"channels": 8, "num_convs": 1}
@@ -50,7 +51,7 @@ def wave(*shape: int, phase: float) -> torch.Tensor:
 
 
 def fixed_inputs():
-    """Two images with a disk and a ring each, and boxes that do not quite fit them."""
+    """Make two images with a disk and a ring each, and boxes slightly off."""
     at = torch.arange(56) + 0.5
     radius = ((at[:, None] - 28) ** 2 + (at - 28) ** 2).sqrt()
     shapes = torch.stack([radius < 18, (radius > 9) & (radius < 19)])
@@ -60,7 +61,7 @@ def fixed_inputs():
         category_index=torch.tensor([[0, 2], [1, 0]]),
         valid=torch.ones(2, 2, dtype=torch.bool),
         squeeze_field=mask_to_field(shapes).repeat(2, 1, 1, 1),
-        field_frame_xyxy=field_frame_xyxy(boxes).repeat(2, 1, 1),
+        field_frame_xyxy=boxes_to_frames(boxes).repeat(2, 1, 1),
         sample_seed=torch.tensor([11, 12]),
     )
     rois = MaskRois(
@@ -75,10 +76,10 @@ def fixed_inputs():
 
 
 def losses_of(name: str) -> dict[str, float]:
-    head = build_mask_head(6, num_classes=3, config=HEADS[name])
-    for place, parameter in enumerate(head.parameters()):
+    head = build_mask_head(model_config(6, mask_head=HEADS[name]))
+    for index, parameter in enumerate(head.parameters()):
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
-        parameter.data = wave(*parameter.shape, phase=place) * (2.0 / fan_in) ** 0.5
+        parameter.data = wave(*parameter.shape, phase=index) * (2.0 / fan_in) ** 0.5
     losses = head.losses(*fixed_inputs())
     return {key: round(loss.item(), 7) for key, loss in losses.items()}
 

@@ -1,4 +1,4 @@
-"""Losses have their published values, ignore empty slots, and are zero where there is nothing."""
+"""Losses have their published values, ignore empty slots, and are zero without real rois."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
 
 def inputs(rois=3, side=7):
-    """Fixed logits and targets, from a formula: no library's random numbers are in the numbers."""
+    """Make fixed logits and targets from a formula, independent of random generators."""
     at = torch.arange(4 * rois * side * side, dtype=torch.float64).view(4, rois, side, side)
     logits = (3 * torch.sin(0.7 * at + 0.1 * at.sqrt())).float()
     targets = (torch.cos(0.31 * at) > 0.4).float()
@@ -38,7 +38,7 @@ def test_losses_are_the_golden_ones():
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(golden, abs=1e-5)
 
 
-def test_losses_are_what_the_formulas_say():
+def test_losses_follow_their_formulas():
     logits, targets = inputs()
     x = [t.detach().double().numpy() for t in logits]
     t = [t.double().numpy() for t in targets]
@@ -61,11 +61,11 @@ def test_losses_are_what_the_formulas_say():
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(want, abs=1e-6)
 
 
-def test_weighted_cross_entropy_counts_the_cells_of_a_band_up():
+def test_weighted_cross_entropy_gives_a_bands_cells_more_weight():
     logits = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
     targets = torch.zeros(2, 6, 6)
-    targets[0, :2] = 1  # 12 of 36: each counts twice
-    targets[1, 0, 0] = 1  # 1 of 36: would count 35 times, and counts 20
+    targets[0, :2] = 1  # 12 of 36: each has weight 2
+    targets[1, 0, 0] = 1  # 1 of 36: weight 20, not 35
     cells = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     up = torch.tensor([2.0, 20.0])[:, None, None]
     expected = torch.where(targets > 0, up * cells, cells).mean()
@@ -73,7 +73,7 @@ def test_weighted_cross_entropy_counts_the_cells_of_a_band_up():
     assert weighted_bce_loss(logits, torch.zeros(2, 6, 6)).isfinite()
 
 
-def test_the_bands_take_the_loss_they_are_given():
+def test_bands_use_the_configured_loss():
     logits, targets = inputs()
     a, b = logits.contraction, targets.contraction
     bce, weighted, dice = bce_loss(a, b), weighted_bce_loss(a, b), dice_loss(a, b)
@@ -98,7 +98,7 @@ def test_a_branch_that_is_left_out_has_no_loss():
     assert set(losses) == {"loss_mask", "loss_contraction"}
 
 
-def test_dice_of_nothing_predicted_and_nothing_there_is_zero():
+def test_dice_of_an_empty_prediction_and_target_is_zero():
     nothing = torch.full((2, 5, 5), -200.0)
     assert dice_loss(nothing, torch.zeros(2, 5, 5)) == 0
     assert dice_loss(-nothing, torch.ones(2, 5, 5)) == 0
@@ -158,9 +158,9 @@ def test_half_precision_logits_are_summed_in_float32():
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_losses_never_ask_the_host(device):
-    # Fake tensors refuse to give a value to the host; torch goes backward through fake CUDA
-    # tensors only where there is a CUDA device.
+def test_losses_never_sync_with_the_host(device):
+    # Fake tensors raise if the host reads a value; torch runs backward through fake CUDA tensors
+    # only with a CUDA device.
     with FakeTensorMode(), torch.device(device):
         leaf = torch.zeros(4, 6, 28, 28, requires_grad=True)
         losses = squeeze_losses(

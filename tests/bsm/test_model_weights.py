@@ -1,4 +1,4 @@
-"""A whole model from a file of ours or of detectron2, and what is said where it does not fit."""
+"""A whole model from a file of ours or of detectron2, and the errors if it does not fit."""
 
 import pickle
 import re
@@ -87,7 +87,7 @@ HEADS = ("box_head.scores", "box_head.deltas", "mask_head.mask.logits")
 def config(
     kind: str = "plain", *, num_classes: int = 3, boxes: str = "single", **fields: object
 ) -> MaskRCNNConfig:
-    tiny = tiny_config(kind=kind, num_classes=num_classes, trunk="resnet18", boxes=boxes)
+    tiny = tiny_config(kind=kind, num_classes=num_classes, backbone="resnet18", boxes=boxes)
     return replace(
         tiny,
         backbone=replace(tiny.backbone, norm="frozen"),
@@ -101,13 +101,13 @@ def model(seed: int, **fields: object) -> nn.Module:
     return build_model(config(**fields))
 
 
-def detectron2_file(folder: Path, source: nn.Module, **extra: Tensor) -> str:
+def write_detectron2_file(folder: Path, source: nn.Module, **extra: Tensor) -> str:
     tensors = dict(extra)
     for key, value in source.state_dict().items():
         module, _, tensor = key.rpartition(".")
         tensors[f"{DETECTRON2_NAMES[module]}.{tensor}"] = value
     first = "backbone.bottom_up.stem.conv1.weight"
-    tensors[first] = tensors[first].flip(1)  # it reads BGR
+    tensors[first] = tensors[first].flip(1)  # the file reads BGR
     path = folder / "model_final.pkl"
     arrays = {name: value.numpy() for name, value in tensors.items()}
     content = {"model": arrays, "__author__": "Detectron2 Model Zoo"}
@@ -115,24 +115,24 @@ def detectron2_file(folder: Path, source: nn.Module, **extra: Tensor) -> str:
     return str(path)
 
 
-def own_file(folder: Path, source: nn.Module) -> str:
+def write_own_file(folder: Path, source: nn.Module) -> str:
     save_weights(source, folder / "model.safetensors")
     return str(folder / "model.safetensors")
 
 
-def flagged(error: str) -> tuple[str, ...]:
-    """What the error says to leave out, as a shell would split it."""
+def find_leave_out(error: str) -> tuple[str, ...]:
+    """Parse the parts that an error suggests to leave out, as a shell would."""
     (flag,) = re.findall(r"--model\.weights-leave-out ([^()]+)", error)
     return tuple(shlex.split(flag.rstrip(". ")))
 
 
-def same(a: nn.Module, b: nn.Module) -> set[str]:
+def find_equal(a: nn.Module, b: nn.Module) -> set[str]:
     state = b.state_dict()
     return {key for key, value in a.state_dict().items() if torch.equal(value, state[key])}
 
 
 def settings(*, sizes: tuple[float, ...], order: int = -1, std: float | None = None) -> dict:
-    """Pixel mean, deviation and anchors, which older files of detectron2 hold."""
+    """Make the pixel mean, deviation and anchors of an older detectron2 file."""
     backbone = config().backbone
     deviation = backbone.pixel_std[::order] if std is None else [std] * 3
     anchors = {}
@@ -152,34 +152,34 @@ def settings(*, sizes: tuple[float, ...], order: int = -1, std: float | None = N
 def test_a_detectron2_model(tmp_path):
     source = model(0)
     extra = settings(sizes=config().proposals.anchor_sizes_px)
-    loaded = model(1, weights=detectron2_file(tmp_path, source, **extra))
-    assert same(loaded, source) == set(source.state_dict())
-    assert len(same(model(1), source)) < len(source.state_dict())
+    loaded = model(1, weights=write_detectron2_file(tmp_path, source, **extra))
+    assert find_equal(loaded, source) == set(source.state_dict())
+    assert len(find_equal(model(1), source)) < len(source.state_dict())
 
 
 @pytest.mark.parametrize(("kind", "boxes"), [("plain", "cascade"), ("pointrend", "single")])
 def test_detectron2s_cascade_and_pointrend(tmp_path, kind, boxes):
     source = model(0, kind=kind, boxes=boxes)
-    loaded = model(1, kind=kind, boxes=boxes, weights=detectron2_file(tmp_path, source))
-    assert same(loaded, source) == set(source.state_dict())
-    assert len(same(model(1, kind=kind, boxes=boxes), source)) < len(source.state_dict())
+    loaded = model(1, kind=kind, boxes=boxes, weights=write_detectron2_file(tmp_path, source))
+    assert find_equal(loaded, source) == set(source.state_dict())
+    assert len(find_equal(model(1, kind=kind, boxes=boxes), source)) < len(source.state_dict())
 
 
 def test_pointrend_of_the_older_names(tmp_path):
     source = model(0, kind="pointrend")
-    path = Path(detectron2_file(tmp_path, source))
+    path = Path(write_detectron2_file(tmp_path, source))
     content = pickle.loads(path.read_bytes())  # noqa: S301  our own
     for new, old in OLDER_POINTREND:
         content["model"] = {k.replace(new, old): v for k, v in content["model"].items()}
     assert any("coarse_mask_fc1" in name for name in content["model"])
     path.write_bytes(pickle.dumps(content, protocol=2))
     loaded = model(1, kind="pointrend", weights=str(path))
-    assert same(loaded, source) == set(source.state_dict())
+    assert find_equal(loaded, source) == set(source.state_dict())
 
 
-def test_settings_of_a_detectron2_file_are_held_against_the_config(tmp_path):
+def test_settings_of_a_detectron2_file_are_compared_with_the_config(tmp_path):
     extra = settings(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), std=1.0)
-    path = detectron2_file(tmp_path, model(0), **extra)
+    path = write_detectron2_file(tmp_path, model(0), **extra)
     with pytest.raises(ValueError, match="model_final") as error:
         model(1, weights=path)
     assert "Type: --model.backbone.pixel-std 1 1 1;" in str(error.value)
@@ -190,20 +190,20 @@ def test_settings_of_a_detectron2_file_are_held_against_the_config(tmp_path):
     assert "pixel_mean" not in str(error.value)
 
 
-def test_a_detectron2_file_that_reads_rgb_is_told_by_its_mean(tmp_path):
+def test_a_detectron2_file_that_reads_rgb_is_recognized_by_its_mean(tmp_path):
     extra = settings(sizes=config().proposals.anchor_sizes_px, order=1)
-    path = detectron2_file(tmp_path, model(0), **extra)
+    path = write_detectron2_file(tmp_path, model(0), **extra)
     with pytest.raises(ValueError, match=r"--model\.backbone\.weights-color-order rgb"):
         model(1, weights=path)
     backbone = replace(config().backbone, weights_color_order="rgb")
     loaded = build_model(replace(config(), weights=path, backbone=backbone))
-    # The file was written with its channels turned, as if it read BGR.
+    # The file was written with flipped channels, as if it read BGR.
     first = model(0).backbone.trunk.conv1.weight
     assert torch.equal(loaded.backbone.trunk.conv1.weight, first.flip(1))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnext101_32x8d"])
-def test_detectron2s_names_of_the_zoos_trunks(name: str):
+def test_detectron2s_names_of_the_zoos_backbones(name: str):
     from bsm.checkpoints.detectron2 import MASK_RCNN
 
     blocks = {"resnet50": (3, 4, 6, 3)}.get(name, (3, 4, 23, 3))
@@ -231,50 +231,52 @@ def test_detectron2s_names_of_the_zoos_trunks(name: str):
                 mask_head=MaskHeadConfig(kind="plain"),
             )
         )
-    assert {MASK_RCNN.their_name(key) for key in whole.state_dict()} == names
+    assert {MASK_RCNN.to_external_name(key) for key in whole.state_dict()} == names
 
 
-@pytest.mark.parametrize("write", [own_file, detectron2_file])
-def test_other_categories_start_at_random_when_that_is_said(tmp_path, write):
+@pytest.mark.parametrize("write", [write_own_file, write_detectron2_file])
+def test_other_categories_start_at_random_on_request(tmp_path, write):
     path = write(tmp_path, model(0))
     with pytest.raises(ValueError, match="the file has 3 categories, the model 5") as error:
         model(1, num_classes=5, weights=path)
     assert "6 of another shape: " in str(error.value)
-    parts = flagged(str(error.value))
+    parts = find_leave_out(str(error.value))
     assert set(parts) == set(HEADS)
     loaded = model(1, num_classes=5, weights=path, weights_leave_out=parts)
     fresh = model(1, num_classes=5)
     random = {key for key in fresh.state_dict() if key.startswith(HEADS)}
-    assert random <= same(loaded, fresh)  # bit for bit as without any weights
+    assert random <= find_equal(loaded, fresh)  # bit for bit as without weights
     others = {key: value for key, value in model(0).state_dict().items() if key not in random}
     for key, value in others.items():
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
 def test_a_squeeze_starts_from_a_plain_model_and_back(tmp_path):
-    path = detectron2_file(tmp_path, model(0))
+    path = write_detectron2_file(tmp_path, model(0))
     with pytest.raises(ValueError, match="do not fit") as error:
         model(1, kind="squeeze", weights=path)
-    parts = flagged(str(error.value))
+    parts = find_leave_out(str(error.value))
     assert set(parts) == {
         f"mask_head.{part}" for part in ("squeeze", "boundary", "contraction", "expansion")
     }
     squeeze = model(1, kind="squeeze", weights=path, weights_leave_out=parts)
-    assert same(model(0), squeeze) == set(model(0).state_dict())
+    assert find_equal(model(0), squeeze) == set(model(0).state_dict())
     assert torch.equal(
         squeeze.mask_head.squeeze.downsample[0].weight,
         model(1, kind="squeeze").mask_head.squeeze.downsample[0].weight,
     )
-    path = own_file(tmp_path, squeeze)
-    with pytest.raises(ValueError, match="left over: mask_head") as error:
+    path = write_own_file(tmp_path, squeeze)
+    with pytest.raises(ValueError, match="unexpected: mask_head") as error:
         model(2, weights=path)
-    plain = model(2, weights=path, weights_leave_out=flagged(str(error.value)))
-    assert same(plain, model(0)) == set(plain.state_dict())
+    plain = model(2, weights=path, weights_leave_out=find_leave_out(str(error.value)))
+    assert find_equal(plain, model(0)) == set(plain.state_dict())
 
 
 def test_every_difference_is_listed(tmp_path):
     source = model(0)
-    path = detectron2_file(tmp_path, source, **{"roi_heads.box_head.fc3.weight": torch.zeros(2)})
+    path = write_detectron2_file(
+        tmp_path, source, **{"roi_heads.box_head.fc3.weight": torch.zeros(2)}
+    )
     tensors = pickle.loads(Path(path).read_bytes())["model"]  # noqa: S301  our own
     del tensors["proposal_generator.rpn_head.anchor_deltas.bias"]
     tensors["roi_heads.box_head.fc1.bias"] = tensors["roi_heads.box_head.fc1.bias"][:1]
@@ -283,22 +285,22 @@ def test_every_difference_is_listed(tmp_path):
         model(1, weights=path)
     for part in (
         "1 missing: proposals.deltas.bias;",
-        "1 left over: roi_heads.box_head.fc3.weight;",
+        "1 unexpected: roi_heads.box_head.fc3.weight;",
         "1 of another shape: box_head.fc1.bias is (1,), the model has (32,)",
     ):
         assert part in str(error.value)
 
 
-def test_another_trunk_is_not_patched_up(tmp_path):
-    path = own_file(tmp_path, model(0))
+def test_another_backbone_raises(tmp_path):
+    path = write_own_file(tmp_path, model(0))
     backbone = replace(config().backbone, name="resnet26")
-    with pytest.raises(ValueError, match="the trunk here is resnet26") as error:
+    with pytest.raises(ValueError, match="the backbone here is resnet26") as error:
         build_model(replace(config(), weights=path, backbone=backbone))
     assert "leave-out" not in str(error.value)
 
 
 def test_a_part_to_leave_out_must_exist(tmp_path):
-    path = own_file(tmp_path, model(0))
+    path = write_own_file(tmp_path, model(0))
     with pytest.raises(ValueError, match=r"box_head\.score, mask_heads: neither") as error:
         model(1, weights=path, weights_leave_out=("box_head.score", "mask_heads", "proposals"))
     assert "backbone, box_head, mask_head, proposals" in str(error.value)
@@ -306,24 +308,24 @@ def test_a_part_to_leave_out_must_exist(tmp_path):
         config(weights_leave_out=("box_head",))
 
 
-def test_the_trunks_own_start_is_not_read(tmp_path):
-    path = own_file(tmp_path, model(0))
+def test_backbone_weights_are_not_read_with_model_weights(tmp_path):
+    path = write_own_file(tmp_path, model(0))
     backbone = replace(config().backbone, weights="/nowhere/r50.pth")
     loaded = build_model(replace(config(), weights=path, backbone=backbone))
-    assert same(loaded, model(0)) == set(loaded.state_dict())
+    assert find_equal(loaded, model(0)) == set(loaded.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         (["head.weight"], "Rename its tensors"),
         (["res2_0_branch2a_w"], "--model.backbone.weights"),
         (["conv1.weight", "layer1.0.conv1.weight"], "--model.backbone.weights"),
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path, names: list[str], says: str):
+def test_a_file_without_a_model_raises(tmp_path, names: list[str], message: str):
     torch.save({name: torch.zeros(1) for name in names}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         model(0, weights=str(tmp_path / "w.pth"))
     for known in ("proposals.objectness.weight", "roi_heads.box_head.fc6.weight", names[0]):
         assert known in str(error.value)

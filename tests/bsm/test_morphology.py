@@ -1,4 +1,4 @@
-"""The exact reference: targets from masks, and masks cut out of images."""
+"""The exact reference: targets from masks, and masks cropped from images."""
 
 import numpy as np
 import pytest
@@ -30,12 +30,12 @@ def test_the_border_of_a_roi_makes_boundary_but_does_not_erode():
     assert [int(t.sum()) for t in targets] == [784, 108, 0, 0]
 
 
-def test_an_even_kernel_is_refused_with_its_neighbors():
-    with pytest.raises(ValueError, match=r"kernel_size 4: .* Take 3 or 5"):
+def test_an_even_kernel_raises_with_its_neighbors():
+    with pytest.raises(ValueError, match=r"kernel_size 4: .* Use 3 or 5"):
         targets_from_masks(torch.ones(1, 4, 4), kernel_size=4, unite_boundary=True)
 
 
-def test_each_roi_is_cut_from_its_own_image_and_slot():
+def test_each_roi_is_cropped_from_its_own_image_and_slot():
     masks = torch.zeros(2, 3, 20, 20, dtype=torch.uint8)
     masks[1, 2, 4:12, 6:10] = 1
     boxes = torch.tensor([[4.0, 4.0, 12.0, 12.0], [4.0, 4.0, 12.0, 12.0]])
@@ -64,7 +64,7 @@ def test_images_without_objects_give_empty_masks(rois):
     assert {t.shape for t in targets} == {(rois, 14, 14)}
 
 
-def test_the_roi_source_runs_on_the_gpu_without_asking_the_host():
+def test_the_roi_source_runs_on_the_gpu_without_a_host_sync():
     with FakeTensorMode(), torch.device("cuda"):
         masks = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
         index = torch.zeros(4, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Pasted masks are what looking up every pixel's center gives, within a byte budget."""
+"""Pasting samples the mask at every pixel's center, within a byte budget."""
 
 import math
 import weakref
@@ -14,7 +14,7 @@ from bsm.instance.paste import paste_masks
 
 
 def literal_paste(probs, box, size_hw):
-    """Look up one pixel at a time, in Python floats."""
+    """Sample one pixel at a time, in Python floats."""
     side = len(probs)
     x0, y0, x1, y1 = box
     image = np.zeros(size_hw, np.bool_)
@@ -32,12 +32,12 @@ def literal_paste(probs, box, size_hw):
     return image
 
 
-def test_every_pixel_is_looked_up_at_its_center():
+def test_every_pixel_is_sampled_at_its_center():
     generator = torch.Generator().manual_seed(0)
     boxes = torch.tensor(
         [
             [3.2, 4.7, 20.1, 15.9],
-            [-6.5, -3.0, 9.0, 40.0],  # leaves the image on three sides
+            [-6.5, -3.0, 9.0, 40.0],  # beyond the image on three sides
             [10.4, 10.4, 11.1, 10.9],  # less than a pixel
             [0.0, 0.0, 30.0, 24.0],
             [60.0, 5.0, 70.0, 9.0],  # not in the image at all
@@ -50,8 +50,7 @@ def test_every_pixel_is_looked_up_at_its_center():
     assert masks.dtype == torch.bool
     for mask, prob, box in zip(masks, probs.tolist(), boxes.tolist(), strict=True):
         assert np.array_equal(mask.numpy(), literal_paste(prob, box, (24, 30)))
-    # Half a cell's rim fades out beyond the mask's last centers, but only its corners to below
-    # half.
+    # The half cell beyond the mask's last centers fades out, but only its corners below one half.
     assert masks[3].sum() == 24 * 30 - 4
 
 
@@ -66,13 +65,13 @@ def test_no_detections_give_no_chunks():
     assert list(chunks) == []
 
 
-def test_a_budget_of_nothing_is_refused_at_the_call():
+def test_a_budget_of_zero_raises_at_the_call():
     with pytest.raises(ValueError, match="byte_budget 0"):
         paste_masks(torch.zeros(1, 4, 4), torch.zeros(1, 4), size_hw=(9, 9), byte_budget=0)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of the tensors that are alive, and remember the most."""
+    """Count the bytes of live tensors, and record the peak."""
 
     def __init__(self):
         super().__init__()

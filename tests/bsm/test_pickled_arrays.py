@@ -1,4 +1,4 @@
-"""A pickle is a program: these are the ones that detectron2 writes, and some that must not run."""
+"""Pickles as detectron2 writes them, and some that must not run."""
 
 import collections
 import os
@@ -25,7 +25,7 @@ ARRAYS = {
 ZOO = {"model": ARRAYS, "__author__": "Detectron2 Model Zoo", "matching_heuristics": True}
 
 
-def written(folder: Path, content: object, *, protocol: int = 2) -> Path:
+def write_pickle(folder: Path, content: object, *, protocol: int = 2) -> Path:
     path = folder / "w.pkl"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     return path
@@ -39,7 +39,7 @@ def test_arrays_are_read_as_they_were(tmp_path, protocol: int, wrap: str):
         "ordered": collections.OrderedDict(ARRAYS),
         "blobs": {"blobs": ARRAYS, "cfg": "MODEL:\n"},
     }[wrap]
-    tensors = read_weights(written(tmp_path, content, protocol=protocol))
+    tensors = read_weights(write_pickle(tmp_path, content, protocol=protocol))
     assert tensors.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         expected = torch.from_numpy(np.asarray(array).copy())
@@ -68,7 +68,7 @@ def test_a_file_of_python_2_is_read(tmp_path):
 
 
 class Calls:
-    """Pickled, it is a call that happens while the file is read."""
+    """In a pickle, it is a call that runs while the file is read."""
 
     def __init__(self, call, *arguments) -> None:
         self.call = call, arguments
@@ -78,10 +78,10 @@ class Calls:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_a_malicious_pickle_does_nothing_and_is_told(tmp_path, protocol: int):
+def test_a_malicious_pickle_does_nothing_and_raises(tmp_path, protocol: int):
     trap = tmp_path / "trap"
     evil = {"model": {"conv1_w": ARRAYS["float"], "x": Calls(os.mkdir, str(trap))}}
-    path = written(tmp_path, evil, protocol=protocol)
+    path = write_pickle(tmp_path, evil, protocol=protocol)
     with pytest.raises(ValueError, match=r"asks for \w+\.mkdir") as error:
         read_weights(path)
     for part in ("w.pkl", "nothing in it is executed", "save_file"):
@@ -92,27 +92,27 @@ def test_a_malicious_pickle_does_nothing_and_is_told(tmp_path, protocol: int):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({"w": Calls(eval, "1")}, "asks for __builtin__.eval"),
         ({"w": Calls(os.system, "true")}, "asks for posix.system"),
         ({"w": Calls(np.load, "x")}, "numpy"),
         ({"w": torch.zeros(2)}, "torch"),
-        ({"w": np.array([None, {}], dtype=object)}, "without shape, dtype or bytes"),
+        ({"w": np.array([None, {}], dtype=object)}, "without a shape, dtype or bytes"),
         ({"w": np.zeros(2, dtype=">f4")}, "dtype >f4"),
         ({"w": np.zeros(2, dtype=[("a", "f4")])}, "dtype"),
         ({"w": np.array(["a"])}, "dtype <U1"),
     ],
 )
-def test_what_is_no_plain_array_is_refused(tmp_path, content: object, says: str):
+def test_other_content_than_plain_arrays_raises(tmp_path, content: object, message: str):
     with pytest.raises(ValueError, match="only plain containers of numpy arrays") as error:
-        read_weights(written(tmp_path, content))
-    assert says in str(error.value)
+        read_weights(write_pickle(tmp_path, content))
+    assert message in str(error.value)
 
 
-def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
-    """numpy would believe it, and read memory that is not the array's."""
-    path = written(tmp_path, {"w": np.zeros(3, dtype=np.float32)})
+def test_an_array_with_a_wrong_size_raises(tmp_path):
+    """numpy would trust the size and read memory beyond the array."""
+    path = write_pickle(tmp_path, {"w": np.zeros(3, dtype=np.float32)})
     program = path.read_bytes()
     assert program.count(b"K\x03\x85") == 1  # the shape (3,)
     path.write_bytes(program.replace(b"K\x03\x85", b"K\x30\x85"))
@@ -121,13 +121,13 @@ def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02}", b"\x80\x02(lp0\nh\x00a."])
-def test_a_torn_pickle_is_told(tmp_path, content: bytes):
+def test_a_truncated_pickle_raises(tmp_path, content: bytes):
     path = tmp_path / "torn.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"torn\.pkl"):
         read_weights(path)
 
 
-def test_what_torch_saved_is_read_under_any_name(tmp_path):
+def test_files_of_torch_save_are_read_under_any_name(tmp_path):
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "model.pkl")
     assert torch.equal(read_weights(tmp_path / "model.pkl")["a"], torch.ones(2))

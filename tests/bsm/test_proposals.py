@@ -3,8 +3,8 @@ import torch
 from bsm.configs.instance import ProposalConfig
 from bsm.instance.box_ops import pairwise_iou
 from bsm.instance.proposals import ProposalNetwork, make_anchors, match_anchors
-from bsm.sampling import ANCHORS, ROIS, pick, random_keys
-from tests.bsm.synthetic import shapes_batch, targets_from
+from bsm.sampling import ANCHORS, ROIS, draw_keys, subsample
+from tests.bsm.synthetic import model_config, shapes_batch, targets_from
 
 CONFIG = ProposalConfig(
     anchor_sizes_px=(16.0, 32.0, 64.0, 128.0, 256.0),
@@ -47,7 +47,7 @@ def test_anchors_are_detectron2s():
 
 def test_matching_follows_the_thresholds_and_keeps_every_target():
     _, sizes, targets = shapes_batch()
-    # One object of a size no anchor fits: only the low quality rule can find it.
+    # No anchor fits the size of one object: only the low quality rule matches it.
     boxes = targets.boxes_xyxy.clone()
     boxes[0, 0] = torch.tensor([10.0, 10.0, 14.0, 13.0])
     targets = targets._replace(boxes_xyxy=boxes)
@@ -72,8 +72,8 @@ def test_an_image_trains_the_same_anchors_in_any_batch():
     for anchors, of in ((small, slice(2, 3)), (large, slice(0, 4))):
         part = type(targets)(*(t[of] for t in targets))
         _, positive, negative = match_anchors(anchors, part, config=CONFIG)
-        keys = random_keys(part.sample_seed, anchors.identity, purpose=ANCHORS)
-        slots = pick(positive, negative, keys, num_slots=32, max_positive=16)
+        keys = draw_keys(part.sample_seed, anchors.identity, purpose=ANCHORS)
+        slots = subsample(positive, negative, keys, num_slots=32, max_positive=16)
         row = 0 if of.start == 2 else 2
         assert slots.valid[row].all()
         picked.append((anchors.identity[slots.candidate[row]], slots.positive[row]))
@@ -84,7 +84,7 @@ def test_an_image_trains_the_same_anchors_in_any_batch():
 def test_keys_differ_by_seed_and_purpose_and_are_uniform():
     index = torch.arange(20000)
     seeds = torch.tensor([0, 1, 2**40, 2**62 + 12345, -5])
-    keys = random_keys(seeds, index, purpose=ANCHORS)
+    keys = draw_keys(seeds, index, purpose=ANCHORS)
     assert (keys >= 0).all()
     for row in keys:
         assert len(row.unique()) == len(index)
@@ -92,19 +92,17 @@ def test_keys_differ_by_seed_and_purpose_and_are_uniform():
     assert (share.mean(1) - 0.5).abs().max() < 0.01
     histogram = torch.stack([torch.histc(row, bins=20, min=0, max=1) for row in share])
     assert ((histogram - 1000) ** 2 / 1000).sum(1).max() < 50  # chi squared, 19 degrees
-    correlation = torch.corrcoef(
-        torch.cat((share, (random_keys(seeds, index, purpose=ROIS) >> 31)))
-    )
+    correlation = torch.corrcoef(torch.cat((share, (draw_keys(seeds, index, purpose=ROIS) >> 31))))
     assert (correlation - torch.eye(10)).abs().max() < 0.03
 
 
-def test_pick_fills_up_with_negatives_and_never_twice():
-    keys = random_keys(torch.tensor([3, 4, 5]), torch.arange(50), purpose=ROIS)
+def test_subsample_fills_up_with_negatives_without_repetition():
+    keys = draw_keys(torch.tensor([3, 4, 5]), torch.arange(50), purpose=ROIS)
     positive = torch.zeros(3, 50, dtype=torch.bool)
     positive[0, :20], positive[1, :2] = True, True
     negative = ~positive
     negative[2, 5:] = False
-    slots = pick(positive, negative, keys, num_slots=16, max_positive=4)
+    slots = subsample(positive, negative, keys, num_slots=16, max_positive=4)
     assert slots.positive.sum(1).tolist() == [4, 2, 0]
     assert slots.valid.sum(1).tolist() == [16, 16, 5]
     for n in range(3):
@@ -113,8 +111,8 @@ def test_pick_fills_up_with_negatives_and_never_twice():
         assert torch.equal(positive[n, chosen], slots.positive[n][slots.valid[n]])
 
 
-def test_losses_without_any_object_are_finite_and_reach_every_parameter():
-    network = ProposalNetwork(4, config=CONFIG)
+def test_losses_without_objects_are_finite_and_reach_every_parameter():
+    network = ProposalNetwork(model_config(4, proposals=CONFIG))
     features = pyramid(2, 64, 64)
     sizes = torch.tensor([[64, 64], [40, 50]])
     targets = targets_from(
@@ -129,7 +127,7 @@ def test_losses_without_any_object_are_finite_and_reach_every_parameter():
 
 
 def test_the_normalizer_is_256_times_n_even_if_fewer_anchors_were_sampled():
-    network = ProposalNetwork(4, config=ProposalConfig())
+    network = ProposalNetwork(model_config(4))
     features = pyramid(1, 32, 32)
     anchors = make_anchors(features, torch.tensor([[32, 32]]), config=ProposalConfig())
     # 8 * 8 * 3 + ... = 261 anchors, but only those of the top rows are in the image.
@@ -146,9 +144,9 @@ def test_the_normalizer_is_256_times_n_even_if_fewer_anchors_were_sampled():
     assert torch.allclose(loss, expected)
 
 
-def test_proposals_are_best_first_inside_the_image_and_not_from_the_padding():
+def test_proposals_are_best_first_and_inside_the_image():
     torch.manual_seed(0)
-    network = ProposalNetwork(4, config=CONFIG)
+    network = ProposalNetwork(model_config(4, proposals=CONFIG))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     features = pyramid(2, 64, 96)
@@ -164,7 +162,7 @@ def test_proposals_are_best_first_inside_the_image_and_not_from_the_padding():
         assert (boxes[:, 0::2] <= width).all()
         assert (boxes[:, 1::2] <= height).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
-    # A cell of the padding that is very sure changes nothing.
+    # A high score in the padding changes nothing.
     loud = logits.clone()
     loud[1][~anchors.inside[1]] = 100.0
     again = network.propose(loud, deltas, anchors, sizes)

@@ -5,13 +5,13 @@ from bsm.configs.instance import BoxHeadConfig
 from bsm.instance.box_ops import pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import (
+    assign_levels,
+    find_used_slots,
+    gather_rois,
     pool_finest,
     pool_rois,
-    pool_without_host,
-    roi_levels,
-    rois_of_slots,
+    pool_without_sync,
     sample_rois,
-    used_slots,
 )
 from tests.bsm.synthetic import shapes_batch
 
@@ -30,7 +30,7 @@ def features_and_rois(num_rois: int = 60):
 
 
 def per_level_reference(features, rois, side):
-    """The way it is usually written: select the RoIs of each level."""
+    """Pool the usual way: select the RoIs of each level."""
     out = torch.zeros(len(rois), features[0].shape[1], side, side)
     side_px = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
     level = (4 + torch.log2(side_px / 224)).floor().clamp(2, 5).long() - 2
@@ -46,12 +46,12 @@ def test_pooling_takes_each_roi_from_its_level():
     features, rois = features_and_rois()
     expected, level = per_level_reference(features, rois, 7)
     assert set(level.tolist()) == {0, 1, 2, 3}
-    assert torch.equal(roi_levels(rois[:, 1:]), level)
+    assert torch.equal(assign_levels(rois[:, 1:]), level)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     gradient = torch.autograd.grad((expected * weight).sum(), features)
     for pooled in (
         pool_rois(features, rois, side=7),
-        pool_without_host(features, rois, level, side=7),
+        pool_without_sync(features, rois, level, side=7),
     ):
         assert torch.allclose(pooled, expected, atol=1e-6)
         got = torch.autograd.grad((pooled * weight).sum(), features)
@@ -62,8 +62,8 @@ def test_pooling_takes_each_roi_from_its_level():
 def test_level_rule_at_its_edges():
     side = torch.tensor([1.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 2000.0])
     boxes = torch.stack((side * 0, side * 0, side, side), dim=1)
-    assert roi_levels(boxes).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert roi_levels(torch.zeros(1, 4)).tolist() == [0]
+    assert assign_levels(boxes).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert assign_levels(torch.zeros(1, 4)).tolist() == [0]
 
 
 def test_finest_ignores_the_size():
@@ -72,16 +72,18 @@ def test_finest_ignores_the_size():
     assert torch.allclose(pool_finest(features[0], rois, side=28), expected)
 
 
-def numbered(n: int, num: int):
+def make_numbered_boxes(n: int, num: int):
     return torch.arange(num).expand(n, num)
 
 
-def jittered(targets, num: int, seed: int):
+def jitter_boxes(targets, num: int, seed: int):
     generator = torch.Generator().manual_seed(seed)
     n, t = targets.valid.shape
     boxes = targets.boxes_xyxy[:, torch.arange(num) % t]
     boxes = boxes + torch.randn(n, num, 4, generator=generator) * 8
-    return Proposals(boxes.clamp(0, 64), torch.ones(n, num, dtype=torch.bool), numbered(n, num))
+    return Proposals(
+        boxes.clamp(0, 64), torch.ones(n, num, dtype=torch.bool), make_numbered_boxes(n, num)
+    )
 
 
 CONFIG = BoxHeadConfig(samples_per_image=24)
@@ -98,7 +100,7 @@ def test_half_precision_features_do_not_move_the_boxes():
 
 def test_sampled_rois_are_right():
     _, _, targets = shapes_batch()
-    proposals = jittered(targets, 90, seed=0)
+    proposals = jitter_boxes(targets, 90, seed=0)
     rois = sample_rois(proposals, targets, config=CONFIG, num_classes=3)
     assert rois.boxes_xyxy.shape == (2, 24, 4)
     assert rois.valid.all()
@@ -114,7 +116,9 @@ def test_sampled_rois_are_right():
 
 def test_targets_are_proposals_too():
     _, _, targets = shapes_batch()
-    nothing = Proposals(torch.zeros(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool), numbered(2, 5))
+    nothing = Proposals(
+        torch.zeros(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool), make_numbered_boxes(2, 5)
+    )
     rois = sample_rois(nothing, targets, config=CONFIG, num_classes=3)
     assert rois.valid.sum(1).tolist() == [3, 3]
     for n in range(2):
@@ -124,7 +128,7 @@ def test_targets_are_proposals_too():
 
 def test_an_image_trains_the_same_rois_in_any_batch():
     _, _, targets = shapes_batch(num_images=4)
-    proposals = jittered(targets, 90, seed=0)
+    proposals = jitter_boxes(targets, 90, seed=0)
     together = sample_rois(proposals, targets, config=CONFIG, num_classes=3)
     for n in range(4):
         one = slice(n, n + 1)
@@ -145,9 +149,9 @@ def test_an_image_trains_the_same_rois_in_any_batch():
     assert not torch.equal(other_seed.boxes_xyxy, together.boxes_xyxy)
 
 
-def test_the_pick_does_not_depend_on_the_rank_of_a_proposal():
+def test_the_sample_does_not_depend_on_the_rank_of_a_proposal():
     _, _, targets = shapes_batch()
-    proposals = jittered(targets, 90, seed=0)
+    proposals = jitter_boxes(targets, 90, seed=0)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
     a = sample_rois(proposals, targets, config=CONFIG, num_classes=3)
     shuffled = Proposals(*(t[:, order] for t in proposals))
@@ -155,9 +159,9 @@ def test_the_pick_does_not_depend_on_the_rank_of_a_proposal():
     assert torch.equal(a.boxes_xyxy, b.boxes_xyxy)
 
 
-def test_empty_target_slots_and_more_proposals_slots_change_nothing():
+def test_more_empty_slots_change_nothing():
     _, _, targets = shapes_batch()
-    proposals = jittered(targets, 90, seed=0)
+    proposals = jitter_boxes(targets, 90, seed=0)
     before = sample_rois(proposals, targets, config=CONFIG, num_classes=3)
     padded_targets = targets._replace(
         boxes_xyxy=torch.cat((targets.boxes_xyxy, torch.zeros(2, 4, 4)), 1),
@@ -174,10 +178,10 @@ def test_empty_target_slots_and_more_proposals_slots_change_nothing():
         assert torch.equal(a, b)
 
 
-def test_used_slots_always_keeps_one():
+def test_at_least_one_slot_is_used():
     valid = torch.tensor([[True, False], [False, True]])
-    assert used_slots(valid).tolist() == [0, 3]
-    assert used_slots(torch.zeros(2, 2).bool()).tolist() == [0]
+    assert find_used_slots(valid).tolist() == [0, 3]
+    assert find_used_slots(torch.zeros(2, 2).bool()).tolist() == [0]
     boxes = torch.arange(16.0).view(2, 2, 4)
-    rois = rois_of_slots(boxes, used_slots(valid))
+    rois = gather_rois(boxes, find_used_slots(valid))
     assert rois.tolist() == [[0, 0, 1, 2, 3], [1, 12, 13, 14, 15]]

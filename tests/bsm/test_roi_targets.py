@@ -5,8 +5,13 @@ from torch.nn import functional as F
 
 from bsm.configs.shared import TargetConfig
 from bsm.instance.roi import read_points
-from bsm.instance.roi_targets import MaskRois, grid_targets, point_targets, points_in_image
-from bsm.points import cell_centers
+from bsm.instance.roi_targets import (
+    MaskRois,
+    make_grid_targets,
+    make_point_targets,
+    to_image_pixels,
+)
+from bsm.points import make_cell_centers
 from tests.bsm.synthetic import shapes_batch
 
 
@@ -38,31 +43,31 @@ def test_points_of_a_feature_are_read_bilinear():
     assert torch.allclose(mine, theirs, atol=1e-4)
 
 
-def test_both_sources_say_the_same_at_points():
+def test_both_sources_agree_at_points():
     _, _, targets = shapes_batch()
     rois = rois_of(targets, shift=1.5)
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(len(rois.rois), 200, 2, generator=generator)
     field, roi = (
-        point_targets(rois, targets, points, config=TargetConfig(source=source))
+        make_point_targets(rois, targets, points, config=TargetConfig(source=source))
         for source in ("field", "roi")
     )
     assert (field - roi).abs().mean() < 0.03
     assert ((roi > 0) & (roi < 1)).any()  # soft at the outline
-    outside = point_targets(rois, targets, points + 5.0, config=TargetConfig())
+    outside = make_point_targets(rois, targets, points + 5.0, config=TargetConfig())
     assert not outside.any()
 
 
 def test_a_mirrored_object_is_mirrored():
     _, _, targets = shapes_batch()
     rois = rois_of(targets, shift=2.0)
-    points = cell_centers((28, 28), device=rois.rois.device).expand(len(rois.rois), -1, -1)
-    plain = point_targets(rois, targets, points, config=TargetConfig())
+    points = make_cell_centers((28, 28), device=rois.rois.device).expand(len(rois.rois), -1, -1)
+    plain = make_point_targets(rois, targets, points, config=TargetConfig())
     frame = targets.field_frame_xyxy.clone()
     frame[..., 0::2] = 64 - frame[..., 0::2]
     boxes = rois.rois.clone()
     boxes[:, 1], boxes[:, 3] = 64 - rois.rois[:, 3], 64 - rois.rois[:, 1]
-    mirrored = point_targets(
+    mirrored = make_point_targets(
         rois._replace(rois=boxes),
         targets._replace(field_frame_xyxy=frame),
         points,
@@ -75,9 +80,9 @@ def test_a_mirrored_object_is_mirrored():
 def test_points_and_grid_agree_inside_and_outside():
     _, _, targets = shapes_batch()
     rois = rois_of(targets)
-    points = cell_centers((28, 28), device=rois.rois.device).expand(len(rois.rois), -1, -1)
-    soft = point_targets(rois, targets, points, config=TargetConfig()).view(-1, 28, 28)
-    mask = grid_targets(rois, targets, config=TargetConfig(), side=28).mask
+    points = make_cell_centers((28, 28), device=rois.rois.device).expand(len(rois.rois), -1, -1)
+    soft = make_point_targets(rois, targets, points, config=TargetConfig()).view(-1, 28, 28)
+    mask = make_grid_targets(rois, targets, config=TargetConfig(), side=28).mask
     assert ((soft > 0.5).float() - mask).abs().mean() < 0.01
     boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
-    assert points_in_image(boxes, torch.tensor([[[0.5, 0.25]]])).tolist() == [[[20.0, 30.0]]]
+    assert to_image_pixels(boxes, torch.tensor([[[0.5, 0.25]]])).tolist() == [[[20.0, 30.0]]]

@@ -1,4 +1,4 @@
-"""The module is wired as it says, trains everywhere, and is added to a model in five lines."""
+"""The module follows its formulas, trains everywhere, and takes five lines to add to a model."""
 
 import textwrap
 
@@ -47,7 +47,7 @@ def test_parameters_in_use_at_inference_are_those_of_the_original(variant, milli
 
 
 @pytest.mark.parametrize(("fusion", "sign"), [("plus", 1), ("minus", -1)])
-def test_paper_wiring_is_equation_1_and_one_convolution(fusion, sign):
+def test_paper_variant_is_equation_1_and_one_convolution(fusion, sign):
     m, fine = features()
     module = squeeze_of(8, variant="paper", fusion=fusion)
     squeezed = module(m, fine)
@@ -56,7 +56,7 @@ def test_paper_wiring_is_equation_1_and_one_convolution(fusion, sign):
     assert torch.equal(squeezed.refined, m + module.boundary_to_mask(squeezed.boundary))
 
 
-def test_released_wiring_refines_the_boundary_and_fuses_all_into_the_mask():
+def test_released_variant_refines_the_boundary_and_fuses_all_into_the_mask():
     m, fine = features()
     module = squeeze_of(8, fusion="minus")
     squeezed = module(m, fine)
@@ -69,7 +69,7 @@ def test_released_wiring_refines_the_boundary_and_fuses_all_into_the_mask():
     assert not isinstance(squeeze_of(8, variant="paper").boundary_to_mask[-1], nn.ReLU)
 
 
-def test_a_flow_that_starts_at_zero_leaves_the_tower_as_it_is():
+def test_a_zero_flow_leaves_the_tower_unchanged():
     m, fine = features()
     module = squeeze_of(8, initialization="kaiming")
     summed = m + module.downsample(fine)
@@ -89,12 +89,12 @@ def test_without_a_warp_there_is_no_flow():
 
 @pytest.mark.parametrize("warp", ["flow", "dcnv2", "dgmn"])
 @WIRINGS
-def test_each_deformation_trains_in_the_slot(variant, warp):
+def test_each_warp_trains_in_the_squeeze(variant, warp):
     torch.manual_seed(0)
     m, fine = features(channels=64, fine_channels=5)
     module = squeeze_of(64, fine_channels=5, variant=variant, warp=warp)
     for name, parameter in module.named_parameters():
-        # What starts at zero would hide what lies before it.
+        # A layer that starts at zero would hide the layers before it.
         if "slot" in name and not parameter.any():
             nn.init.normal_(parameter, std=0.01)
     sum(feature.square().sum() for feature in module(m, fine)[:4]).backward()
@@ -134,7 +134,7 @@ def test_branches_that_are_left_out_leave_every_sum(variant, branches):
 
 
 @WIRINGS
-def test_without_the_fine_feature_the_towers_see_the_roi_alone(variant):
+def test_without_the_fine_feature_the_towers_read_only_the_roi(variant):
     m, fine = features()
     module = squeeze_of(8, variant=variant, fine_features=False, warp="none")
     assert not any("downsample" in name for name, _ in module.named_parameters())
@@ -214,7 +214,7 @@ def test_gradients_reach_every_parameter(variant, initialization):
 
 
 @INITIALIZATIONS
-def test_initializations_are_what_they_are_called(initialization):
+def test_initializations_match_their_names(initialization):
     torch.manual_seed(0)
     generator = squeeze_of(64, initialization=initialization).contraction
     std = generator.tower[2].weight.std().item()
@@ -235,14 +235,14 @@ def test_a_batch_without_rois_trains(variant):
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 
 
-def test_fine_features_of_the_wrong_size_are_refused_with_the_right_one():
+def test_fine_features_of_the_wrong_size_raise_with_the_right_one():
     m, _ = features()
     with pytest.raises(ValueError, match=r"\(3, 8, 14, 14\).*Pool the same boxes at \[28, 28\]"):
         BoundarySqueeze(8)(m, torch.zeros(3, 8, 14, 14))
 
 
-def test_all_wrong_options_are_named_at_once():
-    with pytest.raises(ValueError, match=r"variant 'cod' .*; fusion 'add' .*branches\[0\] 'rim'"):
+def test_all_wrong_options_are_listed():
+    with pytest.raises(ValueError, match=r"'cod'; .*'rim'; fusion: .*'add'"):
         squeeze_of(8, variant="cod", fusion="add", branches=("rim",))
     with pytest.raises(ValueError, match=r"no switch branches, mask_feature; .*dgmn"):
         light_of(8, branches=("boundary",), mask_feature=False, warp="dgmn")
@@ -252,7 +252,7 @@ def test_all_wrong_options_are_named_at_once():
         squeeze_of(8, variant="light")
 
 
-def test_the_light_squeeze_is_what_it_says():
+def test_the_light_squeeze_follows_its_formulas():
     torch.manual_seed(0)
     m, fine = features(fine_channels=5)
     module = light_of(8, fine_channels=5, light_channels=4, fusion="minus")
@@ -268,7 +268,7 @@ def test_the_light_squeeze_is_what_it_says():
     assert torch.allclose(squeezed.boundary, module.boundary_tower(c + e - narrow), atol=1e-6)
     widened = module.widen(torch.cat([squeezed.boundary, c, e], 1))
     assert torch.allclose(squeezed.refined, (m + widened).relu())
-    # The contraction tower's second convolution does not see the expansion tower.
+    # The contraction tower's second convolution does not read the expansion tower.
     (grad,) = torch.autograd.grad(towers[:, :4].sum(), module.towers_out.weight)
     assert not grad[4:].any()
 
@@ -287,7 +287,7 @@ def test_gradients_reach_every_parameter_of_the_light_squeeze(warp):
 
 
 def training_step(variant):
-    """Squeeze, predict and compare, all on the default device."""
+    """Run squeeze, predictors and losses on the default device."""
     module = squeeze_of(8, variant=variant)
     predict = nn.ModuleList(nn.ConvTranspose2d(8, 1, 2, stride=2) for _ in range(4))
     field = torch.ones(6, 28, 28, dtype=torch.int8)
@@ -299,9 +299,9 @@ def training_step(variant):
 
 @WIRINGS
 @pytest.mark.parametrize(("device", "amp"), [("cuda", False), ("cpu", False), ("cpu", True)])
-def test_a_training_step_never_asks_the_host(variant, device, amp):
-    # Fake tensors refuse to give a value to the host; torch goes backward through fake CUDA
-    # tensors only where there is a CUDA device.
+def test_a_training_step_never_syncs_with_the_host(variant, device, amp):
+    # Fake tensors raise if the host reads a value; torch runs backward through fake CUDA tensors
+    # only with a CUDA device.
     with FakeTensorMode(), torch.device(device):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
             module, losses = training_step(variant)
@@ -314,7 +314,7 @@ def test_a_training_step_never_asks_the_host(variant, device, amp):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @WIRINGS
-def test_a_training_step_on_a_real_gpu_never_waits_for_it(variant):
+def test_a_training_step_on_a_real_gpu_never_syncs(variant):
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.device("cuda"):

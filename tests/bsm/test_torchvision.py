@@ -1,4 +1,4 @@
-"""torchvision's own Mask R-CNN is the oracle: same weights, same images, same answers."""
+"""With the same weights and images, our model has the detections of torchvision's Mask R-CNN."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ CONFIG = MaskRCNNConfig(
     mask_head=MaskHeadConfig(kind="plain"),
 )
 SIZES_HW = ((128, 160), (117, 150), (96, 139))
-"""The second and third are padded, and P5 has odd sides: torchvision's anchors then lie closer."""
+"""The second and third are padded, and P5 has odd sides, where torchvision's anchors are closer."""
 
 
 def images() -> list[Tensor]:
@@ -50,7 +50,7 @@ def torchvision_model() -> MaskRCNN:
 
 
 def random_torchvision_model() -> MaskRCNN:
-    """Random weights, scaled so that many boxes of several categories are found."""
+    """Scale random weights so that there are many detections of several categories."""
     torch.manual_seed(1)
     model = torchvision_model()
     heads = model.roi_heads
@@ -69,22 +69,22 @@ def random_torchvision_model() -> MaskRCNN:
         heads.mask_predictor.mask_fcn_logits.bias.normal_()
         seen = []
         hook = heads.box_predictor.register_forward_hook(lambda *args: seen.append(args[2][0]))
-        answers_of(model, images()[:1])
+        detect_with_torchvision(model, images()[:1])
         hook.remove()
         heads.box_predictor.cls_score.bias.sub_(seen[0].mean(0))  # no category wins everywhere
     return model
 
 
 @torch.no_grad()
-def answers_of(model: MaskRCNN, batch: list[Tensor]) -> list[dict[str, Tensor]]:
-    """What torchvision's detector finds, before it pastes masks; images keep their sizes."""
+def detect_with_torchvision(model: MaskRCNN, batch: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Run torchvision's detector without pasting masks; images keep their sizes."""
     model.transform.resize = lambda image, target=None: (image, target)
     model.transform.postprocess = lambda found, *_: found
     return model([image.float() / 255 for image in batch])
 
 
 @torch.no_grad()
-def found_by(model, batch: list[Tensor]) -> Detections:
+def detect(model, batch: list[Tensor]) -> Detections:
     sizes = torch.tensor([image.shape[1:] for image in batch])
     height, width = sizes.amax(0).tolist()
     padded = torch.zeros(len(batch), 3, height, width, dtype=torch.uint8)
@@ -110,8 +110,8 @@ def ours(path):
     return build_model(replace(CONFIG, weights=path)).eval()
 
 
-def share_found(found: Detections, answers: list[dict[str, Tensor]]) -> float:
-    """The share of torchvision's detections that ours has too: boxes, category, score, mask.
+def match_share(found: Detections, answers: list[dict[str, Tensor]]) -> float:
+    """Compute the share of torchvision's detections that ours match: box, category, score, mask.
 
     In any order: scores that are equal but for rounding may swap.
     """
@@ -131,20 +131,20 @@ def share_found(found: Detections, answers: list[dict[str, Tensor]]) -> float:
 
 
 @pytest.mark.parametrize("batch", [[1], [0, 1, 2]])
-def test_a_converted_model_finds_what_torchvision_finds(theirs, ours, batch: list[int]):
+def test_a_converted_model_has_torchvisions_detections(theirs, ours, batch: list[int]):
     chosen = [images()[i] for i in batch]
-    found, answers = found_by(ours, chosen), answers_of(theirs, chosen)
+    found, answers = detect(ours, chosen), detect_with_torchvision(theirs, chosen)
     for n, answer in enumerate(answers):
         assert int(found.valid[n].sum()) == len(answer["scores"]) > 50
         assert len(answer["labels"].unique()) > 4
         assert answer["masks"].std() > 0.1
-    assert share_found(found, answers) == 1.0
+    assert match_share(found, answers) == 1.0
 
 
-def test_in_the_other_geometry_it_does_not(theirs, path):
+def test_with_the_other_box_convention_it_does_not(theirs, path):
     other = build_model(replace(CONFIG, weights=path, box_convention="detectron2"))
     chosen = images()[:1]
-    assert share_found(found_by(other, chosen), answers_of(theirs, chosen)) < 0.05
+    assert match_share(detect(other, chosen), detect_with_torchvision(theirs, chosen)) < 0.05
 
 
 def test_anchors_are_torchvisions(ours):
@@ -171,12 +171,12 @@ def test_rois_are_pooled_as_torchvision_does():
     expected = pooler(
         {str(i): f for i, f in enumerate(features)}, list(boxes), [(512, 512), (512, 512)]
     )
-    rois = roi.rois_of_slots(boxes, torch.arange(80))
-    assert len(roi.roi_levels(rois[:, 1:], box_convention="torchvision").unique()) == 4
+    rois = roi.gather_rois(boxes, torch.arange(80))
+    assert len(roi.assign_levels(rois[:, 1:], box_convention="torchvision").unique()) == 4
     pooled = roi.pool_rois(features, rois, side=7, box_convention="torchvision")
     assert torch.allclose(pooled, expected, atol=1e-5)
-    level = roi.roi_levels(rois[:, 1:], box_convention="torchvision")
-    dense = roi.pool_without_host(features, rois, level, side=7, box_convention="torchvision")
+    level = roi.assign_levels(rois[:, 1:], box_convention="torchvision")
+    dense = roi.pool_without_sync(features, rois, level, side=7, box_convention="torchvision")
     assert torch.allclose(dense, expected, atol=1e-5)
     assert not torch.allclose(roi.pool_rois(features, rois, side=7), expected, atol=0.1)
 
@@ -205,13 +205,15 @@ def test_torchvision_to_ours_and_back_loses_rows_of_the_background_only(theirs, 
     again = torchvision_model()
     again.load_state_dict(written)
     chosen = images()[1:2]
-    for a, b in zip(answers_of(again, chosen), answers_of(theirs, chosen), strict=True):
+    for a, b in zip(
+        detect_with_torchvision(again, chosen), detect_with_torchvision(theirs, chosen), strict=True
+    ):
         assert torch.equal(a["boxes"], b["boxes"])
         assert torch.equal(a["masks"], b["masks"])
 
 
-def test_the_names_of_older_files_are_read(theirs, ours, tmp_path):
-    """As in maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth, written before torchvision 0.13."""
+def test_names_of_older_files_are_read(theirs, ours, tmp_path):
+    """They are in maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth, from before torchvision 0.13."""
     state = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
     older = {
         "backbone.fpn.inner_blocks.0.0.weight": "backbone.fpn.inner_blocks.0.weight",
@@ -228,7 +230,7 @@ def test_the_names_of_older_files_are_read(theirs, ours, tmp_path):
         assert torch.equal(model.state_dict()[key], value), key
 
 
-def test_a_model_with_other_parts_is_not_written():
+def test_a_model_with_other_parts_is_not_exported():
     config = replace(CONFIG, mask_head=MaskHeadConfig(kind="squeeze"))
     with torch.device("meta"):
         model = build_model(config)

@@ -40,7 +40,7 @@ def test_every_difference_is_listed_and_nothing_is_loaded(tmp_path):
         load_weights(b, tmp_path / "w.safetensors")
     for part in (
         "2 missing: 0.bias, 1.weight",
-        "2 left over: fc.bias, fc.weight",
+        "2 unexpected: fc.bias, fc.weight",
         "1.running_mean is (9,), the model has (4,)",
         "w.safetensors",
     ):
@@ -67,7 +67,7 @@ def test_code_in_a_file_is_not_executed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("none.pth", None, "no such file"),
         ("torn.safetensors", b"\x00" * 20, "not a plain file of tensors"),
@@ -75,16 +75,16 @@ def test_code_in_a_file_is_not_executed(tmp_path):
         ("empty.pth", b"", "not a plain file of tensors"),
     ],
 )
-def test_files_that_are_no_weights(tmp_path, name: str, content: bytes | None, says: str):
+def test_files_without_weights_raise(tmp_path, name: str, content: bytes | None, message: str):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         load_weights(model(), path)
     assert name in str(error.value)
 
 
-def test_a_file_of_something_else(tmp_path):
+def test_a_file_with_other_content_raises(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="no names with tensors"):
+    with pytest.raises(ValueError, match="does not map names to tensors"):
         load_weights(model(), tmp_path / "w.pth")

@@ -1,4 +1,4 @@
-"""The files of cluster/ are valid, agree with lock and recipes, and open no more than they must."""
+"""The files of cluster/ are valid, match the lock and the recipes, and open no extra ports."""
 
 import re
 from functools import cache
@@ -45,7 +45,7 @@ def _only_container(group):
 
 
 def _object(required, optional=()):
-    """A schema that refuses any field we did not look up."""
+    """Make a JSON schema of an object without other fields."""
     return {
         "type": "object",
         "additionalProperties": False,
@@ -112,7 +112,7 @@ def test_ray_accepts_the_launcher_file(name):
     validate_config(prepare_config(_load(name)))
 
 
-def test_ray_would_refuse_an_unknown_field():
+def test_ray_rejects_an_unknown_field():
     with pytest.raises(jsonschema.ValidationError, match="max_worker"):
         validate_config(prepare_config({**_load("aws.yaml"), "max_worker": 2}))
 
@@ -130,7 +130,7 @@ def test_kubernetes_accepts_the_pods(name):
         kubernetes_validate.validate(pod, "1.34", strict=True)
 
 
-def test_kubernetes_accepts_the_volume_claim_and_would_refuse_a_misspelt_one():
+def test_kubernetes_accepts_the_volume_claim_and_rejects_a_misspelled_one():
     claim = _load("kuberay/storage.yaml")
     kubernetes_validate.validate(claim, "1.34", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -141,7 +141,7 @@ def test_both_manifests_describe_the_same_cluster():
     assert _ray_cluster(MANIFESTS[0]) == _ray_cluster(MANIFESTS[1])
 
 
-def test_every_image_and_version_is_the_locks_ray():
+def test_every_image_has_the_locked_version_of_ray():
     assert f"FROM rayproject/ray:{LOCK['ray']}-py311\n" in (CLUSTER / "Dockerfile").read_text()
     assert {_load(name)["docker"]["image"] for name in LAUNCHERS} == {IMAGE}
     for name in MANIFESTS:
@@ -151,7 +151,7 @@ def test_every_image_and_version_is_the_locks_ray():
     assert set(tags) == {LOCK["ray"]}
 
 
-def test_there_are_as_many_gpus_as_the_recipes_have_workers():
+def test_gpus_match_the_workers_of_the_recipes():
     assert SEMANTIC.scale.num_workers == GPUS
     for name in CLOUDS:
         worker = _load(name)["available_node_types"]["gpu_worker"]
@@ -190,7 +190,7 @@ def test_gpu_nodes_of_the_clouds_are_spot():
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_pod_gets_what_it_asks_and_shared_memory_for_its_objects(name):
+def test_pods_have_equal_requests_and_limits_and_enough_shared_memory(name):
     for group in _groups(name):
         container, spec = _only_container(group), group["template"]["spec"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
@@ -206,7 +206,7 @@ def test_a_pod_gets_what_it_asks_and_shared_memory_for_its_objects(name):
         assert claim == _load("kuberay/storage.yaml")["metadata"]["name"]
 
 
-def test_paths_of_the_job_lie_in_what_is_mounted():
+def test_the_paths_of_the_job_are_mounted():
     words = _load("kuberay/rayjob.yaml")["spec"]["entrypoint"].split()
     flags = dict(pairwise(words))
     assert flags["--storage"].startswith("/mnt/storage/")
@@ -218,7 +218,7 @@ def test_paths_of_the_job_lie_in_what_is_mounted():
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_the_launcher_asks_for_the_token_and_shows_nothing(name):
+def test_the_launcher_requires_the_token_and_opens_no_port(name):
     config = _load(name)
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
@@ -229,12 +229,12 @@ def test_the_launcher_asks_for_the_token_and_shows_nothing(name):
 
 
 def test_aws_names_its_security_group():
-    """Ray would make one with SSH open to every address."""
+    """Ray would create one with SSH open to every address."""
     for node_type in _load("aws.yaml")["available_node_types"].values():
         assert node_type["node_config"]["SecurityGroupIds"] == ["sg-YOUR-GROUP"]
 
 
-def test_pods_are_not_root_and_take_no_port_of_their_host():
+def test_pods_are_not_root_and_use_no_host_port():
     for name in MANIFESTS:
         for group in _groups(name):
             spec = group["template"]["spec"]
@@ -257,7 +257,7 @@ def test_images_install_the_lock_and_run_as_a_user(name, user):
         assert f"!{path}" in ignored
 
 
-def test_mlflow_is_published_on_loopback_and_its_database_nowhere():
+def test_mlflow_listens_on_loopback_and_its_database_is_private():
     services = _load("mlflow/compose.yaml")["services"]
     assert services["mlflow"]["ports"] == ["${MLFLOW_ADDRESS:-127.0.0.1}:5000:5000"]
     assert "ports" not in services["postgres"]
@@ -265,7 +265,7 @@ def test_mlflow_is_published_on_loopback_and_its_database_nowhere():
     assert password.startswith("${MLFLOW_DB_PASSWORD:?")
 
 
-def test_the_table_names_every_file_and_every_named_file_is_there():
+def test_the_readme_names_every_file_and_all_named_files_exist():
     text = (CLUSTER / "README.md").read_text()
     linked = set(re.findall(r"\]\(([^)]+\.yaml)\)", text))
     assert linked == {*LAUNCHERS, *MANIFESTS, "mlflow/compose.yaml"}
@@ -274,14 +274,14 @@ def test_the_table_names_every_file_and_every_named_file_is_there():
     assert "(cluster/README.md)" in (TOP / "README.md").read_text()
 
 
-def test_what_the_doctor_names_is_there():
+def test_the_files_that_the_doctor_names_exist():
     code = "".join(path.read_text() for path in (TOP / "pipeline/doctor").glob("*.py"))
     named = set(re.findall(r"cluster/[A-Z]\w*(?:\.md)?", code))
     assert named == {"cluster/README.md", "cluster/Dockerfile"}
     assert all((TOP / path).is_file() for path in named)
 
 
-def test_no_file_holds_an_address_of_a_package_registry():
+def test_no_file_has_the_address_of_a_package_registry():
     pattern = r"-index-url|--find-links|pypi\.|pythonhosted|(docker|ghcr|quay|gcr)\.io"
     for path in CLUSTER.rglob("*"):
         if path.is_file():

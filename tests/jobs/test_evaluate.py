@@ -1,4 +1,4 @@
-"""jobs/evaluate.py as a user runs it: a table, RESULT last, faults on stderr with exit code 2."""
+"""jobs/evaluate.py prints a table and RESULT, and errors on stderr with exit code 2."""
 
 import json
 import os
@@ -47,7 +47,7 @@ FOUND = [
 def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Callable[..., tuple[int, str, str]]:
-    """Give a function that runs the job in this process: exit code, stdout, stderr."""
+    """Return a function that runs the job in this process: exit code, stdout, stderr."""
 
     def with_flags(*flags: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["evaluate.py", *flags])
@@ -64,19 +64,19 @@ def call(
 
 @pytest.fixture
 def run(tmp_path: Path, call: Callable) -> Callable[..., tuple[int, str, str]]:
-    """Give a function that runs the job on a truth and detections: exit code, stdout, stderr."""
+    """Return a function that runs the job on a truth and detections: exit code, stdout, stderr."""
 
     def on_files(truth: object, found: object, *flags: str) -> tuple[int, str, str]:
-        return call(*_files(tmp_path, truth, found), *flags)
+        return call(*_write_files(tmp_path, truth, found), *flags)
 
     return on_files
 
 
-def result_of(out: str) -> dict:
+def parse_result(out: str) -> dict:
     return json.loads(out.splitlines()[-1].removeprefix("RESULT "), parse_constant=pytest.fail)
 
 
-def _files(folder: Path, truth: object, found: object) -> list[str]:
+def _write_files(folder: Path, truth: object, found: object) -> list[str]:
     (folder / "truth.json").write_text(truth if isinstance(truth, str) else json.dumps(truth))
     (folder / "found.json").write_text(json.dumps(found))
     return ["--truth", f"{folder}/truth.json", "--detections", f"{folder}/found.json"]
@@ -90,7 +90,7 @@ def test_table_and_result(run: Callable, metric: str) -> None:
     result = json.loads(last.removeprefix("RESULT "), parse_constant=pytest.fail)
     assert result["metric"] == metric
     assert [result[name] for name in ("AP", "AP50", "APm", "AR100")] == pytest.approx([1] * 4)
-    # No small object: no number, in a form that every JSON reader takes.
+    # No small object: null, not NaN, which is not JSON.
     assert result["APs"] is None
     assert {"AR1", "AR100", "images", "detections", "engine", "seconds"} <= result.keys()
     ap = ["AP", "1.0000", "1.0000", "1.0000", "-", "1.0000", "-"]
@@ -98,7 +98,7 @@ def test_table_and_result(run: Callable, metric: str) -> None:
     assert any(line.split() == ["dog", "1", "1.0000"] for line in above)
 
 
-def test_all_categories_stand_in_the_result(run: Callable) -> None:
+def test_categories_all_adds_them_to_the_result(run: Callable) -> None:
     _, out, _ = run(TRUTH, FOUND, "--categories", "all")
     result = json.loads(out.splitlines()[-1].removeprefix("RESULT "))
     assert result["per_category"] == {"dog": pytest.approx(1), "bottle": None}
@@ -113,7 +113,7 @@ def test_all_categories_stand_in_the_result(run: Callable) -> None:
         (json.dumps(TRUTH)[:100], FOUND, "truth.json (100 bytes) is not valid JSON"),
     ],
 )
-def test_bad_input_ends_with_a_sentence_and_2(
+def test_invalid_input_exits_with_2(
     run: Callable, truth: object, found: object, expected: str
 ) -> None:
     code, out, err = run(truth, found)
@@ -123,16 +123,16 @@ def test_bad_input_ends_with_a_sentence_and_2(
     assert "RESULT" not in out
 
 
-def test_the_band_of_boundary_ap_can_be_set(run: Callable) -> None:
+def test_dilation_ratio(run: Callable) -> None:
     shifted = FOUND[0] | {"segmentation": [[6, 6, 46, 6, 46, 41, 6, 41]]}
     _, narrow, _ = run(TRUTH, [shifted], "--metric", "boundary")
     _, wide, _ = run(TRUTH, [shifted], "--metric", "boundary", "--dilation-ratio", "0.1")
     assert "band 2% of the diagonal" in narrow
     assert "band 10% of the diagonal" in wide
-    assert result_of(narrow)["AP"] < result_of(wide)["AP"]
+    assert parse_result(narrow)["AP"] < parse_result(wide)["AP"]
     code, _, err = run(TRUTH, [shifted], "--metric", "boundary", "--dilation-ratio", "2")
     assert code == 2
-    assert "as a share of the image's diagonal" in err
+    assert "as a share of the image diagonal" in err
 
 
 @pytest.mark.parametrize("metric", ["lvis-segm", "lvis-bbox", "lvis-boundary"])
@@ -144,18 +144,18 @@ def test_lvis(run: Callable, metric: str) -> None:
     }
     code, out, err = run(truth, FOUND, "--metric", metric, "--categories", "all")
     assert code == 0, err
-    result = result_of(out)
+    result = parse_result(out)
     assert result["APc"] == pytest.approx(1)
     assert result["APr"] is None
     assert result["per_category"] == {"dog": pytest.approx(1), "bottle": None}
     code, _, err = run(TRUTH, FOUND, "--metric", metric)
     assert code == 2
-    assert "image that is not of LVIS" in err
+    assert "image without LVIS fields" in err
 
 
 @pytest.fixture
 def frame(tmp_path: Path) -> tuple[Path, Path]:
-    """A frame of Cityscapes and what a model found there, as both kinds of evaluation take it."""
+    """Write a Cityscapes frame and its predictions as instances and as a label map."""
     truth, found = tmp_path / "val" / "ulm", tmp_path / "found"
     truth.mkdir(parents=True)
     found.mkdir()
@@ -181,7 +181,7 @@ def test_cityscapes_instances(call: Callable, frame: tuple[Path, Path]) -> None:
         "--truth", truth, "--detections", found, "--metric", "cityscapes-instance"
     )
     assert code == 0, err
-    result = result_of(out)
+    result = parse_result(out)
     assert [result[n] for n in ("AP", "AP50", "boundary_AP", "boundary_AP50")] == [1, 1, 1, 1]
     assert result["per_category"]["person"]["AP"] is None
     assert ["car", "1", "1.0000", "1.0000", "1.0000", "1.0000"] in map(str.split, out.splitlines())
@@ -195,14 +195,14 @@ def test_label_maps(call: Callable, frame: tuple[Path, Path]) -> None:
     folders = ("--truth", truth, "--detections", found)
     code, out, err = call(*folders, "--metric", "miou", "--truth-ids", "label")
     assert code == 0, err
-    assert result_of(out)["per_category"]["car"] == 0.5
-    assert result_of(out)["mIoU"] == pytest.approx((0.5 + 3400 / 4400) / 2)
+    assert parse_result(out)["per_category"]["car"] == 0.5
+    assert parse_result(out)["mIoU"] == pytest.approx((0.5 + 3400 / 4400) / 2)
     assert ["car", "2000", "0.5000"] in map(str.split, out.splitlines())
 
     flags = ("--metric", "boundary-f", "--truth-ids", "label", "--absent", "skip")
     code, out, err = call(*folders, *flags, "--radii-px", "2", "60")
     assert code == 0, err
-    result = result_of(out)
+    result = parse_result(out)
     assert 0.5 < result["F_2px"] < result["F_60px"] == 1
     assert result["absent"] == "skip"
     assert "(absent=skip)" in out
@@ -212,23 +212,25 @@ def test_label_maps(call: Callable, frame: tuple[Path, Path]) -> None:
     assert "none is *_gtFine_labelTrainIds.png; there are instanceIds.png, labelIds.png" in err
 
 
-def test_a_flag_that_would_change_nothing_is_refused(run: Callable) -> None:
+def test_unused_flags_raise(run: Callable) -> None:
     code, _, err = run(TRUTH, FOUND, "--absent", "skip", "--classes", "7")
     assert code == 2
-    assert "--metric segm takes no such flag: --classes is of --metric miou or boundary-f" in err
-    assert "--absent is of --metric boundary-f" in err
+    assert (
+        "--metric segm does not use these flags: --classes needs --metric miou or boundary-f" in err
+    )
+    assert "--absent needs --metric boundary-f" in err
 
 
-def test_a_wrong_metric_is_a_usage_error(run: Callable) -> None:
+def test_unknown_metric_is_a_usage_error(run: Callable) -> None:
     code, out, err = run(TRUTH, FOUND, "--metric", "mask")
     assert code == 2
     assert "segm" in out + err
 
 
-def test_the_file_runs_by_itself_without_ray_and_tracker(tmp_path: Path) -> None:
-    # -X importtime names every module on stderr.
+def test_runs_without_ray_mlflow_and_torch(tmp_path: Path) -> None:
+    # -X importtime lists every imported module on stderr.
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(JOB), *_files(tmp_path, TRUTH, FOUND)],
+        [sys.executable, "-X", "importtime", str(JOB), *_write_files(tmp_path, TRUTH, FOUND)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,4 +1,4 @@
-"""Every verb of jobs/ingest.py, as it is typed: from a small official layout to its last line."""
+"""Every verb of jobs/ingest.py as a command, from a small official layout to the RESULT line."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ MAKERS = {
 }
 
 
-def typed(monkeypatch, *words: object) -> None:
+def run_job(monkeypatch, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", ["jobs/ingest.py", *map(str, words)])
     run_verb(VERBS)
 
@@ -35,22 +35,22 @@ def test_a_verb_ends_with_its_result(verb, tmp_path, monkeypatch, capsys):
     flags += ("--only-coco-categories",) if verb == "lvis" else ()
     out = tmp_path / "out"
     given = ("--root", root, "--split", split, "--out", out, "--workers", 0)
-    typed(monkeypatch, verb, *given, *flags)
+    run_job(monkeypatch, verb, *given, *flags)
     result = json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix("RESULT "))
     assert result["images"] > 0
     assert result["rejects"] == 0
     assert audit(str(out), deep=True)["fingerprint"] == result["fingerprint"]
 
 
-def test_bad_input_ends_with_2_and_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
+def test_bad_input_exits_with_2_and_the_next_command(tmp_path, monkeypatch, capsys):
     root = label_maps(tmp_path / "data")
     (root / "labels" / "train" / "p1.png").unlink()
     given = ("semantic", "--root", root, "--split", "train", "--out", tmp_path / "out")
     with pytest.raises(SystemExit) as ended:
-        typed(monkeypatch, *given, "--workers", 0)
+        run_job(monkeypatch, *given, "--workers", 0)
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "label_missing" in said
-    line = next(line for line in said.splitlines() if line.endswith("--on-bad drop"))
-    typed(monkeypatch, *line.split()[2:])
+    stderr = capsys.readouterr().err
+    assert "label_missing" in stderr
+    line = next(line for line in stderr.splitlines() if line.endswith("--on-bad drop"))
+    run_job(monkeypatch, *line.split()[2:])
     assert '"images": 3' in capsys.readouterr().out

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.coco_r50 import RECIPE as R50
-from jobs.coco_r101 import RECIPE as R101
+from jobs.coco_r101 import ROWS
 from pipeline.recipe import from_json
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +55,25 @@ def test_a_recipe_runs_where_only_the_working_directory_is_on_the_path(tmp_path)
     assert all(path.startswith(str(copy)) for path in done.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["coco_r50", "coco_r101"])
-def test_print_recipe_gives_the_declared_recipe(name):
-    done = run("python", f"jobs/{name}.py", "--print-recipe")
-    assert from_json(done.stdout) == {"coco_r50": R50, "coco_r101": R101}[name]
+@pytest.mark.parametrize("row", [None, "squeeze", "plain"])
+def test_print_recipe_gives_the_recipe_of_the_row(row):
+    done = run("python", "jobs/coco_r101.py", *([row] if row else []), "--print-recipe")
+    assert from_json(done.stdout) == ROWS[row or "squeeze"].recipe
+
+
+def test_the_rows_of_a_job_are_listed_with_the_papers_numbers():
+    done = run("jobs/coco_r101.py", "--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("plain ")]
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        "Mask R-CNN   mask AP 37.1 (Table 1f, val2017)"
+    ]
+    helped = run("jobs/coco_r101.py", "--help").stdout
+    assert "mask AP 37.1 (Table 1f, val2017)" in helped
+    assert "--optim.steps" in helped
+
+
+def test_all_experiments_are_listed():
+    done = run("python", "jobs/experiments.py")
+    assert done.returncode == 0, done.stderr
+    assert "mIoU 63.5" in done.stdout

@@ -1,4 +1,4 @@
-"""The quickstart goes its whole way: here with few steps, in one process; it learns elsewhere."""
+"""The quickstart runs from start to end, here with few steps and in one process."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def run(out: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_it_leaves_a_registered_model_a_picture_and_commands_that_work(tmp_path):
+def test_it_makes_a_registered_model_a_picture_and_working_commands(tmp_path):
     done = run(tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -37,7 +37,7 @@ def test_it_leaves_a_registered_model_a_picture_and_commands_that_work(tmp_path)
     picture = cv2.imread(result["picture"])
     assert picture.shape[1] > picture.shape[0] / 2
 
-    # The commands it ends with are there to be typed.
+    # The commands that it suggests work.
     text = "\n".join(lines).rpartition("Next:")[2].replace("\\\n", " ")
     commands = [line.split() for line in text.splitlines() if "jobs/" in line]
     assert [command[1] for command in commands] == ["jobs/predict.py", "jobs/evaluate.py"]

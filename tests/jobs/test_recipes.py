@@ -1,29 +1,39 @@
 """Every recipe holds the paper's hyper-parameters, and differs from its control in one thing."""
 
-import importlib
+import json
 import re
+import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.semantic import DeepLabConfig
 from bsm.configs.shared import SqueezeConfig
-from jobs import ablation_coco_r50, lvis_star
+from jobs import (
+    ablation_coco_r50,
+    experiments,
+    quickstart,
+    study_heads,
+    sweep_coco_r50,
+    sweep_quickstart,
+)
 from jobs.coco_r50 import RECIPE as R50
-from pipeline.recipe import Recipe, differences
+from pipeline.recipe import differences
+from pipeline.recipe_json import leaves, to_plain
 
-JOBS = Path(__file__).parents[2] / "jobs"
+ROOT = Path(__file__).parents[2]
+OLD_RECIPES = ROOT / "tests" / "fixtures" / "recipes_before_renames.zip"
 
 COCO_EDGES = (640, 672, 704, 736, 768, 800)
 STREET_EDGES = (800, 832, 864, 896, 928, 960, 992, 1024)
 
-TRUNKS = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_64x4d"}
+BACKBONES = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_64x4d"}
 
 
 class Schedule(NamedTuple):
-    """What sec. 4.1 and 4.2 say of a data set, or detectron2 of 1x and 3x."""
+    """The schedule of a data set in sec. 4.1 and 4.2, or of 1x and 3x in detectron2."""
 
     batch: int
     lr: float
@@ -45,7 +55,7 @@ class Row(NamedTuple):
     """A row of one of the paper's tables."""
 
     schedule: Schedule
-    trunk: str
+    backbone: str
     head: str = "squeeze"
     cascade: bool = False
     edges: tuple[int, ...] = COCO_EDGES
@@ -78,8 +88,8 @@ COCO = {
 }
 
 LVIS_STAR = {
-    f"lvis_star_{trunk}{suffix}": Row(COCO_1X, trunk, head)
-    for trunk in ("r50", "r101")
+    f"lvis_star_{backbone}{suffix}": Row(COCO_1X, backbone, head)
+    for backbone in ("r50", "r101")
     for suffix, head in (
         ("", "squeeze"),
         ("_plain", "plain"),
@@ -94,8 +104,8 @@ CITYSCAPES = {
 }
 
 SEMANTIC = {
-    f"{job}{suffix}": Row(schedule, trunk, head, edges=())
-    for job, schedule, trunk in (
+    f"{job}{suffix}": Row(schedule, backbone, head, edges=())
+    for job, schedule, backbone in (
         ("cityscapes_semantic_r50", STREET_MAPS, "r50"),
         ("cityscapes_semantic_r101", STREET_MAPS, "r101"),
         ("bdd_r50", BDD_MAPS, "r50"),
@@ -105,32 +115,90 @@ SEMANTIC = {
 
 INSTANCE = COCO | LVIS_STAR | CITYSCAPES
 
+OURS = {"coco_r50_guided", "coco_r50_light"}
 
-def recipe_of(name: str) -> Recipe:
-    if name in LVIS_STAR:
-        return lvis_star.RECIPES[name.removeprefix("lvis_star_").replace("_", "-")]
-    return importlib.import_module(f"jobs.{name}").RECIPE
-
-
-def experiments() -> set[str]:
-    """Files that declare one recipe of the paper, or of ours at its scale."""
-    sources = {path.stem: path.read_text() for path in JOBS.glob("*.py")}
-    return {name for name, text in sources.items() if "\n    main(RECIPE)" in text}
+ROWS = {row.recipe.name: row for job in experiments.JOBS for row in job.ROWS.values()}
+RECIPES = {name: row.recipe for name, row in ROWS.items()}
 
 
-def test_every_recipe_stands_in_the_table_and_in_the_readme() -> None:
-    tabled = (COCO | CITYSCAPES | SEMANTIC).keys()
-    assert experiments() == tabled
-    listed = re.findall(r"\[(\w+)\.py\]\((\w+)\.py\)", (JOBS / "README.md").read_text())
-    assert all(text == link for text, link in listed)
-    names = [link for _, link in listed]
-    assert sorted(names) == sorted([*tabled, "ablation_coco_r50", "lvis_star", "sweep_coco_r50"])
-    assert {r.name for r in lvis_star.RECIPES.values()} == LVIS_STAR.keys()
+def old_recipes() -> dict[str, dict[str, Any]]:
+    """Recipes of every job when each row was a file, flat, with today's names of fields."""
+    renamed = {
+        "model.geometry": "model.box_convention",
+        "model.mask_head.squeeze.wiring": "model.mask_head.squeeze.variant",
+        "model.head.squeeze.wiring": "model.head.squeeze.variant",
+        "scale.images_per_pass": "scale.images_per_microbatch",
+        "evaluation.images_per_pass": "evaluation.images_per_batch",
+    }
+    with zipfile.ZipFile(OLD_RECIPES) as archive:
+        plain = json.loads(archive.read("recipes.json"))
+    return {
+        job: {renamed.get(field, field): value for field, value in leaves(recipe).items()}
+        for job, recipe in plain.items()
+    }
+
+
+def test_every_old_job_is_a_row_with_an_equal_recipe() -> None:
+    others = {
+        "quickstart": quickstart.RECIPE,
+        "study_heads": study_heads.RECIPE,
+        "sweep_coco_r50": sweep_coco_r50.SWEEP.recipe,
+        "sweep_quickstart": sweep_quickstart.SWEEP.recipe,
+    }
+    old = old_recipes()
+    assert len(old) == len(RECIPES) + len(others)
+    for job, recipe in old.items():
+        # "ablation_coco_r50 no-warp" is the run ablation_coco_r50_no_warp.
+        now = others.get(job) or RECIPES[re.sub("[ -]", "_", job)]
+        assert leaves(to_plain(now)) == recipe, job
+
+
+def test_a_row_is_named_after_its_file_and_its_head() -> None:
+    for job in experiments.JOBS:
+        file = job.__name__.rpartition(".")[2]
+        for name, row in job.ROWS.items():
+            suffix = "" if name == "squeeze" else f"_{name.replace('-', '_')}"
+            if job is ablation_coco_r50 and name == "squeeze":
+                assert row.recipe == R50
+            else:
+                assert row.recipe.name == file + suffix
+
+
+def test_every_job_with_rows_is_an_experiment() -> None:
+    declared = {
+        path.stem for path in (ROOT / "jobs").glob("*.py") if "main(ROWS)" in path.read_text()
+    }
+    assert declared == {job.__name__.rpartition(".")[2] for job in experiments.JOBS}
+    ablations = {f"ablation_coco_r50_{name.replace('-', '_')}" for name in ABLATIONS}
+    assert RECIPES.keys() == INSTANCE.keys() | SEMANTIC.keys() | ablations
+
+
+def test_the_committed_page_is_the_generated_one() -> None:
+    fix = "type: python jobs/experiments.py --write-readme"
+    assert experiments.README.read_text() == experiments.format_readme(), fix
+
+
+def test_only_our_rows_and_the_kernel_sizes_have_no_number_of_the_paper() -> None:
+    without = {name for name, row in ROWS.items() if not row.papers}
+    assert without == OURS | {f"ablation_coco_r50_kernel_{size}" for size in (3, 7, 9, 11)}
+    assert all(paper.numbers() for row in ROWS.values() for paper in row.papers)
+
+
+def test_the_paper_has_no_control_above_the_squeeze() -> None:
+    compared = 0
+    for name in filter(CONTROL.fullmatch, ROWS):
+        for paper in ROWS[name].papers:
+            for squeeze in ROWS[name.rpartition("_")[0]].papers:
+                if (squeeze.table, squeeze.split) == (paper.table, paper.split):
+                    best = squeeze.numbers()
+                    assert all(best[key] >= value for key, value in paper.numbers().items()), name
+                    compared += 1
+    assert compared == sum(len(ROWS[name].papers) for name in filter(CONTROL.fullmatch, ROWS))
 
 
 @pytest.mark.parametrize("name", sorted(INSTANCE | SEMANTIC))
 def test_a_recipe_trains_as_the_paper_says(name: str) -> None:
-    recipe, row = recipe_of(name), (INSTANCE | SEMANTIC)[name]
+    recipe, row = RECIPES[name], (INSTANCE | SEMANTIC)[name]
     optim, schedule = recipe.optim, row.schedule
     assert recipe.name == name
     assert (optim.optimizer, optim.momentum) == ("sgd", 0.9)
@@ -142,7 +210,7 @@ def test_a_recipe_trains_as_the_paper_says(name: str) -> None:
     assert (recipe.scale.num_workers, recipe.scale.use_gpu) == (8, True)
     assert recipe.scale.images_per_microbatch == schedule.batch // 8
     assert (recipe.model.backbone.name, recipe.model.backbone.weights) == (
-        TRUNKS[row.trunk],
+        BACKBONES[row.backbone],
         "timm",
     )
     assert recipe.data.flip_probability == 0.5
@@ -152,7 +220,7 @@ def test_a_recipe_trains_as_the_paper_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(INSTANCE))
 def test_an_instance_recipe_has_the_sizes_and_the_model_of_its_row(name: str) -> None:
-    recipe, row = recipe_of(name), INSTANCE[name]
+    recipe, row = RECIPES[name], INSTANCE[name]
     model, data, street = recipe.model, recipe.data, name in CITYSCAPES
     assert isinstance(model, MaskRCNNConfig)
     assert data.short_edge_px == row.edges
@@ -164,7 +232,7 @@ def test_an_instance_recipe_has_the_sizes_and_the_model_of_its_row(name: str) ->
     assert (model.mask_head.train_on, model.mask_head.band_loss) == ("method", "dice")
     assert model.box_head.kind == ("cascade" if row.cascade else "single")
     assert model.proposals.top_k_after_nms == (2000 if row.cascade else 1000)
-    ours = name in {"coco_r50_guided", "coco_r50_light"}
+    ours = name in OURS
     assert model.mask_head.guided_flow.weight == (0.5 if ours else 0)
     assert model.mask_head.squeeze == SqueezeConfig(
         variant="light" if name == "coco_r50_light" else "released"
@@ -179,7 +247,7 @@ def test_an_instance_recipe_has_the_sizes_and_the_model_of_its_row(name: str) ->
 
 @pytest.mark.parametrize("name", sorted(SEMANTIC))
 def test_a_semantic_recipe_has_the_sizes_and_the_model_of_its_row(name: str) -> None:
-    recipe, row = recipe_of(name), SEMANTIC[name]
+    recipe, row = RECIPES[name], SEMANTIC[name]
     model, data = recipe.model, recipe.data
     assert isinstance(model, DeepLabConfig)
     assert (data.scale_range, data.crop_px) == ((0.75, 2.0), 832)
@@ -198,7 +266,7 @@ CONTROL = re.compile("(.+)_(plain|pointrend|bmask)")
 @pytest.mark.parametrize("name", sorted(filter(CONTROL.fullmatch, INSTANCE | SEMANTIC)))
 def test_a_control_differs_from_the_squeeze_in_its_head_alone(name: str) -> None:
     squeeze = name.rpartition("_")[0]
-    changed = {line.partition(":")[0] for line in differences(recipe_of(squeeze), recipe_of(name))}
+    changed = {line.partition(":")[0] for line in differences(RECIPES[squeeze], RECIPES[name])}
     kind = "model.mask_head.kind" if name in INSTANCE else "model.head.kind"
     assert changed == {"name", kind, "tracking.model_name"}
 
@@ -231,28 +299,11 @@ ABLATIONS = {
 }
 
 
-def test_an_ablation_changes_one_thing_and_is_listed_in_its_docstring() -> None:
-    assert ablation_coco_r50.RECIPES.keys() == ABLATIONS.keys()
-    # Names and AP behind the letter of each part of the table.
-    told = re.findall(r"^    [a-e6]  (.+)$", ablation_coco_r50.__doc__ or "", re.MULTILINE)
-    words = re.findall(
-        r"[a-z][a-z0-9-]*-[a-z0-9-]+|\b(?:boundary|contraction|expansion|bce|dgmn|dcnv2)\b",
-        " ".join(told),
-    )
-    assert sorted(words) == sorted(ABLATIONS)
-    for row, recipe in ablation_coco_r50.RECIPES.items():
-        changed = dict(line.split(": ", 1) for line in differences(R50, recipe))
-        assert changed.pop("name").endswith(f'"{recipe.name}"')
+def test_an_ablation_changes_one_thing() -> None:
+    rows = {name: row for name, row in ablation_coco_r50.ROWS.items() if name != "squeeze"}
+    assert rows.keys() == ABLATIONS.keys()
+    for name, row in rows.items():
+        changed = dict(line.split(": ", 1) for line in differences(R50, row.recipe))
+        assert changed.pop("name").endswith(f'"{row.recipe.name}"')
         assert changed.pop("tracking.model_name").endswith('""')
-        assert {key: value.split(" -> ")[1] for key, value in changed.items()} == ABLATIONS[row]
-
-
-@pytest.mark.parametrize("name", sorted(INSTANCE | SEMANTIC))
-def test_a_docstring_tells_the_papers_number_or_that_it_is_ours(name: str) -> None:
-    if name in LVIS_STAR:
-        return
-    text = " ".join((importlib.import_module(f"jobs.{name}").__doc__ or "").split())
-    assert "Not yet run at full scale by us." in text
-    ours = "Ours: not in the paper" in text
-    assert ours == (name in {"coco_r50_guided", "coco_r50_light"})
-    assert ours or re.search(r"The paper reports (mask )?(AP|mIoU) \d\d\.\d.*\(Table [1-5]f?", text)
+        assert {key: value.split(" -> ")[1] for key, value in changed.items()} == ABLATIONS[name]

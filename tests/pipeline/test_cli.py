@@ -1,4 +1,4 @@
-"""What a person who types a command gets back: values, help, errors, last line, exit code."""
+"""Jobs on the command line: values, help, errors, the RESULT line and exit codes."""
 
 import json
 import subprocess
@@ -135,17 +135,46 @@ def test_no_override_gives_the_declared_recipe():
     assert cli.parse_recipe(RECIPE, []) == (RECIPE, False)
 
 
-def test_every_broken_rule_is_told_before_anything_starts():
+def test_every_violation_is_reported_at_once():
+    arguments = (
+        "--optim.steps -1 --optim.decay-at 8 5 --optim.clip-norm nan --data.short-edge-px 64 7 "
+        "--checkpoint.keep 0 --scale.num-workers 3 --model.mask-head.targets.kernel-size 4"
+    )
     with pytest.raises(RecipeError) as caught:
-        cli.parse_recipe(
-            RECIPE,
-            ["--optim.steps", "-1", "--data.short-edge-px", "7", "--checkpoint.keep", "0"],
-        )
-    for part in ("steps must be at least 1, got -1", "at least 32 px, got 7", "keep must be"):
-        assert part in str(caught.value)
+        cli.parse_recipe(RECIPE, arguments.split())
+    assert str(caught.value).splitlines() == [
+        "7 problems in the recipe:",
+        "  model.mask_head.targets.kernel_size: must be odd, got 4",
+        "  data.short_edge_px[1]: must be at least 32, got 7",
+        "  optim.steps: must be at least 1, got -1",
+        "  optim.clip_norm: needs a finite number, got nan",
+        "  optim.decay_at: must not decrease, got (8, 5)",
+        "  checkpoint.keep: must be at least 1, got 0",
+        "  scale.num_workers: 3 does not divide optim.global_batch 16; take one of 1, 2, 4, 8, 16",
+    ]
 
 
-def test_overrides_are_those_of_the_job_s_own_model(capsys):
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (("--model.geometry", "torchvision"), "--model.box-convention"),
+        (("--model.mask-head.squeeze.wiring=paper",), "--model.mask-head.squeeze.variant"),
+        (("--scale.images_per_pass", "2"), "--scale.images-per-microbatch"),
+        (("--evaluation.images-per-pass", "2"), "--evaluation.images-per-batch"),
+    ],
+)
+def test_an_old_flag_ends_with_2_and_names_the_new_one(old, new):
+    with pytest.raises(RecipeError, match=f"perhaps you meant {new}$") as caught:
+        cli.parse_recipe(RECIPE, list(old))
+    assert caught.value.exit_code == 2
+
+
+def test_a_flag_in_the_wrong_section_gets_a_suggestion():
+    with pytest.raises(RecipeError, match=r"--data\.step; perhaps you meant --optim\.steps$"):
+        cli.parse_recipe(RECIPE, ["--data.step", "10"])
+
+
+def test_the_flags_are_those_of_the_recipes_own_model(capsys):
     semantic = Recipe(name="job", model=DeepLabConfig())
     recipe, _ = cli.parse_recipe(
         semantic,
@@ -160,7 +189,7 @@ def test_overrides_are_those_of_the_job_s_own_model(capsys):
     assert (recipe.model.backbone.norm, recipe.model.head.aspp_rates) == ("group", (1, 2))
     assert not recipe.model.head.targets.unite_boundary
     assert cli.parse_recipe(semantic, []) == (semantic, False)
-    with pytest.raises(RecipeError, match="kernel_size must be odd and at least 3, got 4"):
+    with pytest.raises(RecipeError, match=r"targets\.kernel_size: must be odd, got 4"):
         cli.parse_recipe(semantic, ["--model.head.targets.kernel-size", "4"])
     for model, flag in ((semantic, "--model.mask-head.kind"), (RECIPE, "--model.head.kind")):
         with pytest.raises(SystemExit):
@@ -182,7 +211,7 @@ def test_a_wrong_type_ends_with_2_and_names_the_flag(job):
     assert "--optim.steps" in done.stderr
 
 
-def test_a_broken_rule_ends_with_2_without_a_traceback_before_ray_is_imported(job):
+def test_a_violation_ends_with_2_without_traceback_or_ray_import(job):
     done = run(job, "--scale.num-workers", "3")
     assert done.returncode == 2
     assert "take one of 1, 2, 4, 8, 16" in done.stderr
@@ -205,7 +234,7 @@ def test_print_recipe_prints_the_overridden_recipe_and_nothing_else(job):
     assert from_json(done.stdout).optim.steps == 12
 
 
-def test_a_relative_path_in_a_submitted_job_is_refused(job, monkeypatch):
+def test_a_submitted_job_rejects_relative_paths(job, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     done = run(job, "--data.root", "/somewhere")
     assert done.returncode == 2
@@ -228,7 +257,7 @@ def test_subcommands_choose_the_function(verbs):
     assert run(verbs, "three").returncode == 2
 
 
-def test_bad_input_ends_with_2_and_the_sentence_alone(verb):
+def test_bad_input_ends_with_2_and_one_message(verb):
     done = run(verb, "--root", "broken")
     assert done.returncode == 2
     assert done.stderr == "DatasetError: 2 problems: a; b. Fix them, or type: thing --on-bad drop\n"
@@ -247,6 +276,16 @@ def test_an_interrupt_ends_with_130(verb):
     assert (done.returncode, "Traceback" in done.stderr) == (130, False)
 
 
+def test_help_piped_into_head_ends_without_a_traceback(job):
+    command = f"'{sys.executable}' '{job}' --help | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "usage" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipeError" not in done.stderr
+
+
 def test_a_missing_argument_and_a_wrong_choice_end_with_2(verb):
     assert run(verb).returncode == 2
     done = run(verb, "--root", "x", "--mood", "glad")
@@ -263,13 +302,13 @@ def test_the_package_is_cheap_to_import():
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_switch_is_set_and_unset_whatever_the_job_says(declared):
+def test_a_switch_can_be_set_and_unset(declared):
     recipe = replace(RECIPE, scale=replace(RECIPE.scale, use_gpu=declared))
     assert cli.parse_recipe(recipe, ["--scale.use-gpu"])[0].scale.use_gpu
     assert not cli.parse_recipe(recipe, ["--scale.no-use-gpu"])[0].scale.use_gpu
 
 
-def test_of_several_recipes_the_first_argument_names_one(tmp_path):
+def test_the_first_argument_names_a_row_and_the_first_row_is_the_default(tmp_path):
     path = tmp_path / "rows.py"
     path.write_text(
         textwrap.dedent(
@@ -277,30 +316,67 @@ def test_of_several_recipes_the_first_argument_names_one(tmp_path):
             """Rows of a table.   python jobs/rows.py"""
             from pipeline import main
             from pipeline.recipe import Recipe
-            main({"one": Recipe(name="first"), "two": Recipe(name="second")})
+            from pipeline.rows import Paper, Row
+            main({
+                "one": Row(Recipe(name="first"), "A", (Paper(table="7", split="val", miou=1.5),)),
+                "two": Row(Recipe(name="second"), "B"),
+            })
             '''
         )
     )
-    printed = run(path, "two", "--optim.steps", "7", "--print-recipe")
-    recipe = from_json(printed.stdout)
-    assert (recipe.name, recipe.optim.steps) == ("second", 7)
-    for arguments in ([], ["three"], ["--optim.steps", "7"]):
-        wrong = run(path, *arguments)
-        assert wrong.returncode == 2
-        assert "the first argument is one of: one, two" in wrong.stderr
-    assert "perhaps you meant two" in run(path, "tow").stderr
-    told = run(path, "--help")
-    assert (told.returncode, "one, two" in told.stdout) == (0, True)
-    assert "--optim.steps" in run(path, "one", "--help").stdout
+    for arguments, name in ((["two"], "second"), (["one"], "first"), ([], "first")):
+        printed = run(path, *arguments, "--optim.steps", "7", "--print-recipe")
+        recipe = from_json(printed.stdout)
+        assert (recipe.name, recipe.optim.steps) == (name, 7)
+    for wrong in ("three", "tow"):
+        done = run(path, wrong, "--print-recipe")
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert "the first argument is one of: one, two" in done.stderr
+        assert ("perhaps you meant two" in done.stderr) == (wrong == "tow")
+    listed = run(path, "--list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "one (default)  A      mIoU 1.5 (Table 7, val)" in listed.stdout
+    shown = run(path, "--help")
+    assert shown.returncode == 0
+    for part in ("Rows of a table.", "mIoU 1.5 (Table 7, val)", "--optim.steps"):
+        assert part in shown.stdout
+    assert "--optim.steps" in run(path, "two", "--help").stdout
+
+
+def test_a_run_ends_with_the_papers_numbers_and_its_result(tmp_path):
+    path = tmp_path / "rows.py"
+    path.write_text(
+        textwrap.dedent(
+            '''
+            """A row with a number.   python jobs/rows.py"""
+            import sys
+            import types
+            from pipeline import main
+            from pipeline.recipe import Recipe
+            from pipeline.rows import Paper, Row
+            launch = types.ModuleType("pipeline.training.launch")
+            launch.run = lambda recipe: {"mask_ap": 0.3794, "mask_ap50": None}
+            sys.modules["pipeline.training.launch"] = launch
+            paper = Paper(table="1f", split="val2017", mask_ap=38.6, mask_ap50=59.3)
+            main({"one": Row(Recipe(name="first"), "A", (paper,)), "two": Row(Recipe(name="b"))})
+            '''
+        )
+    )
+    done = run(path)
+    assert done.returncode == 0, done.stderr
+    *_, paper, result = done.stdout.splitlines()
+    assert paper == "mask AP 37.9 on val2017, the paper has 38.6 (Table 1f, val2017)"
+    assert result.startswith("RESULT ")
+    assert "the paper has" not in run(path, "two").stdout
 
 
 SWEEP_JOB = '''
     """Search.   python jobs/sweep.py"""
-    from pipeline.cli import main_of_sweep
+    from pipeline.cli import main_sweep
     from pipeline.recipe import Recipe
     from pipeline.tuning.space import Range, Sweep
 
-    main_of_sweep(Sweep(
+    main_sweep(Sweep(
         recipe=Recipe(name="job"),
         ranges=(Range(field="optim.lr_per_image", low=0.0001, high=0.01),),
     ))
@@ -316,21 +392,23 @@ def test_a_sweep_takes_its_recipes_flags_and_its_own(tmp_path):
     assert (done.returncode, "--trials" in done.stderr) == (2, True)
     done = run(job, "--trials", "0", "--optim.lr-per-image", "1")
     assert done.returncode == 2
-    assert "trials must be at least 1" in done.stderr
-    assert "optim.lr_per_image 1 is not in 0.0001 to 0.01" in done.stderr
+    assert "trials: must be at least 1, got 0" in done.stderr
+    assert (
+        "\n  optim.lr_per_image: must be in the searched range 0.0001 to 0.01, got 1" in done.stderr
+    )
 
 
-def test_a_file_with_a_recipe_is_a_job(tmp_path):
+def test_main_file_trains_the_recipe_of_a_file(tmp_path):
     job = tmp_path / "train.py"
-    job.write_text("from pipeline.cli import main_of_file\nmain_of_file()\n")
+    job.write_text("from pipeline.cli import main_file\nmain_file()\n")
     recipe = tmp_path / "winner.json"
     recipe.write_text(to_json(RECIPE))
     done = run(job, recipe, "--optim.steps", "7", "--print-recipe")
     assert from_json(done.stdout) == replace(RECIPE, optim=replace(RECIPE.optim, steps=7))
     done = run(job, tmp_path / "absent.json")
-    assert (done.returncode, "there is no file" in done.stderr) == (2, True)
+    assert (done.returncode, "file not found" in done.stderr) == (2, True)
     done = run(job)
-    assert (done.returncode, "no recipe is named" in done.stderr) == (2, True)
+    assert (done.returncode, "no recipe file is given" in done.stderr) == (2, True)
     recipe.write_text('{"name": "x", "optm": {}}')
     done = run(job, recipe)
     assert (done.returncode, "perhaps you meant optim" in done.stderr) == (2, True)

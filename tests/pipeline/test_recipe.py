@@ -1,7 +1,9 @@
-"""A recipe survives JSON, has one fingerprint, and says all that is wrong with it at once."""
+"""Recipes: JSON, fingerprints, old names, and all problems in one error."""
 
 import json
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from bsm.configs.semantic import DeepLabConfig, SemanticHeadConfig
 from bsm.configs.shared import BackboneConfig, FpnBackboneConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe import (
+    OLD_NAMES,
     DataConfig,
     EvaluationConfig,
     OptimConfig,
@@ -18,6 +21,7 @@ from pipeline.recipe import (
     ScaleConfig,
     differences,
     fingerprint,
+    from_dict,
     from_json,
     to_json,
 )
@@ -42,19 +46,19 @@ SEMANTIC = Recipe(
 )
 
 
-def test_json_brings_back_an_equal_recipe():
+def test_json_round_trip_gives_an_equal_recipe():
     assert from_json(to_json(RECIPE)) == RECIPE
     assert from_json(to_json(SEMANTIC)) == SEMANTIC
     assert from_json(to_json(Recipe(name="b"))) == Recipe(name="b")
 
 
-def test_what_json_leaves_out_is_the_default():
+def test_fields_missing_in_json_get_defaults():
     assert from_json('{"name": "b", "optim": {"steps": 5}}') == Recipe(
         name="b", optim=OptimConfig(steps=5)
     )
 
 
-def test_every_fault_is_named_in_one_error():
+def test_every_problem_is_in_one_error():
     plain = json.loads(to_json(RECIPE))
     plain["optim"]["stepz"] = 3
     plain["optim"]["lr_per_image"] = "fast"
@@ -69,23 +73,23 @@ def test_every_fault_is_named_in_one_error():
     with pytest.raises(RecipeError) as caught:
         from_json(json.dumps(plain))
     text = str(caught.value)
-    for fault in (
+    for problem in (
         "optim.stepz: unknown field; perhaps you meant steps",
         "optim.lr_per_image: needs a number, got 'fast'",
         "model.backbone.norm: must be one of 'frozen', 'batch', 'sync', 'group', got 'layer'",
         "model.backbone.pixel_mean: needs 3 values, got 1",
-        "model.mask_head.targets: kernel_size must be odd",
-        "data: flip_probability must be in [0, 1], got 2.0",
+        "model.mask_head.targets.kernel_size: must be odd, got 4",
+        "data.flip_probability: must be in [0, 1], got 2.0",
         "scale: needs an object with fields, got 3",
         "checkpoint.keep: needs a whole number, got True",
         "tracking.log_every: needs a whole number, got 2.5",
         "name: is missing",
     ):
-        assert fault in text
+        assert problem in text
     assert text.startswith("10 problems in the recipe:")
 
 
-def test_the_task_says_which_model_a_recipe_holds():
+def test_the_task_selects_the_model():
     assert json.loads(to_json(RECIPE))["model"]["task"] == "instance"
     semantic = from_json('{"name": "b", "model": {"task": "semantic", "num_classes": 7}}')
     assert semantic.model == DeepLabConfig(num_classes=7)
@@ -100,7 +104,7 @@ def test_the_task_says_which_model_a_recipe_holds():
         from_json('{"name": "b", "model": 3}')
 
 
-def test_every_fault_of_a_semantic_model_is_named_in_one_error():
+def test_every_problem_of_a_semantic_model_is_in_one_error():
     plain = json.loads(to_json(SEMANTIC))
     plain["model"]["mask_head"] = {}
     plain["model"]["backbone"]["fpn_channels"] = 8
@@ -110,29 +114,85 @@ def test_every_fault_of_a_semantic_model_is_named_in_one_error():
     with pytest.raises(RecipeError) as caught:
         from_json(json.dumps(plain))
     text = str(caught.value)
-    for fault in (
+    for problem in (
         "model.mask_head: unknown field",
         "model.backbone.fpn_channels: unknown field",
         "model.output_stride: must be one of 8, 16, got 32",
-        "model.head.targets: kernel_size must be odd",
+        "model.head.targets.kernel_size: must be odd, got 4",
         "optim.schedule: must be one of 'multistep', 'poly', 'cosine', got 'linear'",
     ):
-        assert fault in text
+        assert problem in text
     assert text.startswith("5 problems in the recipe:")
 
 
-def test_a_rule_between_two_parts_is_told_too():
-    with pytest.raises(RecipeError, match=r"num_workers 3 does not divide .* take one of 1, 2, 4"):
+def test_types_and_rules_of_one_part_are_reported_together():
+    optim = '{"steps": 0, "momentum": true, "lr": 1}'
+    text = f'{{"name": "b", "optim": {optim}, "data": {{"long_edge_px": 64}}}}'
+    with pytest.raises(RecipeError) as caught:
+        from_json(text)
+    assert str(caught.value).splitlines() == [
+        "4 problems in the recipe:",
+        "  optim.momentum: needs a number, got True",
+        "  optim.lr: unknown field",
+        "  data.long_edge_px: must be at least the short edge 800, got 64",
+        "  optim.steps: must be at least 1, got 0",
+    ]
+
+
+def test_rules_that_a_mistyped_value_could_change_are_not_reported():
+    text = '{"name": "b", "optim": {"global_batch": "3"}, "scale": {"num_workers": 3}}'
+    with pytest.raises(RecipeError) as caught:
+        from_json(text)
+    assert str(caught.value).splitlines() == [
+        "1 problem in the recipe:",
+        "  optim.global_batch: needs a whole number, got '3'",
+    ]
+
+
+def test_recipes_with_old_names_are_read():
+    archive = Path(__file__).parents[1] / "fixtures" / "recipes_before_renames.zip"
+    recipes = json.loads(zipfile.ZipFile(archive).read("recipes.json"))
+    assert len(recipes) == 70
+    for plain in recipes.values():
+        recipe = from_dict(plain)
+        assert recipe.scale.images_per_microbatch == plain["scale"]["images_per_pass"]
+        assert recipe.evaluation.images_per_batch == plain["evaluation"]["images_per_pass"]
+        if plain["model"]["task"] == "instance":
+            assert recipe.model.box_convention == plain["model"]["geometry"]
+            head, old = recipe.model.mask_head, plain["model"]["mask_head"]
+        else:
+            head, old = recipe.model.head, plain["model"]["head"]
+        assert head.squeeze.variant == old["squeeze"]["wiring"]
+        assert from_json(to_json(recipe)) == recipe
+
+
+@pytest.mark.parametrize("path", OLD_NAMES)
+def test_an_old_name_beside_the_new_one_is_an_error(path):
+    plain = json.loads(to_json(SEMANTIC if path.startswith("model.head") else RECIPE))
+    *parents, old = path.split(".")
+    part = plain
+    for name in parents:
+        part = part[name]
+    part[old] = part[OLD_NAMES[path]]
+    with pytest.raises(RecipeError, match=rf"{path}: is the old name of {OLD_NAMES[path]}"):
+        from_dict(plain)
+    assert old in part, "the input stays as it was"
+
+
+def test_a_rule_across_two_parts_is_checked():
+    with pytest.raises(
+        RecipeError, match=r"scale\.num_workers: 3 does not divide .* take one of 1, 2, 4"
+    ):
         from_json('{"name": "b", "scale": {"num_workers": 3}}')
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"name": "b", "optim": {"lr_per_image": NaN}}'])
-def test_what_is_no_recipe_is_refused(text):
+def test_invalid_json_is_rejected(text):
     with pytest.raises(RecipeError):
         from_json(text)
 
 
-def test_every_field_takes_part_in_the_fingerprint():
+def test_every_field_changes_the_fingerprint():
     plain = json.loads(to_json(RECIPE))
     seen = {fingerprint(RECIPE)}
     changed = (
@@ -178,7 +238,7 @@ def test_differences_name_the_field_and_both_values():
     assert differences(RECIPE, RECIPE) == []
 
 
-def test_of_two_kinds_of_models_the_kind_differs_and_what_both_have():
+def test_differences_of_two_kinds_of_models():
     other = replace(RECIPE, model=replace(SEMANTIC.model, num_classes=4))
     assert differences(RECIPE, other) == [
         'model.task: "instance" -> "semantic"',
@@ -190,7 +250,7 @@ def test_of_two_kinds_of_models_the_kind_differs_and_what_both_have():
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, SEMANTIC])
-def test_a_model_without_weights_stays_what_it_is(recipe):
+def test_without_weights_changes_nothing_else(recipe):
     backbone = replace(recipe.model.backbone, weights="timm")
     model = replace(recipe.model, backbone=backbone, weights="file", weights_leave_out=("head",))
     assert without_weights(model) == recipe.model

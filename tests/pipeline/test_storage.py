@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import StorageError
-from tests.object_stores import environment, gs_bucket, s3_bucket
+from tests.object_stores import child_environment, gs_bucket, s3_bucket
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def place(request, tmp_path):
     return str(tmp_path / "place")
 
 
-def test_what_is_written_is_read_listed_and_removed(place):
+def test_files_are_written_read_listed_and_removed(place):
     first, second = storage.join(place, "a", "one.json"), storage.join(place, "a", "two.bin")
     storage.write_bytes_atomic(first, b"1")
     storage.write_bytes_atomic(second, b"2" * 70_000)
@@ -57,19 +57,19 @@ def test_what_is_written_is_read_listed_and_removed(place):
     assert storage.list_files(place, recursive=True) == []
 
 
-def test_gzip_bytes_come_back_as_they_are(place):
-    """Arrow would unpack a .gz by its name; the encoded file must stay untouched."""
+def test_gzip_files_are_not_decompressed(place):
+    """Arrow streams decompress a .gz by its name; read_bytes must not."""
     name = storage.join(place, "photo.gz")
     storage.write_bytes_atomic(name, b"\x1f\x8bnot really")
     assert storage.read_bytes(name) == b"\x1f\x8bnot really"
 
 
-def test_missing_file_is_named_with_a_hint(place):
+def test_errors_name_the_missing_file_with_a_hint(place):
     with pytest.raises(StorageError, match=r"cannot read .*nowhere.*check"):
         storage.read_bytes(storage.join(place, "nowhere"))
 
 
-def test_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_no_draft(tmp_path, monkeypatch):
     target = tmp_path / "file"
     storage.write_bytes_atomic(str(target), b"old")
 
@@ -83,7 +83,7 @@ def test_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_writer_that_dies_midway_leaves_the_old_object(bucket):
+def test_a_killed_writer_keeps_the_old_object(bucket):
     target = storage.join(bucket, "large")
     storage.write_bytes_atomic(target, b"old")
     code = (
@@ -91,12 +91,12 @@ def test_a_writer_that_dies_midway_leaves_the_old_object(bucket):
         "storage.write_bytes_atomic(sys.argv[1], bytes(300_000_000))"
     )
     uploads = boto3.client("s3").list_multipart_uploads
-    with subprocess.Popen([sys.executable, "-c", code, target], env=environment()) as writer:
+    with subprocess.Popen([sys.executable, "-c", code, target], env=child_environment()) as writer:
         deadline = time.monotonic() + 60
         while "Uploads" not in uploads(Bucket="bucket") and time.monotonic() < deadline:
             time.sleep(0.01)
         writer.kill()
-    assert writer.returncode < 0, "the writer was done before it was killed"
+    assert writer.returncode < 0, "the writer finished before it was killed"
     assert storage.read_bytes(target) == b"old"
     assert storage.list_files(bucket, suffix="large") == [target]
 
@@ -110,7 +110,7 @@ def test_a_large_object_is_read_in_one_request(bucket, caplog):
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_bucket_that_is_not_there_is_what_the_error_names(scheme, bucket, google_bucket):
+def test_errors_name_the_missing_bucket(scheme, bucket, google_bucket):
     with pytest.raises(StorageError, match=r"cannot write .*nobody.*check the bucket's name"):
         storage.write_bytes_atomic(f"{scheme}://nobody-has-this/x", b"1")
 
@@ -120,17 +120,17 @@ def test_a_bucket_that_is_not_there_is_what_the_error_names(scheme, bucket, goog
     [
         ("ftp://host/x", "unknown scheme"),
         ("s3:///x", "bucket is missing"),
-        ("s3://key:hunter2@bucket/x", "do not belong into a URI"),
-        ("s3://bucket/x?secret_key=hunter2", "do not belong into a URI"),
+        ("s3://key:hunter2@bucket/x", "do not belong in a URI"),
+        ("s3://bucket/x?secret_key=hunter2", "do not belong in a URI"),
     ],
 )
-def test_bad_uri_is_refused_without_repeating_a_secret(uri, rule):
+def test_invalid_uris_are_rejected_without_repeating_a_secret(uri, rule):
     with pytest.raises(StorageError, match=rule) as caught:
         storage.resolve(uri)
     assert "hunter2" not in str(caught.value)
 
 
-def test_absolute_holds_in_every_working_directory(tmp_path, monkeypatch):
+def test_absolute_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("runs") == str(tmp_path / "runs")
     assert storage.absolute("~/x") == str(Path.home() / "x")

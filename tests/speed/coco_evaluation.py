@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How long an evaluation takes, and how much memory: 5,000 drawn images, 100 detections on each.
+"""Measure time and memory of an evaluation: 5,000 drawn images, 100 detections on each.
 
     python tests/speed/coco_evaluation.py make --folder runs/speed
     python tests/speed/coco_evaluation.py run --folder runs/speed --engine ours --metric boundary
 
-Each run is a process of its own that starts from the two files. faster-coco-eval is no dependency
-of the project: pip install faster-coco-eval==1.8.0 before it is run.
+Each run is a separate process that starts from the two files. faster-coco-eval is not a dependency
+of the project: run pip install faster-coco-eval==1.8.0 first.
 """
 
 import contextlib
@@ -30,20 +30,20 @@ Engine = Literal["ours", "pycocotools", "faster-coco-eval"]
 def make(
     *, folder: Path, images: int = 5000, truths: int = 36_000, detections_each: int = 100
 ) -> None:
-    """Draw blobs of all sizes, and detections: two for each blob, more or less well, and others.
+    """Draw blobs of all sizes, two imprecise detections of each blob, and false positives.
 
     Args:
-        folder: gets truth.json and found.json.
-        images: of 640 x 480 pixels.
-        truths: shared out at random.
-        detections_each: of every image.
+        folder: for truth.json and found.json.
+        images: number of images of 640 x 480 pixels.
+        truths: number of blobs, on random images.
+        detections_each: number of detections per image.
     """
     g = np.random.default_rng(0)
-    outlines = [_outline(g) for _ in range(truths)]
+    outlines = [_draw_outline(g) for _ in range(truths)]
     kinds = g.integers(1, CATEGORIES + 1, truths).tolist()
     image_of = g.integers(1, images + 1, truths).tolist()
     annotations = [
-        _entry(outline, image_id, kind) | {"id": number, "iscrowd": 0}
+        _make_entry(outline, image_id, kind) | {"id": number, "iscrowd": 0}
         for number, (outline, image_id, kind) in enumerate(
             zip(outlines, image_of, kinds, strict=True), start=1
         )
@@ -56,11 +56,11 @@ def make(
                 outline + blur * np.ptp(outline, axis=0) * g.normal(size=(OUTLINE_POINTS, 2)) / 2
             )
             score = float(np.clip(1 - 2 * blur + 0.2 * g.normal(), 0, 1))
-            found[image_id].append(_entry(moved, image_id, kind) | {"score": score})
+            found[image_id].append(_make_entry(moved, image_id, kind) | {"score": score})
     for image_id, entries in found.items():
         while len(entries) < detections_each:
             kind, score = int(g.integers(1, CATEGORIES + 1)), float(g.beta(1, 6))
-            entries.append(_entry(_outline(g), image_id, kind) | {"score": score})
+            entries.append(_make_entry(_draw_outline(g), image_id, kind) | {"score": score})
     truth = {
         "images": [{"id": n, "height": HEIGHT, "width": WIDTH} for n in found],
         "categories": [{"id": n, "name": f"kind {n}"} for n in range(1, CATEGORIES + 1)],
@@ -74,20 +74,20 @@ def make(
 
 
 def run(*, folder: Path, engine: Engine = "ours", metric: Literal["segm", "boundary"]) -> None:
-    """Evaluate once; print AP, seconds, and the most memory that the process had.
+    """Evaluate once; print AP, seconds and peak memory.
 
     Args:
-        folder: what `make` wrote.
-        engine: this project, or one of the two programs.
+        folder: from `make`.
+        engine: this project or another program.
         metric: mask or boundary AP.
     """
     truth, found = str(folder / "truth.json"), str(folder / "found.json")
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         ap = (
-            _ours(truth, found, metric)
+            _run_pipeline(truth, found, metric)
             if engine == "ours"
-            else _theirs(truth, found, engine, metric)
+            else _run_cocoeval(truth, found, engine, metric)
         )
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -97,29 +97,29 @@ def run(*, folder: Path, engine: Engine = "ours", metric: Literal["segm", "bound
     )
 
 
-def _ours(truth: str, found: str, metric: Literal["segm", "boundary"]) -> float:
+def _run_pipeline(truth: str, found: str, metric: Literal["segm", "boundary"]) -> float:
     from pipeline.evaluation.metrics import evaluate_detections
 
     return evaluate_detections(truth, found, metric=metric).ap
 
 
-def _theirs(truth: str, found: str, engine: Engine, metric: str) -> float:
+def _run_cocoeval(truth: str, found: str, engine: Engine, metric: str) -> float:
     if engine == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     else:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
-    of_truth = COCO(truth)
-    evaluation = COCOeval(of_truth, of_truth.loadRes(found), metric)
+    coco = COCO(truth)
+    evaluation = COCOeval(coco, coco.loadRes(found), metric)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     return float(evaluation.stats[0])
 
 
-def _outline(g: np.random.Generator) -> np.ndarray:
-    """Draw a blob whose radius is of any size alike, from 4 to 160 px: (points, x and y)."""
+def _draw_outline(g: np.random.Generator) -> np.ndarray:
+    """Draw a blob with a log-uniform radius of 4 to 160 px: (points, xy)."""
     radius = float(np.exp(g.uniform(np.log(4), np.log(160))))
     angles = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
     radii = radius * (
@@ -129,7 +129,7 @@ def _outline(g: np.random.Generator) -> np.ndarray:
     return around + g.uniform((0, 0), (WIDTH, HEIGHT))
 
 
-def _entry(outline: np.ndarray, image_id: int, kind: int) -> dict[str, Any]:
+def _make_entry(outline: np.ndarray, image_id: int, kind: int) -> dict[str, Any]:
     inside = np.clip(outline, 0, (WIDTH, HEIGHT))
     (packed,) = mask_api.frPyObjects([inside.ravel().tolist()], HEIGHT, WIDTH)
     return {

@@ -1,4 +1,4 @@
-"""The doctor on a cluster of two nodes: healthy, sick in three ways, and with a node that hangs."""
+"""The doctor on a cluster of two nodes: healthy, with problems, and with a node that hangs."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ CLOSED = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """Two nodes that ask for a token, and the environment of someone who has it."""
+    """Start two nodes that require a token, which is in the environment."""
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -45,9 +45,9 @@ def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="module")
 def tracking() -> Iterator[str]:
-    """What the doctor asks of an MLflow server; a real one would take half a minute to start."""
+    """Start a fake MLflow server; a real one would take half a minute to start."""
 
-    class Answers(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.answer(b"OK")
 
@@ -65,13 +65,13 @@ def tracking() -> Iterator[str]:
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
 
-def examine(environment, *flags) -> SimpleNamespace:
+def run_doctor(environment, *flags) -> SimpleNamespace:
     done = subprocess.run(
         [sys.executable, ROOT / "jobs" / "doctor.py", *map(str, flags)],
         check=False,
@@ -83,18 +83,18 @@ def examine(environment, *flags) -> SimpleNamespace:
     )
     *lines, last = done.stdout.splitlines()
     result = json.loads(last.removeprefix("RESULT "))
-    sick = {name: each for name, each in result["checks"].items() if each["level"] != "ok"}
+    problems = {name: each for name, each in result["checks"].items() if each["level"] != "ok"}
     assert (done.returncode == 0) == result["healthy"]
     assert "Traceback" not in done.stdout + done.stderr
-    return SimpleNamespace(rc=done.returncode, lines=lines, result=result, sick=sick)
+    return SimpleNamespace(rc=done.returncode, lines=lines, result=result, problems=problems)
 
 
 def test_a_healthy_cluster_can_train(cluster, tracking):
-    found = examine(
+    found = run_doctor(
         cluster.environment,
         *("--num-workers", 2, "--storage", cluster.storage, "--tracking-uri", tracking),
     )
-    assert (found.rc, found.sick) == (0, {}), found.lines
+    assert (found.rc, found.problems) == (0, {}), found.lines
     assert found.lines[-1] == "this cluster can train"
     assert found.result["nodes"] == 2
     assert found.result["all_reduce_gb_per_s"] > 0
@@ -104,27 +104,27 @@ def test_a_healthy_cluster_can_train(cluster, tracking):
 @pytest.mark.parametrize(
     ("check", "flags", "says"),
     [
-        ("room", {"--num-workers": ALL_CPUS}, f"take {ALL_CPUS} of the {ALL_CPUS} CPUs"),
+        ("capacity", {"--num-workers": ALL_CPUS}, f"take {ALL_CPUS} of the {ALL_CPUS} CPUs"),
         ("storage", {"--storage": "s3://bucket/runs"}, "cannot be written on 2 of 2 nodes"),
         ("tracking", {"--tracking-uri": CLOSED}, f"{CLOSED} does not answer on 2 of 2 nodes"),
     ],
 )
-def test_a_sick_cluster_is_told_what_to_do(cluster, tracking, check, flags, says):
-    well = {"--num-workers": 2, "--storage": cluster.storage, "--tracking-uri": tracking}
-    found = examine(
-        # Where the bucket would be, nothing listens.
+def test_each_problem_is_reported_with_a_fix(cluster, tracking, check, flags, says):
+    defaults = {"--num-workers": 2, "--storage": cluster.storage, "--tracking-uri": tracking}
+    found = run_doctor(
+        # Nothing listens at the endpoint of the bucket.
         {**cluster.environment, "AWS_ENDPOINT_URL": CLOSED},
-        *(part for flag in (well | flags).items() for part in flag),
+        *(part for flag in (defaults | flags).items() for part in flag),
     )
     assert found.rc == 1
-    assert list(found.sick) == [check]
-    assert says in found.sick[check]["text"]
-    red = next(index for index, line in enumerate(found.lines) if line.startswith("FAIL"))
-    assert "fix: " in found.lines[red + 1]
+    assert list(found.problems) == [check]
+    assert says in found.problems[check]["text"]
+    failed = next(index for index, line in enumerate(found.lines) if line.startswith("FAIL"))
+    assert "fix: " in found.lines[failed + 1]
 
 
 @contextlib.contextmanager
-def halted(pid: int) -> Iterator[None]:
+def halt(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -132,29 +132,29 @@ def halted(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_node_that_hangs_is_a_line_and_no_wait(cluster, tracking):
-    with halted(cluster.raylet):
-        found = examine(
+def test_a_node_that_hangs_is_reported_without_a_long_wait(cluster, tracking):
+    with halt(cluster.raylet):
+        found = run_doctor(
             cluster.environment,
             *("--num-workers", 2, "--storage", cluster.storage, "--tracking-uri", tracking),
             *("--timeout-s", 8),
         )
     assert found.rc == 1
-    assert "1 of 2 nodes did not answer" in found.sick["nodes"]["text"]
-    # What is well on the other one is still found.
+    assert "1 of 2 nodes did not answer" in found.problems["nodes"]["text"]
+    # The other node is still checked.
     assert found.result["checks"]["storage"]["level"] == "ok"
 
 
-def test_who_has_no_token_is_told_so(cluster):
+def test_a_wrong_token_is_reported(cluster):
     stranger = {**cluster.environment, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    found = examine(stranger)
+    found = run_doctor(stranger)
     assert found.rc == 1
-    assert "token is missing or incorrect" in found.sick["ray"]["text"]
-    assert "RAY_AUTH_TOKEN" in found.sick["ray"]["fix"]
+    assert "token is missing or incorrect" in found.problems["ray"]["text"]
+    assert "RAY_AUTH_TOKEN" in found.problems["ray"]["fix"]
 
 
-def test_where_no_ray_is_nobody_waits():
-    found = examine({**os.environ, "RAY_ADDRESS": "127.0.0.1:9"})
+def test_an_unreachable_ray_is_reported_quickly():
+    found = run_doctor({**os.environ, "RAY_ADDRESS": "127.0.0.1:9"})
     assert found.rc == 1
-    assert "refused" in found.sick["ray"]["text"]
+    assert "refused" in found.problems["ray"]["text"]
     assert found.result["seconds"] < 20

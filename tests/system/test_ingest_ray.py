@@ -12,12 +12,12 @@ import pytest
 
 from pipeline import storage
 from pipeline.data.audit import audit
-from pipeline.data.ingest import ingest_cityscapes, ingest_cityscapes_semantic, ingest_coco
+from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CityscapesIngest, CityscapesSemanticIngest, CocoIngest
 from pipeline.errors import DatasetError
 from tests.object_stores import s3_bucket
 from tests.pipeline.data.coco_samples import SPLIT, Breaker, small_coco
-from tests.pipeline.data.street_samples import cityscapes, zipped
+from tests.pipeline.data.street_samples import cityscapes, zip_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -26,8 +26,8 @@ JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 
 def _hashes(uri: str) -> dict[str, str]:
     return {
-        place.rsplit("/", 1)[-1]: hashlib.sha256(storage.read_bytes(place)).hexdigest()
-        for place in storage.list_files(uri)
+        path.rsplit("/", 1)[-1]: hashlib.sha256(storage.read_bytes(path)).hexdigest()
+        for path in storage.list_files(uri)
     }
 
 
@@ -42,7 +42,7 @@ def s3():
 
 
 def run_job(root: str, out: str, *flags: str, timeout_s: float = 200) -> dict:
-    """Ingest in a process and on a Ray of its own: its workers inherit the environment."""
+    """Ingest in a subprocess with its own Ray, whose workers inherit the environment."""
     done = subprocess.run(
         [sys.executable, str(JOB), "coco", "--root", root, "--split", SPLIT, "--out", out, *flags],
         capture_output=True,
@@ -53,14 +53,16 @@ def run_job(root: str, out: str, *flags: str, timeout_s: float = 200) -> dict:
     return json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
 
 
-def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, s3):
+def test_ray_with_an_object_store_equals_one_process_on_a_disk(tmp_path, s3):
     root = small_coco(tmp_path / "coco", images=100)
     breaker = Breaker(root)
     for kind in ("image_missing", "image_unreadable", "box_outside", "unknown_category"):
         breaker.apply(kind)
     breaker.save()
     upload(root, f"{s3}/coco")
-    alone = ingest_coco(_config(root, tmp_path / "out", workers=0, on_bad="fix", rows_per_shard=32))
+    alone = ingest_dataset(
+        _config(root, tmp_path / "out", workers=0, on_bad="fix", rows_per_shard=32)
+    )
     flags = ("--on-bad", "fix", "--rows-per-shard", "32")
 
     on_ray = run_job(f"{s3}/coco", f"{s3}/out", *flags)
@@ -70,19 +72,19 @@ def test_ray_and_object_store_give_the_bytes_of_one_process_on_a_disk(tmp_path, 
     for key in ("images", "annotations", "rejects", "fixed", "fingerprint"):
         assert on_ray[key] == alone[key]
     assert audit(f"{s3}/out", deep=True)["images"] == 98
-    # Shards with a missing or broken image are looked at again: it may have been mended.
+    # Shards with a missing or broken image are made again: it may have been repaired.
     assert run_job(f"{s3}/coco", f"{s3}/out", *flags)["shards_kept"] >= 2
 
 
 def upload(root: Path, uri: str) -> None:
-    for place in root.rglob("*"):
-        if place.is_file():
-            name = str(place.relative_to(root))
-            storage.write_bytes_atomic(storage.join(uri, name), place.read_bytes())
+    for path in root.rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(root))
+            storage.write_bytes_atomic(storage.join(uri, name), path.read_bytes())
 
 
-def test_what_a_killed_ray_left_behind_is_not_waited_for(tmp_path, monkeypatch):
-    # Short, because sockets are in it.
+def test_does_not_wait_for_a_killed_ray(tmp_path, monkeypatch):
+    # A short path, because sockets are in it.
     with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
         (Path(folder) / "ray").mkdir()
         (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
@@ -91,45 +93,38 @@ def test_what_a_killed_ray_left_behind_is_not_waited_for(tmp_path, monkeypatch):
         assert run_job(str(root), str(tmp_path / "out"), timeout_s=60)["images"] == 4
 
 
-def test_streets_come_from_an_object_store_unpacked_and_in_zips(tmp_path, s3):
+def test_reads_cityscapes_from_an_object_store_unpacked_and_zipped(tmp_path, s3):
     root = cityscapes(tmp_path / "streets")
     given = {"split": "train", "workers": 0}
-    here = ingest_cityscapes_semantic(
-        CityscapesSemanticIngest(root=str(root), out=f"{tmp_path}/out", **given)
-    )
+    here = ingest_dataset(CityscapesSemanticIngest(root=str(root), out=f"{tmp_path}/out", **given))
     upload(root, f"{s3}/folders")
-    zipped(root, "leftImg8bit_trainvaltest.zip", "leftImg8bit")
-    zipped(root, "gtFine_trainvaltest.zip", "gtFine")
+    zip_folders(root, "leftImg8bit_trainvaltest.zip", "leftImg8bit")
+    zip_folders(root, "gtFine_trainvaltest.zip", "gtFine")
     upload(root, f"{s3}/zips")
-    for place in ("folders", "zips"):
-        out = f"{s3}/out-{place}"
-        config = CityscapesSemanticIngest(root=f"{s3}/{place}", out=out, **given)
-        assert ingest_cityscapes_semantic(config)["images"] == 6
+    for path in ("folders", "zips"):
+        out = f"{s3}/out-{path}"
+        config = CityscapesSemanticIngest(root=f"{s3}/{path}", out=out, **given)
+        assert ingest_dataset(config)["images"] == 6
         assert _hashes(out) == _hashes(f"{tmp_path}/out")
         assert audit(out, deep=True)["fingerprint"] == here["fingerprint"]
     with pytest.raises(DatasetError, match=r"gtFine/val: not in s3://bucket/zips"):
-        ingest_cityscapes(
-            CityscapesIngest(root=f"{s3}/zips", split="val", out=f"{s3}/x", workers=0)
-        )
+        ingest_dataset(CityscapesIngest(root=f"{s3}/zips", split="val", out=f"{s3}/x", workers=0))
 
 
-def test_ray_makes_the_shards_of_streets_that_one_process_makes(one_ray, tmp_path):
+def test_ray_equals_one_process_on_cityscapes(one_ray, tmp_path):
     root = cityscapes(tmp_path / "streets", frames=40)
-    for config, ingest in (
-        (CityscapesIngest, ingest_cityscapes),
-        (CityscapesSemanticIngest, ingest_cityscapes_semantic),
-    ):
+    for config in (CityscapesIngest, CityscapesSemanticIngest):
+        name = f"{tmp_path}/{config.verb}"
         for workers in (0, 2):
-            out = f"{tmp_path}/{ingest.__name__}-{workers}"
-            ingest(
+            out = f"{name}-{workers}"
+            ingest_dataset(
                 config(root=str(root), split="train", out=out, workers=workers, rows_per_shard=32)
             )
-        name = f"{tmp_path}/{ingest.__name__}"
         assert len(_hashes(f"{name}-0")) == 4
         assert _hashes(f"{name}-0") == _hashes(f"{name}-2")
 
 
-def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):
+def test_a_killed_job_resumes_and_ends_with_the_same_bytes(tmp_path):
     root = small_coco(tmp_path / "coco", images=600)
     out = tmp_path / "out"
     command = [sys.executable, str(JOB), "coco", "--root", str(root), "--split", SPLIT]
@@ -155,11 +150,11 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert 3 <= result["shards_kept"] < result["shards"] == 19
 
     whole = tmp_path / "whole"
-    ingest_coco(_config(root, whole, workers=0, rows_per_shard=32))
+    ingest_dataset(_config(root, whole, workers=0, rows_per_shard=32))
     assert _hashes(str(out)) == _hashes(str(whole))
 
 
-def test_the_job_ends_with_2_and_the_table_when_something_is_wrong(tmp_path):
+def test_the_job_exits_with_2_and_the_table_of_problems(tmp_path):
     root = small_coco(tmp_path / "coco", images=12)
     breaker = Breaker(root)
     breaker.apply("mask_empty")
@@ -171,7 +166,7 @@ def test_the_job_ends_with_2_and_the_table_when_something_is_wrong(tmp_path):
     assert "Traceback" not in ended.stdout + ended.stderr
     assert "mask_empty" in ended.stderr
     assert "RESULT" not in ended.stdout
-    # The command that it names works as printed.
+    # The suggested command works as printed.
     line = next(line for line in ended.stderr.splitlines() if line.endswith("--on-bad drop"))
     words = line.split()
     words[:2] = [sys.executable, str(JOB)]

@@ -1,4 +1,4 @@
-"""The Ray side of the stream: the local one's tensors, on any workers, and when one is lost."""
+"""The stream on Ray gives the tensors of the local one, also after a worker is lost."""
 
 import hashlib
 import json
@@ -43,31 +43,31 @@ def split(tmp_path_factory):
 
 
 def digests_of(step):
-    """(step, lane) -> image id and a hash of all that the model gets of it, without its padding."""
+    """Map (step, lane) to the image id and a hash of its unpadded tensors."""
     found = {}
-    for batch in step.passes:
-        for place, lane in enumerate(batch.lanes.tolist()):
-            height, width = batch.image_sizes_hw[place].tolist()
-            assert not batch.images[place, :, height:].any()
-            assert not batch.images[place, :, :, width:].any()
-            hashed = hashlib.sha256(batch.images[place, :, :height, :width].numpy().tobytes())
-            valid = batch.targets.valid[place]
+    for batch in step.microbatches:
+        for index, lane in enumerate(batch.lanes.tolist()):
+            height, width = batch.image_sizes_hw[index].tolist()
+            assert not batch.images[index, :, height:].any()
+            assert not batch.images[index, :, :, width:].any()
+            hashed = hashlib.sha256(batch.images[index, :, :height, :width].numpy().tobytes())
+            valid = batch.targets.valid[index]
             for name, each in batch.targets._asdict().items():
-                kept = each[place] if name == "sample_seed" else each[place][valid]
+                kept = each[index] if name == "sample_seed" else each[index][valid]
                 kept = kept[:, :height, :width] if name == "masks" else kept
                 hashed.update(kept.contiguous().numpy().tobytes())
-            found[step.step, lane] = (int(batch.image_id[place]), hashed.hexdigest())
+            found[step.step, lane] = (int(batch.image_id[index]), hashed.hexdigest())
     return found
 
 
-def drawn(config, names, chapter, *, data, workers, first_step=0):
-    """Draw a chapter as that many workers would, each in a thread of this process."""
-    entered = chapter.entered(first_step)
-    splits = config.configure({entered.name: names[entered.name]}, workers)
+def draw_chapter(config, names, chapter, *, data, workers, first_step=0):
+    """Iterate over a chapter as Ray Train workers do, each in a thread of this process."""
+    rest = chapter.resume_at(first_step)
+    splits = config.configure({rest.name: names[rest.name]}, workers)
     here = threading.local()
 
     def draw(rank):
-        here.shard = splits[rank][entered.name]
+        here.shard = splits[rank][rest.name]
         batches = worker_batches(
             chapter, data, **PLAN, rank=rank, world_size=workers, images_per_microbatch=4,
             first_step=first_step, with_masks=True,
@@ -97,7 +97,7 @@ def test_every_worker_count_trains_the_tensors_of_the_local_stream(
     for workers in (1, 2, 4):
         found = {}
         for chapter in CHAPTERS:
-            for steps in drawn(config, names, chapter, data=data, workers=workers):
+            for steps in draw_chapter(config, names, chapter, data=data, workers=workers):
                 assert [each.step for each in steps] == list(
                     range(chapter.first_step, chapter.stop_step)
                 )
@@ -108,46 +108,46 @@ def test_every_worker_count_trains_the_tensors_of_the_local_stream(
 
 
 @pytest.mark.timeout(120)
-def test_repeated_images_come_to_workers_as_the_local_stream_has_them(one_ray, split):
+def test_repeated_images_match_the_local_stream(one_ray, split):
     data = replace(DATA, repeat_threshold=0.9)
     batches = local_batches(
         split, data, **PLAN, images_per_microbatch=4, first_step=0, stop_step=12, with_masks=True
     )
     local = {cell: digest for step in batches for cell, digest in digests_of(step).items()}
     names, config = ray_chapters(split, data, **PLAN, chapters=CHAPTERS[:1], with_masks=True)
-    ranks = drawn(config, names, CHAPTERS[0], data=data, workers=2)
+    ranks = draw_chapter(config, names, CHAPTERS[0], data=data, workers=2)
     found = {
         cell: each for steps in ranks for step in steps for cell, each in digests_of(step).items()
     }
     assert found == local
-    # More than 32 images are trained before one epoch is over.
+    # An epoch has more than 32 samples.
     assert len({image_id for image_id, _ in list(local.values())[:36]}) < 36
 
 
 @pytest.mark.timeout(120)
-def test_a_resume_enters_a_chapter_near_its_step(one_ray, split, local_digests):
+def test_a_resume_reads_a_chapter_from_its_last_entry(one_ray, split, local_digests):
     names, config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS, with_masks=True)
-    ranks = drawn(config, names, CHAPTERS[0], data=DATA, workers=2, first_step=6)
+    ranks = draw_chapter(config, names, CHAPTERS[0], data=DATA, workers=2, first_step=6)
     found = {
         cell: each for steps in ranks for step in steps for cell, each in digests_of(step).items()
     }
     assert found == {cell: each for cell, each in local_digests.items() if 6 <= cell[0] < 12}
-    # Entered at step 4, the last entry before 6.
+    # Step 4 is the last entry before 6.
     assert "steps_00000004" in names
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.filterwarnings("ignore")
-def test_what_a_data_task_finds_reaches_the_worker_as_it_was_said(one_ray, tmp_path):
+def test_errors_of_data_tasks_reach_the_worker_unchanged(one_ray, tmp_path):
     split = write_tiny_split(tmp_path / "train")
     names, config = ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS)
     Path(split, "part-00001.parquet").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"part-00001\.parquet, row group"):
-        drawn(config, names, CHAPTERS[0], data=DATA, workers=2)
+        draw_chapter(config, names, CHAPTERS[0], data=DATA, workers=2)
 
 
 def die_after_a_report(run):
-    # On a busy machine none may have been taken up yet, and nothing would be resumed.
+    # On a busy machine the report may not be processed yet, and nothing would be resumed.
     deadline = time.monotonic() + 60
     while not (run / "checkpoint_manager_snapshot.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -155,7 +155,7 @@ def die_after_a_report(run):
 
 
 def train_worker(config):
-    """Train nothing, but remember as weights would: what was trained up to the checkpoint stays."""
+    """Record the trained samples instead of training; the record is the checkpoint."""
     context = ray.train.get_context()
     rank, folder = context.get_world_rank(), Path(config["folder"])
     trained, first_step = [], 0
@@ -176,7 +176,7 @@ def train_worker(config):
             if step.step == KILLED_AT and rank == 1 and not (folder / "killed").exists():
                 (folder / "killed").touch()
                 die_after_a_report(folder / "runs" / "killed")
-            for batch in step.passes:
+            for batch in step.microbatches:
                 pairs = zip(batch.lanes.tolist(), batch.image_id.tolist(), strict=True)
                 trained.extend((step.step, lane, image_id) for lane, image_id in pairs)
             if (step.step + 1) % 4 == 0:
@@ -204,7 +204,7 @@ def test_a_killed_worker_changes_neither_order_nor_count(one_ray, split, local_d
     )
     trainer.fit()
     assert (tmp_path / "killed").exists()
-    # At step 8, or at 4 where the last report had not yet been taken up.
+    # At step 8, or at 4 if the last report was not processed yet.
     assert (tmp_path / "resumed-0").read_text() in ("4", "8")
     trained = [
         tuple(each)

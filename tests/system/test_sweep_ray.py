@@ -1,6 +1,6 @@
-"""A sweep on Ray: trials are measured and stopped, a killed sweep goes on, and no trial ingests.
+"""A sweep on Ray: trials are evaluated and stopped, a killed sweep resumes, and no trial ingests.
 
-It runs beside another Ray on the machine, where Ray Train's own cleaner of stopped runs fails.
+It runs next to another Ray on the machine, where Ray Train's own cleanup of stopped runs fails.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from ray.tune.schedulers import TrialScheduler
 from pipeline.data.manifest import read_manifest
 from pipeline.recipe import from_json
 from pipeline.training import evaluate_checkpoint
-from pipeline.tuning.search import Halving
+from pipeline.tuning.search import SweepScheduler
 from pipeline.tuning.space import Range, Sweep
-from pipeline.tuning.trial import number_of
+from pipeline.tuning.trial import parse_trial_number
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -36,31 +36,31 @@ TRIALS = 2
 PROGRAM = """
 import sys
 from pathlib import Path
-from pipeline.cli import main_of_sweep
+from pipeline.cli import main_sweep
 from pipeline.tuning import sweep
-from tests.system.test_sweep_ray import StopsTheFirst, sweep_of
-sweep.Halving = StopsTheFirst
-main_of_sweep(sweep_of(Path(sys.argv.pop(1))))
+from tests.system.test_sweep_ray import StopFirstTrial, make_sweep
+sweep.SweepScheduler = StopFirstTrial
+main_sweep(make_sweep(Path(sys.argv.pop(1))))
 """
 
 
-class StopsTheFirst(Halving):
-    """Whom halving itself would stop depends on what so few steps give."""
+class StopFirstTrial(SweepScheduler):
+    """After so few steps, the choice of the scheduler itself would be random."""
 
     def on_trial_result(self, tune_controller, trial, result):
-        if number_of(str(trial)) == 1:
+        if parse_trial_number(str(trial)) == 1:
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
 
-def sweep_of(folder: Path) -> Sweep:
+def make_sweep(folder: Path) -> Sweep:
     recipe = tiny_recipe(folder / "shards", folder / "runs", name="sweep", num_workers=1)
     return Sweep(
         recipe=replace(
             recipe,
             optim=replace(recipe.optim, steps=8, warmup_steps=1),
             checkpoint=replace(recipe.checkpoint, every_steps=2),
-            # What so short a training is judged by; AP is 0 after 8 steps.
+            # Gives a metric that such short trials differ in; AP is 0 after 8 steps.
             evaluation=replace(recipe.evaluation, boxes="truth"),
         ),
         ranges=(Range(field=BOUNDARY, low=0.5, high=2.0),),
@@ -82,7 +82,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kill the program and the Ray that it started, as a machine that goes down does."""
+    """Kill the program and its Ray, like a machine that crashes."""
     if process.poll() is not None:
         return
     for each in (*psutil.Process(process.pid).children(recursive=True), process):
@@ -91,24 +91,24 @@ def kill(process: subprocess.Popen) -> None:
     process.wait(timeout=60)
 
 
-def wait_for(uri: Path, process: subprocess.Popen, *, seconds: float) -> None:
-    ends = time.monotonic() + seconds
-    while not uri.exists():
-        assert process.poll() is None, "the sweep ended too early; see its log"
-        assert time.monotonic() < ends, f"{uri} did not come"
+def wait_for_file(path: Path, process: subprocess.Popen, *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "the sweep ended early; see its log"
+        assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, one_ray) -> Path:
-    """A sweep whose first trial was stopped, killed in its second, and resumed to its end."""
+    """Run a sweep whose first trial is stopped, kill it in the second, and resume it."""
     folder = tmp_path_factory.mktemp("sweep")
     write_shards(folder, train_images=16)
-    (folder / "shards.json").write_text(json.dumps(listing(folder)))
+    (folder / "shards.json").write_text(json.dumps(list_shards(folder)))
     first = start(folder)
     try:
-        mark = trial_folder(folder, 2) / "checkpoints" / "step-00000002" / "checkpoint.json"
-        wait_for(mark, first, seconds=400)
+        file = trial_folder(folder, 2) / "checkpoints" / "step-00000002" / "checkpoint.json"
+        wait_for_file(file, first, seconds=400)
     finally:
         kill(first)
     (folder / "killed").touch()
@@ -121,7 +121,7 @@ def folder(tmp_path_factory, one_ray) -> Path:
     return folder
 
 
-def listing(folder: Path) -> list:
+def list_shards(folder: Path) -> list:
     files = sorted(each for each in (folder / "shards").rglob("*") if each.is_file())
     return [[str(each), each.stat().st_mtime_ns, each.stat().st_size] for each in files]
 
@@ -132,20 +132,20 @@ def result(folder) -> dict:
     return json.loads(last.removeprefix("RESULT "))
 
 
-def test_a_killed_sweep_goes_on_with_its_own_trials(folder, result):
+def test_a_killed_sweep_resumes_its_trials(folder, result):
     first, second = ((folder / f"log{n}.txt").read_text() for n in (0, 1))
-    assert "trial 1 is stopped at step 2" in first
+    assert "trial 1 stopped early at step 2" in first
     assert "trial 2 of 2" in first
-    assert "going on: 1 of 2 trials have ended, 1 begun" in second
+    assert "resuming: 1 of 2 trials ended, 1 unfinished" in second
     assert "trial 1 of 2" not in second
-    assert "trial 2 is finished" in second
+    assert "trial 2 finished" in second
     counts = [result[f"trials_{state}"] for state in ("finished", "stopped", "failed")]
     assert counts == [1, 1, 0]
-    # What the second trial had trained was not trained again.
-    begun = min((trial_folder(folder, 2) / "samples").glob("*.csv"))
-    assert begun.stat().st_mtime < (folder / "killed").stat().st_mtime
+    # The second trial did not train its first steps again.
+    first_list = min((trial_folder(folder, 2) / "samples").glob("*.csv"))
+    assert first_list.stat().st_mtime < (folder / "killed").stat().st_mtime
     store = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
-    runs = children(store, result)
+    runs = list_child_runs(store, result)
     assert sorted(run.info.run_name for run in runs) == [
         f"sweep-00{n}" for n in range(1, TRIALS + 1)
     ]
@@ -155,7 +155,7 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / "runs" / "sweep" / f"sweep-{number:03d}"
 
 
-def children(store: MlflowClient, result: dict) -> list:
+def list_child_runs(store: MlflowClient, result: dict) -> list:
     parent = store.get_run(result["run_id"])
     return list(
         store.search_runs(
@@ -164,25 +164,26 @@ def children(store: MlflowClient, result: dict) -> list:
     )
 
 
-def test_one_set_of_shards_serves_every_kernel_size(folder, result):
-    """The squeeze field holds them all: nothing was written, and all trained the same data."""
-    assert listing(folder) == json.loads((folder / "shards.json").read_text())
-    runs = children(MlflowClient(f"sqlite:///{folder}/runs/mlflow.db"), result)
+def test_all_kernel_sizes_train_on_the_same_shards(folder, result):
+    """The squeeze field has the targets of every kernel size, so no shard is written."""
+    assert list_shards(folder) == json.loads((folder / "shards.json").read_text())
+    runs = list_child_runs(MlflowClient(f"sqlite:///{folder}/runs/mlflow.db"), result)
     assert {run.data.params[KERNEL] for run in runs} == {"3", "5"}
     fingerprint = read_manifest(str(folder / "shards" / "train")).fingerprint
     assert {run.data.tags["data_fingerprint"] for run in runs} == {fingerprint}
 
 
-def test_every_trial_is_measured_on_its_way_and_says_how_it_ended(folder, result):
+def test_every_trial_is_evaluated_and_has_a_final_state(folder, result):
     rows = csv.DictReader(io.StringIO((folder / "runs" / "sweep" / "trials.csv").read_text()))
     rows = {int(row["trial"]): row for row in rows}
     states = {n: (row["state"], row["step"]) for n, row in rows.items()}
     assert states == {1: ("stopped", "2"), 2: ("finished", "8")}
     assert [rows[n][KERNEL] for n in (1, 2)] == ["3", "5"]
-    kept = [list(evaluate_checkpoint.kept(str(trial_folder(folder, number)))) for number in (1, 2)]
-    assert kept == [[2], [2, 4, 6]]
+    folders = [str(trial_folder(folder, number)) for number in (1, 2)]
+    evaluated = [list(evaluate_checkpoint.load_metrics(each)) for each in folders]
+    assert evaluated == [[2], [2, 4, 6]]
     store = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
-    for run in children(store, result):
+    for run in list_child_runs(store, result):
         number = int(run.info.run_name.rpartition("-")[2])
         steps = {point.step for point in store.get_metric_history(run.info.run_id, "boundary_iou")}
         last = int(rows[number]["step"])
@@ -192,14 +193,14 @@ def test_every_trial_is_measured_on_its_way_and_says_how_it_ended(folder, result
         assert run.info.run_id == rows[number]["run_id"]
 
 
-def test_the_winner_is_a_recipe_that_a_job_reads(folder, result):
+def test_the_winner_is_a_recipe_for_a_job(folder, result):
     recipe = from_json(Path(result["winner_json"]).read_text())
     assert recipe.name == "sweep-winner"
     assert recipe.model.mask_head.targets.kernel_size == result["values"][KERNEL]
     assert recipe.model.mask_head.loss_weights.boundary == result["values"][BOUNDARY]
-    kept = from_json(Path(result["winner_run"], "recipe.json").read_text())
-    assert kept.model == recipe.model
-    assert kept.optim == recipe.optim
+    trial = from_json(Path(result["winner_run"], "recipe.json").read_text())
+    assert trial.model == recipe.model
+    assert trial.optim == recipe.optim
     assert Path(result["sweep_png"]).stat().st_size > 10_000
     artifacts = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db").list_artifacts(result["run_id"])
     assert {"trials.csv", "winner.json", "sweep.png"} <= {each.path for each in artifacts}

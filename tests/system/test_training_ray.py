@@ -1,4 +1,4 @@
-"""Training on Ray Train workers: neither their number nor a death changes what is trained."""
+"""On Ray Train, neither the number of workers nor a killed worker changes the trained samples."""
 
 import contextlib
 import logging
@@ -19,10 +19,10 @@ from pipeline.errors import PipelineError, TrainingError
 from pipeline.recipe import Recipe
 from pipeline.tracking import runs
 from pipeline.training import checkpoint, launch
-from pipeline.training.loop import Outcome, TrainJob
-from pipeline.training.preflight import Checked, check
+from pipeline.training.loop import TrainJob, TrainResult
+from pipeline.training.preflight import PreparedRun, prepare_run
 from pipeline.training.ray_workers import train_on_workers
-from pipeline.training.sample_log import merge
+from pipeline.training.sample_log import merge_sample_lists
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -42,43 +42,43 @@ def shards(folder) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(shards, folder) -> str:
-    """The samples that one process trains, without Ray."""
+    """Hash of the samples that one process trains without Ray."""
     recipe = tiny_recipe(shards, folder / "runs", name="reference", num_workers=0)
-    checked, outcome = train(recipe)
-    assert outcome.step == STEPS
-    return digest(checked)
+    prepared, result = train(recipe)
+    assert result.step == STEPS
+    return hash_samples(prepared)
 
 
-def train(recipe: Recipe, *, break_it=lambda _: None) -> tuple[Checked, Outcome]:
-    checked = check(recipe)
+def train(recipe: Recipe, *, before_training=lambda _: None) -> tuple[PreparedRun, TrainResult]:
+    prepared = prepare_run(recipe)
     job = TrainJob(
-        recipe=checked.recipe,
-        identity=checked.identity,
-        run_uri=checked.run_uri,
+        recipe=prepared.recipe,
+        identity=prepared.identity,
+        run_uri=prepared.run_uri,
         resume_command="python jobs/tiny.py",
     )
     handle = runs.open_run(recipe)
-    break_it(checked)
+    before_training(prepared)
     if recipe.scale.num_workers == 0:
-        return checked, launch._train_here(checked, job, handle)
-    return checked, train_on_workers(job, handle=handle)
+        return prepared, launch._train_here(prepared, job, handle)
+    return prepared, train_on_workers(job, handle=handle)
 
 
-def digest(checked: Checked) -> str:
-    return merge(checked.run_uri, steps=STEPS, global_batch=4)[1]
+def hash_samples(prepared: PreparedRun) -> str:
+    return merge_sample_lists(prepared.run_uri, steps=STEPS, global_batch=4)[1]
 
 
 @contextlib.contextmanager
-def one_worker_killed(run_uri: str, *, after_step: int) -> Iterator[list[int]]:
-    """Kill -9 the second of two workers once a checkpoint is there."""
+def kill_one_worker(run_uri: str, *, after_step: int) -> Iterator[list[int]]:
+    """Kill -9 the second of two workers after a checkpoint."""
     killed: list[int] = []
-    over = threading.Event()
-    mark = f"{run_uri}/checkpoints/step-{after_step:08d}/checkpoint.json"
+    stop = threading.Event()
+    file = f"{run_uri}/checkpoints/step-{after_step:08d}/checkpoint.json"
 
     def kill() -> None:
-        while not over.is_set():
-            if storage.exists(mark):
-                pid = max(worker_pids())
+        while not stop.is_set():
+            if storage.exists(file):
+                pid = max(list_worker_pids())
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return
@@ -89,12 +89,12 @@ def one_worker_killed(run_uri: str, *, after_step: int) -> Iterator[list[int]]:
     try:
         yield killed
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
-class Said(logging.Handler):
-    """Collects the lines of our own loggers; others may change the handlers of caplog."""
+class LineHandler(logging.Handler):
+    """Collects the lines of our loggers; Ray may change the handlers of caplog."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,8 +105,8 @@ class Said(logging.Handler):
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
-    ours, handler = logging.getLogger("pipeline"), Said()
+def lines() -> Iterator[list[str]]:
+    ours, handler = logging.getLogger("pipeline"), LineHandler()
     before = ours.level
     ours.setLevel(logging.INFO)
     ours.addHandler(handler)
@@ -115,7 +115,7 @@ def said() -> Iterator[list[str]]:
     ours.setLevel(before)
 
 
-def worker_pids() -> list[int]:
+def list_worker_pids() -> list[int]:
     return [
         process.pid
         for process in psutil.Process().children(recursive=True)
@@ -123,63 +123,63 @@ def worker_pids() -> list[int]:
     ]
 
 
-def test_a_killed_worker_changes_nothing(shards, folder, one_ray, reference, said):
+def test_a_killed_worker_does_not_change_the_samples(shards, folder, one_ray, reference, lines):
     recipe = tiny_recipe(shards, folder / "runs", name="killed", num_workers=2)
-    with one_worker_killed(f"{recipe.storage}/killed", after_step=5) as killed:
-        checked, outcome = train(recipe)
+    with kill_one_worker(f"{recipe.storage}/killed", after_step=5) as killed:
+        prepared, result = train(recipe)
     assert len(killed) == 1
-    assert outcome.step == STEPS
-    assert outcome.steps_here == STEPS - 5
-    assert digest(checked) == reference
+    assert result.step == STEPS
+    assert result.steps_here == STEPS - 5
+    assert hash_samples(prepared) == reference
     for part in (
-        "starting all workers again from the last checkpoint",
-        "2 workers are ready, going on from step 5",
+        "restarting all workers from the last checkpoint",
+        "2 workers ready, resuming from step 5",
         "step 13/13 ",
     ):
-        assert sum(part in line for line in said) == 1, said
+        assert sum(part in line for line in lines) == 1, lines
 
 
-def test_a_run_of_two_workers_goes_on_without_ray(shards, folder, one_ray, reference):
+def test_a_run_of_two_workers_resumes_without_ray(shards, folder, one_ray, reference):
     recipe = tiny_recipe(shards, folder / "runs", name="handed_over", num_workers=2)
     recipe = replace(recipe, scale=replace(recipe.scale, max_failures=0))
     with (
-        one_worker_killed(f"{recipe.storage}/handed_over", after_step=5),
+        kill_one_worker(f"{recipe.storage}/handed_over", after_step=5),
         pytest.raises(TrainingError) as error,
     ):
         train(recipe)
-    assert "Go on from the last checkpoint with: python jobs/tiny.py" in str(error.value)
+    assert "Resume from the last checkpoint with: python jobs/tiny.py" in str(error.value)
     assert "worker 1" in str(error.value) or "worker 0" in str(error.value)
     alone = replace(recipe, scale=replace(recipe.scale, num_workers=0))
-    checked, outcome = train(alone)
-    assert outcome.steps_here == STEPS - 5
-    assert digest(checked) == reference
-    assert checkpoint.find_latest(checked.run_uri).step == STEPS
+    prepared, result = train(alone)
+    assert result.steps_here == STEPS - 5
+    assert hash_samples(prepared) == reference
+    assert checkpoint.find_latest(prepared.run_uri).step == STEPS
 
 
 def test_four_workers_train_the_same_samples(shards, folder, one_ray, reference):
     recipe = tiny_recipe(shards, folder / "runs", name="four", num_workers=4)
-    checked, outcome = train(recipe)
-    assert outcome.step == STEPS
-    assert digest(checked) == reference
+    prepared, result = train(recipe)
+    assert result.step == STEPS
+    assert hash_samples(prepared) == reference
 
 
-def test_what_another_attempt_cannot_help_ends_at_once(shards, folder, one_ray, said):
-    recipe = tiny_recipe(shards, folder / "runs", name="hopeless", num_workers=1)
+def test_a_permanent_error_ends_the_run_at_once(shards, folder, one_ray, lines):
+    recipe = tiny_recipe(shards, folder / "runs", name="permanent", num_workers=1)
 
-    def lose_a_shard(checked: Checked) -> None:
-        first = Path(checked.train_uri, "part-00000.parquet")
+    def lose_a_shard(prepared: PreparedRun) -> None:
+        first = Path(prepared.train_uri, "part-00000.parquet")
         first.rename(first.with_name("kept.bak"))
 
     try:
         with pytest.raises(PipelineError, match=r"part-00000\.parquet"):
-            train(recipe, break_it=lose_a_shard)
+            train(recipe, before_training=lose_a_shard)
     finally:
         kept = Path(recipe.data.root, "train", "kept.bak")
         kept.rename(kept.with_name("part-00000.parquet"))
-    assert not any("starting all workers again" in line for line in said)
+    assert not any("restarting all workers" in line for line in lines)
 
 
-def test_when_ray_itself_goes_away_the_way_on_is_told(shards, folder, one_ray, monkeypatch):
+def test_when_ray_stops_the_error_has_the_resume_command(shards, folder, one_ray, monkeypatch):
     def gone(_):
         raise ray.exceptions.ActorDiedError
 

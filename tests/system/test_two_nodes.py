@@ -1,8 +1,8 @@
-"""The whole road on two nodes, with the commands that a user types, and a node lost on the way.
+"""The whole pipeline on two nodes, with the commands that a user types, and with a lost node.
 
 Photos in S3 become shards in S3; a submitted job trains on both nodes, loses one and gets it back,
-finishes and registers; a clean process pulls the model by its alias and predicts. How long each
-part took is printed, and is in the file road.log.
+finishes and registers; a clean process loads the model by its alias and predicts. The duration of
+each part is printed and written to timings.log.
 """
 
 import csv
@@ -36,9 +36,9 @@ from pipeline import storage
 from pipeline.data.sources.shapes import write_shapes
 from pipeline.data.stream import local_batches
 from pipeline.recipe import from_json
-from pipeline.training.sample_log import SampleLog, merge
-from pipeline.training.step import World
-from tests.object_stores import everything_in, free_port, s3_bucket
+from pipeline.training.sample_log import SampleLog, merge_sample_lists
+from pipeline.training.step import WorkerContext
+from tests.object_stores import find_free_port, read_objects, s3_bucket
 from tests.system.two_nodes import CPUS, TwoNodes, two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -47,8 +47,8 @@ ROOT = Path(__file__).parents[2]
 TRAIN_IMAGES, VAL_IMAGES = 36, 4
 STEPS, CHECKPOINT_EVERY, GLOBAL_BATCH = 40, 10, 4
 CPUS_PER_WORKER = 2
-PATIENCE_S = 240
-"""How long a line is waited for, which comes within seconds on a machine that has time."""
+TIMEOUT_S = 240
+"""Timeout of a line that takes seconds on an idle machine."""
 
 CLEAN_PROCESS = """
 import json, sys, time
@@ -72,8 +72,8 @@ class Line(NamedTuple):
     text: str
 
 
-class Followed:
-    """A command whose output is read as it comes, each line with its time."""
+class RunningCommand:
+    """A running command and its output, each line with its time."""
 
     def __init__(self, command: tuple[str, ...], environment: dict[str, str]) -> None:
         self.started_s = time.monotonic()
@@ -86,40 +86,40 @@ class Followed:
             text=True,
         )
         self.lines: list[Line] = []
-        self._news = threading.Condition()
-        self._over = False
+        self._changed = threading.Condition()
+        self._has_ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         for text in self.process.stdout:
-            with self._news:
+            with self._changed:
                 self.lines.append(Line(len(self.lines), time.monotonic(), text.rstrip()))
-                self._news.notify_all()
-        with self._news:
-            self._over = True
-            self._news.notify_all()
+                self._changed.notify_all()
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
 
     def wait_for(self, pattern: str, *, after: int = -1) -> Line:
-        """Give the first line with a pattern behind the line of a number."""
+        """Return the first line that matches a pattern, after the line with a number."""
 
-        def found() -> Line | None:
-            behind = self.lines[after + 1 :]
-            return next((line for line in behind if re.search(pattern, line.text)), None)
+        def find() -> Line | None:
+            lines = self.lines[after + 1 :]
+            return next((line for line in lines if re.search(pattern, line.text)), None)
 
-        with self._news:
-            self._news.wait_for(lambda: self._over or found(), timeout=PATIENCE_S)
-            if line := found():
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_ended or find(), timeout=TIMEOUT_S)
+            if line := find():
                 return line
-        pytest.fail(f"no line has {pattern!r}:\n{self.tail}")
+        pytest.fail(f"no line matches {pattern!r}:\n{self.tail}")
 
     def result(self) -> dict:
-        """Wait for the end, and give the RESULT line."""
+        """Wait for the end, and return the RESULT line."""
         line = self.wait_for(r"^RESULT ")
-        assert self.process.wait(timeout=PATIENCE_S) == 0, self.tail
+        assert self.process.wait(timeout=TIMEOUT_S) == 0, self.tail
         return json.loads(line.text.removeprefix("RESULT "))
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self.process.kill()
         self.process.wait()
         self._reader.join(timeout=10)
@@ -134,37 +134,37 @@ class Followed:
 
 
 @contextmanager
-def followed(*command: str, environment: dict[str, str]) -> Iterator[Followed]:
-    it = Followed(command, environment)
+def run_command(*command: str, environment: dict[str, str]) -> Iterator[RunningCommand]:
+    running = RunningCommand(command, environment)
     try:
-        yield it
+        yield running
     finally:
-        it.end()
+        running.kill()
 
 
-class RoadLog:
-    """What a part of the road took, printed and kept."""
+class TimingLog:
+    """Prints and writes the duration of each part."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def took(self, part: str, seconds: float, what: str = "") -> None:
-        line = f"{part:<24}{seconds:6.1f} s   {what}".rstrip()
-        print(line)  # noqa: T201  the log of the road, for pytest -s
+    def add(self, part: str, seconds: float, details: str = "") -> None:
+        line = f"{part:<24}{seconds:6.1f} s   {details}".rstrip()
+        print(line)  # noqa: T201  for pytest -s
         with self._file.open("a") as stream:
             stream.write(f"{line}\n")
 
 
-def workers_of(raylet: int) -> list[psutil.Process]:
-    """Give the training's workers on a node: its raylet is their parent."""
+def list_workers(raylet: int) -> list[psutil.Process]:
+    """List the training workers of a node: they are children of its raylet."""
     children = psutil.Process(raylet).children()
     return [child for child in children if child.name().startswith("ray::RayTrainWo")]
 
 
 @contextmanager
 def mlflow_server(folder: Path, artifacts: str) -> Iterator[str]:
-    """Start `mlflow server`: its database here, artifacts in the bucket; it answers soon after."""
-    port = free_port()
+    """Start `mlflow server` with a local database and artifacts in the bucket, without waiting."""
+    port = find_free_port()
     command = ["-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
                "--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port),
                "--workers", "1"]  # fmt: skip
@@ -184,27 +184,27 @@ def mlflow_server(folder: Path, artifacts: str) -> Iterator[str]:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def wait_for_answer(address: str) -> None:
-    end = time.monotonic() + PATIENCE_S
+def wait_for_server(address: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
             requests.get(f"{address}/health", timeout=5).raise_for_status()
         except requests.RequestException:
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
         else:
             return
 
 
-def training(bucket: str, tracking: str) -> list[str]:
-    """Give the command of one of the repository's own jobs, made small."""
+def training_command(bucket: str, tracking: str) -> list[str]:
+    """Return the command of one of our jobs with a tiny model."""
     flags = f"""
         --name far --storage {bucket}/runs --data.root {bucket}/shards
         --data.train-split train --data.val-split val
         --tracking.uri {tracking} --tracking.model-name far --tracking.log-every 1
         --scale.num-workers 2 --scale.cpus-per-worker {CPUS_PER_WORKER} --scale.no-use-gpu
-        --scale.images-per-pass 1 --scale.threads-per-worker 1
+        --scale.images-per-microbatch 1 --scale.threads-per-worker 1
         --optim.global-batch {GLOBAL_BATCH} --optim.steps {STEPS} --optim.warmup-steps 4
         --optim.decay-at 30 --checkpoint.every-steps {CHECKPOINT_EVERY}
         --data.short-edge-px 48 64 --data.test-short-edge-px 64 --data.long-edge-px 96
@@ -221,20 +221,20 @@ def training(bucket: str, tracking: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """Go the road once: what was seen on it, and what it left."""
-    here = tmp_path_factory.mktemp("road")
-    log = RoadLog(here / "road.log")
+def run(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """Run the pipeline once; return its logs, results and files."""
+    here = tmp_path_factory.mktemp("pipeline")
+    log = TimingLog(here / "timings.log")
     write_shapes(here / "coco", train_images=TRAIN_IMAGES, val_images=VAL_IMAGES)
     planted = SimpleNamespace(
         key=f"AKIA{secrets.token_hex(8)}", secret=secrets.token_hex(20), token=secrets.token_hex(32)
     )
     with s3_bucket() as bucket, pytest.MonkeyPatch.context() as patch:
-        # No other file holds these, as ours hold the usual ones.
+        # Unlike the usual test keys, these are in no file of the repository.
         patch.setenv("AWS_ACCESS_KEY_ID", planted.key)
         patch.setenv("AWS_SECRET_ACCESS_KEY", planted.secret)
         patch.setenv("OMP_NUM_THREADS", "1")
-        # One line for each request to the bucket would bury what a failure is about.
+        # One line for each request to the bucket would hide the reason of a failure.
         patch.setattr(logging.getLogger("werkzeug"), "level", logging.WARNING)
         patch.setenv(
             "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -247,7 +247,7 @@ def road(tmp_path_factory) -> Iterator[SimpleNamespace]:
             token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": planted.token}
             with two_nodes({**os.environ, **token}) as nodes:
                 ingest(bucket, nodes, log)
-                wait_for_answer(tracking)
+                wait_for_server(tracking)
                 trained = train(bucket, tracking, nodes, log)
                 (here / "job.log").write_text(trained.text)
                 files = {
@@ -256,12 +256,12 @@ def road(tmp_path_factory) -> Iterator[SimpleNamespace]:
                     for path in folder.rglob("*")
                     if path.is_file()
                 }
-                files["the dashboard"] = asked(nodes.dashboard, planted.token)
+                files["the dashboard"] = read_dashboard(nodes.dashboard, planted.token)
             photo = next((here / "coco" / "val").iterdir())
-            answer = pull_and_predict(tracking, photo, here)
-            log.took("pull", answer["pull_s"], "models:/far@champion in a clean process")
-            log.took("predict", answer["predict_s"], f"{len(answer['rows'])} masks in one photo")
-            files |= everything_in(bucket)
+            answer = load_and_predict(tracking, photo, here)
+            log.add("pull", answer["pull_s"], "models:/far@champion in a clean process")
+            log.add("predict", answer["predict_s"], f"{len(answer['rows'])} masks in one photo")
+            files |= read_objects(bucket)
             yield SimpleNamespace(
                 **vars(trained),
                 bucket=bucket,
@@ -274,41 +274,42 @@ def road(tmp_path_factory) -> Iterator[SimpleNamespace]:
             )
 
 
-def ingest(bucket: str, nodes: TwoNodes, log: RoadLog) -> None:
+def ingest(bucket: str, nodes: TwoNodes, log: TimingLog) -> None:
     for split in ("train", "val"):
         command = ["python", "jobs/ingest.py", "coco", "--root", f"{bucket}/raw/coco",
                    "--split", split, "--out", f"{bucket}/shards/{split}"]  # fmt: skip
-        with followed(*command, environment=nodes.environment) as job:
+        with run_command(*command, environment=nodes.environment) as job:
             images = job.result()["images"]
-            log.took(f"ingest {split}", time.monotonic() - job.started_s, f"{images} images")
+            log.add(f"ingest {split}", time.monotonic() - job.started_s, f"{images} images")
 
 
-def train(bucket: str, tracking: str, nodes: TwoNodes, log: RoadLog) -> SimpleNamespace:
-    """Submit the job, lose a node while it trains, add one, and wait for its end."""
-    submit = ["ray", "job", "submit", "--working-dir", ".", "--", *training(bucket, tracking)]
+def train(bucket: str, tracking: str, nodes: TwoNodes, log: TimingLog) -> SimpleNamespace:
+    """Submit the job, lose a node while it trains, add another, and wait for the end."""
+    submit = ["ray", "job", "submit", "--working-dir", "."]
+    command = [*submit, "--", *training_command(bucket, tracking)]
     environment = {**nodes.environment, "RAY_API_SERVER_ADDRESS": nodes.dashboard}
-    # Before the API server's address, the command would take it for one.
+    # `ray job submit` would prefer this address to that of the API server.
     del environment["RAY_ADDRESS"]
-    with followed(*submit, environment=environment) as job:
+    with run_command(*command, environment=environment) as job:
         first = job.wait_for(r"^step 1/")
-        log.took("submit to first step", first.at_s - job.started_s)
-        before = (workers_of(nodes.head_raylet), workers_of(nodes.second_raylet))
-        # Beyond the first checkpoint, so that steps are lost with the node.
+        log.add("submit to first step", first.at_s - job.started_s)
+        before = (list_workers(nodes.head_raylet), list_workers(nodes.second_raylet))
+        # After the first checkpoint, so that steps are lost with the node.
         job.wait_for(rf"^step {CHECKPOINT_EVERY + 1}/")
         lost_s = time.monotonic()
         nodes.lose()
-        _, left = psutil.wait_procs(before[1], timeout=PATIENCE_S)
+        _, left = psutil.wait_procs(before[1], timeout=TIMEOUT_S)
         waits = job.wait_for(r"The run waits until enough nodes have joined")
-        log.took("kill to word of it", waits.at_s - lost_s)
+        log.add("kill to log line", waits.at_s - lost_s)
         nodes.add()
-        log.took("kill to a new node", time.monotonic() - lost_s)
-        resumed = job.wait_for(r"workers are ready, going on from step \d+", after=waits.number)
-        onward = job.wait_for(r"^step \d+/", after=resumed.number)
-        log.took("kill to next step", onward.at_s - lost_s, resumed.text.partition(": ")[0])
-        after = (workers_of(nodes.head_raylet), workers_of(nodes.second_raylet))
+        log.add("kill to a new node", time.monotonic() - lost_s)
+        resumed = job.wait_for(r"workers ready, resuming from step \d+", after=waits.number)
+        next_step = job.wait_for(r"^step \d+/", after=resumed.number)
+        log.add("kill to next step", next_step.at_s - lost_s, resumed.text.partition(": ")[0])
+        after = (list_workers(nodes.head_raylet), list_workers(nodes.second_raylet))
         result = job.result()
-        log.took("submit to the end", time.monotonic() - job.started_s)
-        log.took("register", result["seconds_by_phase"]["register"], result["model"])
+        log.add("submit to the end", time.monotonic() - job.started_s)
+        log.add("register", result["seconds_by_phase"]["register"], result["model"])
         return SimpleNamespace(
             result=result,
             lines=[line.text for line in job.lines],
@@ -317,12 +318,12 @@ def train(bucket: str, tracking: str, nodes: TwoNodes, log: RoadLog) -> SimpleNa
             after=after,
             left=left,
             resumed=int(re.search(r"step (\d+)", resumed.text)[1]),
-            onward=int(re.search(r"step (\d+)", onward.text)[1]),
+            next_step=int(re.search(r"step (\d+)", next_step.text)[1]),
         )
 
 
-def asked(dashboard: str, token: str) -> bytes:
-    """Give what the dashboard shows of jobs, actors and nodes."""
+def read_dashboard(dashboard: str, token: str) -> bytes:
+    """Return the dashboard's data on jobs, actors and nodes."""
     pages = ("api/jobs/", "api/v0/actors?detail=1", "api/v0/nodes?detail=1", "api/v0/jobs?detail=1")
     answers = []
     for page in pages:
@@ -334,8 +335,8 @@ def asked(dashboard: str, token: str) -> bytes:
     return b"\n".join(answers)
 
 
-def pull_and_predict(tracking: str, photo: Path, here: Path) -> dict:
-    """Use the model as someone who knows where the registry is, and nothing else."""
+def load_and_predict(tracking: str, photo: Path, here: Path) -> dict:
+    """Use the model with nothing but the address of the registry."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-c", CLEAN_PROCESS, "models:/far@champion", str(photo)],
@@ -344,63 +345,63 @@ def pull_and_predict(tracking: str, photo: Path, here: Path) -> dict:
         check=False,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_each_node_has_a_worker_before_and_after_the_loss(road):
+def test_each_node_has_a_worker_before_and_after_the_loss(run):
     assert 2 * CPUS_PER_WORKER > CPUS
-    assert [len(workers) for workers in road.before] == [1, 1]
-    assert [len(workers) for workers in road.after] == [1, 1]
-    assert road.left == []
-    assert not set(road.before[0] + road.before[1]) & set(road.after[0] + road.after[1])
+    assert [len(workers) for workers in run.before] == [1, 1]
+    assert [len(workers) for workers in run.after] == [1, 1]
+    assert run.left == []
+    assert not set(run.before[0] + run.before[1]) & set(run.after[0] + run.after[1])
 
 
-def test_training_goes_on_from_a_checkpoint(road):
-    assert road.resumed in range(CHECKPOINT_EVERY, STEPS, CHECKPOINT_EVERY)
-    assert road.onward == road.resumed + 1
-    assert road.result["steps"] == STEPS
-    place = f"{road.bucket}/runs/far/checkpoints/step-{STEPS:08d}"
-    assert road.result["checkpoint"] == place
+def test_training_resumes_from_a_checkpoint(run):
+    assert run.resumed in range(CHECKPOINT_EVERY, STEPS, CHECKPOINT_EVERY)
+    assert run.next_step == run.resumed + 1
+    assert run.result["steps"] == STEPS
+    expected = f"{run.bucket}/runs/far/checkpoints/step-{STEPS:08d}"
+    assert run.result["checkpoint"] == expected
 
 
-def test_the_log_says_what_happened_in_order(road):
-    said = "\n".join(road.lines)
-    told = (
-        r"2 workers are ready, from the start",
-        r"node \S+ \(\S+\) was lost, and all that ran on it; 1 node left",
+def test_the_log_reports_each_event_in_order(run):
+    text = "\n".join(run.lines)
+    patterns = (
+        r"2 workers ready, starting at step 0",
+        r"node \S+ \(\S+\) was lost with everything that ran on it; 1 node left",
         rf"Ray has {CPUS} CPUs, the run needs 5 \(2 workers, and 1 CPU for Ray Data\)\. "
-        r"The run waits until enough nodes have joined, and then goes on by itself",
-        r"node \S+ \(\S+\) has joined: 2 nodes now",
-        rf"2 workers are ready, going on from step {road.resumed}: s3://bucket/runs/far/",
+        r"The run waits until enough nodes have joined, and then resumes",
+        r"node \S+ \(\S+\) joined; 2 nodes now",
+        rf"2 workers ready, resuming from step {run.resumed}: s3://bucket/runs/far/",
         rf"step {STEPS}/{STEPS} ",
     )
-    where = [[match.start() for match in re.finditer(part, said)] for part in told]
-    assert [len(each) for each in where] == [1] * len(told), said
-    assert where == sorted(where), said
-    again = [line for line in road.lines if "starting all workers again" in line]
-    assert len(again) == 1, said
-    assert re.match(r"worker \d on \S+ \(pid \d+\) (died|lost its connection)", again[0]), said
-    assert "Traceback" not in said
+    positions = [[match.start() for match in re.finditer(p, text)] for p in patterns]
+    assert [len(each) for each in positions] == [1] * len(patterns), text
+    assert positions == sorted(positions), text
+    restarts = [line for line in run.lines if "restarting all workers" in line]
+    assert len(restarts) == 1, text
+    assert re.match(r"worker \d on \S+ \(pid \d+\) (died|lost its connection)", restarts[0]), text
+    assert "Traceback" not in text
 
 
-def test_every_photo_is_trained_once_an_epoch(road):
-    rows = list(csv.reader(io.StringIO(storage.read_bytes(road.result["samples"]).decode())))[1:]
+def test_every_photo_is_trained_once_per_epoch(run):
+    rows = list(csv.reader(io.StringIO(storage.read_bytes(run.result["samples"]).decode())))[1:]
     epochs = [[int(image) for _, epoch, _, image in rows if int(epoch) == n] for n in range(5)]
-    truth = json.loads((road.here / "coco" / "annotations" / "instances_train.json").read_text())
+    truth = json.loads((run.here / "coco" / "annotations" / "instances_train.json").read_text())
     photos = sorted(image["id"] for image in truth["images"])
     assert [sorted(epoch) for epoch in epochs[:4]] == [photos] * 4
     assert max(Counter(epochs[4]).values()) == 1
     assert sum(map(len, epochs)) == len(rows) == STEPS * GLOBAL_BATCH
 
 
-def test_the_samples_are_those_of_a_run_without_ray(road):
-    recipe = from_json(storage.read_bytes(f"{road.bucket}/runs/far/recipe.json").decode())
-    alone = SampleLog(World(device=torch.device("cpu")))
+def test_a_run_without_ray_trains_the_same_samples(run):
+    recipe = from_json(storage.read_bytes(f"{run.bucket}/runs/far/recipe.json").decode())
+    alone = SampleLog(WorkerContext(device=torch.device("cpu")))
     for item in local_batches(
-        f"{road.bucket}/shards/train",
+        f"{run.bucket}/shards/train",
         recipe.data,
         seed=recipe.seed,
         global_batch=GLOBAL_BATCH,
@@ -408,42 +409,42 @@ def test_the_samples_are_those_of_a_run_without_ray(road):
         first_step=0,
         stop_step=STEPS,
     ):
-        alone.add(item.passes, step=item.step, epoch=item.epoch)
-    alone.write(str(road.here / "alone"))
-    _, digest = merge(str(road.here / "alone"), steps=STEPS, global_batch=GLOBAL_BATCH)
-    assert road.result["samples_sha256"] == digest
+        alone.add(item.microbatches, step=item.step, epoch=item.epoch)
+    alone.write(str(run.here / "alone"))
+    _, digest = merge_sample_lists(str(run.here / "alone"), steps=STEPS, global_batch=GLOBAL_BATCH)
+    assert run.result["samples_sha256"] == digest
 
 
-def test_each_step_is_in_mlflow_once(road):
-    store = MlflowClient(road.tracking, road.tracking)
+def test_mlflow_has_each_step_once(run):
+    store = MlflowClient(run.tracking, run.tracking)
     for name in ("loss", "lr"):
-        history = store.get_metric_history(road.result["run_id"], name)
+        history = store.get_metric_history(run.result["run_id"], name)
         assert sorted(point.step for point in history) == list(range(1, STEPS + 1)), name
-    assert store.get_run(road.result["run_id"]).info.status == "FINISHED"
-    # The folder itself may stay.
-    assert [name for name in road.files if re.search(r"/spool/.", name)] == []
+    assert store.get_run(run.result["run_id"]).info.status == "FINISHED"
+    # The empty folder may remain.
+    assert [name for name in run.files if re.search(r"/spool/.", name)] == []
 
 
-def test_the_alias_leads_to_the_version_of_this_run(road):
-    found = MlflowClient(road.tracking, road.tracking).get_model_version_by_alias("far", "champion")
-    assert f"models:/far/{found.version}" == road.result["model"]
-    assert found.run_id == road.result["run_id"]
-    assert road.result["is_champion"]
-    keys = [name for name in road.files if name.startswith("artifacts/")]
+def test_the_alias_points_to_the_version_of_this_run(run):
+    found = MlflowClient(run.tracking, run.tracking).get_model_version_by_alias("far", "champion")
+    assert f"models:/far/{found.version}" == run.result["model"]
+    assert found.run_id == run.result["run_id"]
+    assert run.result["is_champion"]
+    keys = [name for name in run.files if name.startswith("artifacts/")]
     assert any(name.endswith("model.safetensors") for name in keys)
 
 
-def test_whoever_has_the_registry_predicts_without_ray(road):
-    assert road.answer["ray"] == []
-    with Image.open(road.photo) as photo:
+def test_the_registry_is_enough_to_predict_without_ray(run):
+    assert run.answer["ray"] == []
+    with Image.open(run.photo) as photo:
         size_hw = photo.size[::-1]
-    masks = [mask_api.decode(row["rle"]) for row in road.answer["rows"]]
+    masks = [mask_api.decode(row["rle"]) for row in run.answer["rows"]]
     assert {mask.shape for mask in masks} == {size_hw}
     assert any(mask.any() for mask in masks)
 
 
-def test_no_key_is_in_a_file_a_log_or_the_dashboard(road):
-    assert len(road.files) > 100
-    assert b"python jobs/coco_r50.py" in road.files["the dashboard"]
-    for name, value in vars(road.planted).items():
-        assert [file for file, data in road.files.items() if value.encode() in data] == [], name
+def test_the_keys_are_in_no_file_no_log_and_not_in_the_dashboard(run):
+    assert len(run.files) > 100
+    assert b"python jobs/coco_r50.py" in run.files["the dashboard"]
+    for name, value in vars(run.planted).items():
+        assert [file for file, data in run.files.items() if value.encode() in data] == [], name

@@ -1,8 +1,7 @@
-"""A Ray cluster of two nodes on this machine, the second of which can be lost and added again.
+"""A Ray cluster of two nodes on this machine, whose second node can be killed and added again.
 
-It lives in a process of its own: a second Ray in the process of the tests would not come up beside
-theirs, and nodes start in a main thread only. Lines on its standard input command it, and their end
-ends it.
+It runs in its own process: the test process cannot start a second Ray, and nodes only start in a
+main thread. It reads commands from its standard input, and stops when the input ends.
 """
 
 import json
@@ -20,58 +19,58 @@ from ray.cluster_utils import Cluster
 
 CPUS = 3
 _ROOT = Path(__file__).parents[2]
-_ENDS_WITHIN_S = 60
+_STOP_TIMEOUT_S = 60
 
 
 class TwoNodes:
-    """The cluster, as a test commands it."""
+    """The test's handle of the cluster."""
 
     def __init__(
         self, process: "subprocess.Popen[str]", environment: Mapping[str, str], folder: Path
     ) -> None:
         self._process = process
-        told = self._answer()
-        self.environment = {**environment, "RAY_ADDRESS": told["address"]}
-        """Of who uses the cluster."""
-        self.dashboard = f"http://{told['dashboard']}"
+        answer = self._read_answer()
+        self.environment = {**environment, "RAY_ADDRESS": answer["address"]}
+        """Environment of processes that use the cluster."""
+        self.dashboard = f"http://{answer['dashboard']}"
         self.folder = folder
-        """Holds Ray's own logs; it is gone when the cluster is."""
-        self.head_raylet: int = told["head"]
-        self.second_raylet: int = told["second"]
+        """Contains Ray's logs; removed with the cluster."""
+        self.head_raylet: int = answer["head"]
+        self.second_raylet: int = answer["second"]
 
     def lose(self) -> None:
-        """Take the second node away with kill -9, as a machine that loses its power."""
-        self._say("lose")
+        """Kill the second node with kill -9, like a power failure."""
+        self._send("lose")
 
     def add(self) -> None:
-        """Start a second node again; it has joined when this returns."""
-        self.second_raylet = self._say("add")["second"]
+        """Start another second node, and wait until it has joined."""
+        self.second_raylet = self._send("add")["second"]
 
-    def _say(self, word: str) -> dict[str, Any]:
+    def _send(self, command: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._read_answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         answers = (line for line in self._process.stdout if line.startswith("NODES "))
         line = next(answers, None)
-        assert line is not None, "the nodes' process ended"
+        assert line is not None, "the process of the nodes has ended"
         return json.loads(line.removeprefix("NODES "))
 
 
 @contextmanager
 def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
-    """Start a cluster whose nodes have an environment; end it, whatever happens meanwhile."""
-    # A folder of its own, so that another Ray on this machine is left alone; short, because sockets
-    # are in it.
+    """Start a cluster whose nodes have an environment, and stop it at the end."""
+    # A separate folder keeps it apart from another Ray on this machine; the path must be short,
+    # because it contains sockets.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         here = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.system.two_nodes", folder],
             cwd=_ROOT,
-            # Where Ray notes the address of the cluster that was started last.
+            # Ray writes the address of the last started cluster to this folder.
             env=here | {"RAY_TMPDIR": folder},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -82,18 +81,18 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
         finally:
             process.stdin.close()
             try:
-                process.wait(timeout=_ENDS_WITHIN_S)
+                process.wait(timeout=_STOP_TIMEOUT_S)
             finally:
-                # Ray's reaper ends what this process leaves behind.
+                # Ray's reaper kills the remaining processes.
                 process.kill()
                 process.stdout.close()
 
 
 def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
     (folder / "ray").mkdir()
-    # The lock is held as long as the cluster lives.
-    lock, places = _places(folder)
-    head = next(places)
+    # Hold the lock until the cluster stops.
+    lock, machines = _reserve_machines(folder)
+    head = next(machines)
     ports = {"gcs_server_port": head.ports[6], "dashboard_port": head.ports[7]}
     cluster = Cluster(
         initialize_head=True,
@@ -101,23 +100,23 @@ def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
     )
 
     def add() -> Any:
-        place = next(places)
-        node = cluster.add_node(**place.settings())
-        place.note(cluster.address)
+        machine = next(machines)
+        node = cluster.add_node(**machine.settings())
+        machine.write_address(cluster.address)
         return node
 
-    def answer(**told: str | int) -> None:
-        answers.write(f"NODES {json.dumps(told)}\n")
+    def answer(**values: str | int) -> None:
+        answers.write(f"NODES {json.dumps(values)}\n")
         answers.flush()
 
-    head.note(cluster.address)
+    head.write_address(cluster.address)
     second = add()
     cluster.wait_for_nodes()
     answer(
         address=cluster.address,
         dashboard=cluster.webui_url,
-        head=_raylet(cluster.head_node),
-        second=_raylet(second),
+        head=_raylet_pid(cluster.head_node),
+        second=_raylet_pid(second),
     )
     for command in commands:
         match command.strip():
@@ -126,13 +125,13 @@ def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
                 answer()
             case "add":
                 second = add()
-                answer(second=_raylet(second))
+                answer(second=_raylet_pid(second))
     cluster.shutdown()
     lock.close()
 
 
-class _Place(NamedTuple):
-    """What a machine of its own has: a disk, where a job's folder is unpacked, and ports."""
+class _Machine(NamedTuple):
+    """The resources of a simulated machine: a disk, where jobs are unpacked, and ports."""
 
     disk: str
     ports: range
@@ -149,19 +148,19 @@ class _Place(NamedTuple):
             "max_worker_port": self.ports[-1],
         }
 
-    def note(self, address: str) -> None:
-        """Note the cluster's address as `ray start` does: who submits a job is led by it.
+    def write_address(self, address: str) -> None:
+        """Write the cluster's address as `ray start` does, for jobs that are submitted.
 
-        Without, a job on a machine with another Ray may be led to that one.
+        Without it a job may connect to another Ray on this machine.
         """
         Path(self.disk, "ray_current_cluster").write_text(address)
 
 
-def _places(folder: Path) -> tuple[socket.socket, Iterator[_Place]]:
-    """Give places for nine nodes, and a socket that keeps them from other clusters of this kind.
+def _reserve_machines(folder: Path) -> tuple[socket.socket, Iterator[_Machine]]:
+    """Return machines for nine nodes, and a socket that reserves their ports.
 
-    Ray's servers share a port with those of another Ray on this machine and do not notice; then
-    one cluster gets what was meant for the other. So they get no port that the system hands out.
+    Ray's servers silently share a port with another Ray on this machine, and then one cluster gets
+    the messages of the other. So they must not use the system's ephemeral ports.
     """
     for first in random.sample(range(10_000, 32_000, 1000), k=22):
         lock = socket.socket()
@@ -172,11 +171,11 @@ def _places(folder: Path) -> tuple[socket.socket, Iterator[_Place]]:
             continue
         starts = range(first + 1, first + 900, 100)
         ports = (range(start, start + 99) for start in starts)
-        return lock, (_Place(str(folder / f"disk-{p[0]}"), p) for p in ports)
+        return lock, (_Machine(str(folder / f"disk-{p[0]}"), p) for p in ports)
     raise OSError("all ports from 10000 to 32000 are taken")
 
 
-def _raylet(node: Any) -> int:
+def _raylet_pid(node: Any) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 

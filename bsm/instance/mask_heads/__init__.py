@@ -1,1 +1,1 @@
-"""The mask heads: one file each, one interface."""
+"""Mask heads, one file each, with the same interface."""

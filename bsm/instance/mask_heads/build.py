@@ -1,15 +1,15 @@
-"""The one place that knows all mask heads.
+"""Build the mask head that a config names.
 
-A mask head pools what it needs from the pyramid P2 to P5, so the model around it is the same for
-all. Its interface:
+A mask head pools what it needs from the pyramid P2 to P5, so the rest of the model is the same for
+all heads. Their interface:
 
-    losses(pyramid, rois, targets)              weighted scalars by name, to be added
-    predict(pyramid, rois, category_index)      mask logits (R, M, M); M is the head's own choice
+    losses(pyramid, rois, targets)              weighted scalars by name, to add up
+    predict(pyramid, rois, category_index)      mask logits (R, M, M); each head has its own M
 """
 
 from typing import TypeAlias
 
-from bsm.configs.instance import BoxConvention, MaskHeadConfig
+from bsm.configs.instance import MaskRCNNConfig
 from bsm.instance.mask_heads.bmask import BMaskHead
 from bsm.instance.mask_heads.plain import PlainMaskHead
 from bsm.instance.mask_heads.pointrend import PointRendMaskHead
@@ -18,20 +18,12 @@ from bsm.instance.mask_heads.squeeze import SqueezeMaskHead
 MaskHead: TypeAlias = PlainMaskHead | BMaskHead | PointRendMaskHead | SqueezeMaskHead
 
 
-def build_mask_head(
-    in_channels: int,
-    *,
-    num_classes: int,
-    config: MaskHeadConfig,
-    box_convention: BoxConvention = "detectron2",
-) -> MaskHead:
-    """Build the head that a config names, for a pyramid of `in_channels`."""
+def build_mask_head(config: MaskRCNNConfig) -> MaskHead:
+    """Build the mask head of a model."""
     heads: dict[str, type[MaskHead]] = {
         "plain": PlainMaskHead,
         "bmask": BMaskHead,
         "pointrend": PointRendMaskHead,
         "squeeze": SqueezeMaskHead,
     }
-    return heads[config.kind](
-        in_channels, num_classes=num_classes, config=config, box_convention=box_convention
-    )
+    return heads[config.mask_head.kind](config)

@@ -1,4 +1,4 @@
-"""Mask R-CNN's own mask head, and the parts that every mask head is made of.
+"""Mask R-CNN's own mask head, and the parts that all mask heads share.
 
 R RoIs, C channels, K categories, m side of the pooled RoI, M = 2 m side of a mask
 """
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.configs.instance import BoxConvention, MaskHeadConfig
+from bsm.configs.instance import MaskRCNNConfig
 from bsm.instance.roi import pool_rois
-from bsm.instance.roi_targets import MaskRois, grid_targets
+from bsm.instance.roi_targets import MaskRois, make_grid_targets
 from bsm.instance.tensors import Targets
 from bsm.losses import bce_loss
 
@@ -20,9 +20,8 @@ from bsm.losses import bce_loss
 class MaskPredictor(nn.Module):
     """A deconvolution that doubles the side, and one map of logits for each category.
 
-    Only the map of the category that was asked for is computed: it is the only one that carries
-    loss or leaves the model, and with 80 categories the others are most of the memory of the mask
-    loss.
+    It computes only the map of the requested category: no other has a loss or leaves the model, and
+    with 80 categories the others would take most of the memory of the mask loss.
     """
 
     def __init__(self, channels: int, *, num_classes: int) -> None:
@@ -36,82 +35,72 @@ class MaskPredictor(nn.Module):
     def forward(
         self, features: Float[Tensor, "R C m m"], category_index: Int64[Tensor, " R"]
     ) -> Float[Tensor, "R M M"]:
-        """Logits of each RoI's mask for its category."""
+        """Predict the mask logits of each RoI for its category."""
         hidden = F.relu(self.deconv(features))
-        drawn = logits_of_category(self.logits, hidden.flatten(2), category_index)
-        return drawn.view(-1, *hidden.shape[-2:])
+        logits = predict_category_logits(self.logits, hidden.flatten(2), category_index)
+        return logits.view(-1, *hidden.shape[-2:])
 
 
 class PlainMaskHead(nn.Module):
     """A few 3x3 convolutions and a predictor (detectron2's MaskRCNNConvUpsampleHead)."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        num_classes: int,
-        config: MaskHeadConfig,
-        box_convention: BoxConvention = "detectron2",
-    ) -> None:
+    def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
-        self.config, self.box_convention = config, box_convention
-        self.convs = conv_tower(in_channels, config=config)
-        self.mask = MaskPredictor(tower_width(in_channels, config=config), num_classes=num_classes)
+        self.config, self.box_convention = config.mask_head, config.box_convention
+        self.convs, width = build_conv_tower(config)
+        self.mask = MaskPredictor(width, num_classes=config.num_classes)
 
     def forward(
         self, features: Float[Tensor, "R C m m"], category_index: Int64[Tensor, " R"]
     ) -> Float[Tensor, "R M M"]:
-        """Mask logits of each pooled RoI for its category."""
+        """Predict the mask logits of each pooled RoI for its category."""
         logits: Tensor = self.mask(self.convs(features), category_index)
         return logits
 
     def losses(
         self, pyramid: Sequence[Tensor], rois: MaskRois, targets: Targets
     ) -> dict[str, Tensor]:
-        """Cross-entropy of the masks: loss_mask."""
+        """Compute the cross-entropy of the masks: loss_mask."""
         config = self.config
-        wanted = grid_targets(rois, targets, config=config.targets, side=2 * config.roi_side)
+        wanted = make_grid_targets(rois, targets, config=config.targets, side=2 * config.roi_side)
         logits = self.predict(pyramid, rois.rois, rois.category_index)
         loss = bce_loss(logits, wanted.mask, weights=rois.weights)
         return {"loss_mask": loss * config.loss_weights.mask}
 
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
-        """Mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
+        """Predict mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
         side = self.config.roi_side
         pooled = pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)
         logits: Tensor = self(pooled, category_index)
         return logits
 
 
-def logits_of_category(
+def predict_category_logits(
     layer: nn.Conv1d | nn.Conv2d,
     features: Float[Tensor, "R C P"],
     category_index: Int64[Tensor, " R"],
 ) -> Float[Tensor, "R P"]:
-    """Apply of a 1x1 convolution to K categories the one map that each RoI asks for."""
+    """Apply a 1x1 convolution to K categories, computing only each RoI's category."""
     # embedding, not indexing: its gradient is summed in a fixed order on every device.
     weight = F.embedding(category_index, layer.weight.flatten(1))
     bias = F.embedding(category_index, layer.bias[:, None])  # type: ignore[index]
     return torch.baddbmm(bias[:, None], weight[:, None].to(features.dtype), features)[:, 0]
 
 
-def conv_tower(in_channels: int, *, config: MaskHeadConfig) -> nn.Sequential:
-    """The 3x3 convolutions, each with a ReLU, that mask heads begin with."""
+def build_conv_tower(config: MaskRCNNConfig) -> tuple[nn.Sequential, int]:
+    """Build the 3x3 convolutions with ReLUs that mask heads start with; return their width too."""
+    width, head = config.backbone.fpn_channels, config.mask_head
     layers: list[nn.Module] = []
-    for i in range(config.num_convs):
-        conv = nn.Conv2d(in_channels if i == 0 else config.channels, config.channels, 3, padding=1)
-        init_relu(conv)
-        layers += [conv, nn.ReLU()]
-    return nn.Sequential(*layers)
+    for _ in range(head.num_convs):
+        layers += build_conv_relu(width, head.channels, 3)
+        width = head.channels
+    return nn.Sequential(*layers), width
 
 
-def tower_width(in_channels: int, *, config: MaskHeadConfig) -> int:
-    """Channels that leave `conv_tower`."""
-    return config.channels if config.num_convs else in_channels
-
-
-def conv_relu(in_channels: int, channels: int, side: int, *, stride: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size but for its stride, with a bias, and a ReLU."""
+def build_conv_relu(
+    in_channels: int, channels: int, side: int, *, stride: int = 1
+) -> nn.Sequential:
+    """Build a convolution with a bias and a ReLU; only its stride changes the size."""
     padding = side // 2 if side % 2 else 0
     conv = nn.Conv2d(in_channels, channels, side, stride=stride, padding=padding)
     init_relu(conv)

@@ -1,4 +1,4 @@
-"""PointRend (Kirillov et al. 2020): a coarse mask, and a small network that redraws points of it.
+"""PointRend's mask head (Kirillov et al. 2020): a coarse mask, refined point by point.
 
 R RoIs, D channels of the pyramid, K categories, P points, c side of the coarse mask
 """
@@ -10,30 +10,35 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bsm.configs.instance import BoxConvention, MaskHeadConfig
-from bsm.instance.mask_heads.plain import conv_relu, init_relu, logits_of_category
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
+from bsm.instance.mask_heads.plain import build_conv_relu, init_relu, predict_category_logits
 from bsm.instance.roi import pool_cell_centers, read_points
-from bsm.instance.roi_targets import MaskRois, grid_targets, point_targets, points_in_image
+from bsm.instance.roi_targets import (
+    MaskRois,
+    make_grid_targets,
+    make_point_targets,
+    to_image_pixels,
+)
 from bsm.instance.tensors import Targets
 from bsm.losses import bce_loss
 from bsm.points import (
-    cell_centers,
-    least_sure_cells,
+    draw_training_points,
+    find_uncertain_cells,
+    make_cell_centers,
     replace_cells,
-    sample_at,
-    training_points,
+    sample_points,
 )
 
 
 class CoarseMaskHead(nn.Module):
-    """A mask of few cells for every category, from two fully connected layers."""
+    """Predict a coarse mask for every category with two fully connected layers."""
 
     def __init__(self, in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
         self.side, hidden = config.pointrend.coarse_side, config.pointrend.coarse_hidden
         self.num_classes = num_classes
         reduced = config.roi_side // 2
-        self.reduce = conv_relu(in_channels, config.channels, 2, stride=2)
+        self.reduce = build_conv_relu(in_channels, config.channels, 2, stride=2)
         self.fc1 = nn.Linear(config.channels * reduced**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.mask = nn.Linear(hidden, num_classes * self.side**2)
@@ -44,14 +49,14 @@ class CoarseMaskHead(nn.Module):
         nn.init.zeros_(self.mask.bias)
 
     def forward(self, features: Float[Tensor, "R D m m"]) -> Float[Tensor, "R K c c"]:
-        """Coarse mask logits for every category."""
+        """Predict the coarse mask logits of every category."""
         hidden = F.relu(self.fc1(self.reduce(features).flatten(1)))
         logits: Tensor = self.mask(F.relu(self.fc2(hidden)))
         return logits.view(-1, self.num_classes, self.side, self.side)
 
 
 class PointHead(nn.Module):
-    """A few layers on the fine feature of a point, each told the coarse prediction there anew."""
+    """A few layers on the fine feature of a point; each takes the coarse prediction too."""
 
     def __init__(self, in_channels: int, *, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
@@ -72,86 +77,76 @@ class PointHead(nn.Module):
         coarse: Float[Tensor, "R K P"],
         category_index: Int64[Tensor, " R"],
     ) -> Float[Tensor, "R P"]:
-        """Logits of each point for the RoI's category."""
+        """Predict the logits of each point for the RoI's category."""
         x = torch.cat([fine, coarse.to(fine.dtype)], dim=1)
         for layer in self.layers:
             hidden = F.relu(layer(x))
             x = torch.cat([hidden, coarse.to(hidden.dtype)], dim=1)
-        return logits_of_category(self.logits, x, category_index)
+        return predict_category_logits(self.logits, x, category_index)
 
 
 class PointRendMaskHead(nn.Module):
-    """A coarse mask, and points of it predicted anew from P2.
+    """Predict a coarse mask, then refine its uncertain points from P2.
 
-    In training the points that are least sure carry a loss of their own. In inference a mask is
-    drawn at 28 x 28, then doubled three times, and after each doubling its 784 least sure cells are
-    predicted anew: 224 x 224 from 3,136 predictions.
+    In training the most uncertain points have a loss of their own. In inference a mask of 28 x 28
+    is doubled three times, and after each doubling its 784 most uncertain cells are predicted
+    again: 224 x 224 from 3,136 predictions.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        num_classes: int,
-        config: MaskHeadConfig,
-        box_convention: BoxConvention = "detectron2",
-    ) -> None:
+    def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
-        self.config = config
-        self.coarse = CoarseMaskHead(in_channels, num_classes=num_classes, config=config)
-        self.point = PointHead(in_channels, num_classes=num_classes, config=config)
-
-    def forward(
-        self, features: Float[Tensor, "R D m m"], category_index: Int64[Tensor, " R"]
-    ) -> Float[Tensor, "R c c"]:
-        """Coarse mask logits of each pooled RoI for its category."""
-        coarse: Tensor = self.coarse(features)
-        return _of_category(coarse, category_index)
+        self.config, channels = config.mask_head, config.backbone.fpn_channels
+        self.coarse = CoarseMaskHead(
+            channels, num_classes=config.num_classes, config=config.mask_head
+        )
+        self.point = PointHead(channels, num_classes=config.num_classes, config=config.mask_head)
 
     def losses(
         self, pyramid: Sequence[Tensor], rois: MaskRois, targets: Targets
     ) -> dict[str, Tensor]:
-        """Cross-entropy of the coarse mask and of the points: loss_mask, loss_mask_point."""
-        config, points_config = self.config, self.config.pointrend
-        coarse = self._coarse(pyramid, rois.rois)
-        of_category = _of_category(coarse, rois.category_index)
-        wanted = grid_targets(rois, targets, config=config.targets, side=points_config.coarse_side)
+        """Compute the cross-entropy of the coarse mask (loss_mask) and points (loss_mask_point)."""
+        config, point_config = self.config, self.config.pointrend
+        coarse = self._predict_coarse(pyramid, rois.rois)
+        own_logits = _select_category(coarse, rois.category_index)
+        wanted = make_grid_targets(
+            rois, targets, config=config.targets, side=point_config.coarse_side
+        )
         sample_seed = targets.sample_seed[rois.image_index]
-        points = training_points(
+        points = draw_training_points(
             sample_seed,
             rois.identity,
-            lambda at: -sample_at(of_category[:, None].float(), at)[:, 0].abs(),
-            num_points=points_config.num_points,
-            oversample=points_config.oversample,
-            importance=points_config.importance,
+            lambda at: -sample_points(own_logits[:, None].float(), at)[:, 0].abs(),
+            num_points=point_config.num_points,
+            oversample=point_config.oversample,
+            importance=point_config.importance,
         )
         point_logits = self._predict_points(pyramid, rois.rois, coarse, points, rois.category_index)
-        point_wanted = point_targets(rois, targets, points, config=config.targets)
+        point_wanted = make_point_targets(rois, targets, points, config=config.targets)
         weight = config.loss_weights.mask
         return {
-            "loss_mask": weight * bce_loss(of_category, wanted.mask, weights=rois.weights),
+            "loss_mask": weight * bce_loss(own_logits, wanted.mask, weights=rois.weights),
             "loss_mask_point": weight
             * bce_loss(point_logits[:, None], point_wanted[:, None], weights=rois.weights),
         }
 
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
-        """Mask logits (R, M, M) of RoIs (R, 5) for their categories (R,); M is 224 by default."""
+        """Predict mask logits (R, M, M) of RoIs (R, 5) for their categories (R,); M is 224."""
         config = self.config.pointrend
-        coarse = self._coarse(pyramid, rois)
+        coarse = self._predict_coarse(pyramid, rois)
         start = (config.start_side, config.start_side)
-        every = cell_centers(start, device=rois.device).expand(len(rois), -1, -1)
+        every = make_cell_centers(start, device=rois.device).expand(len(rois), -1, -1)
         logits = self._predict_points(pyramid, rois, coarse, every, category_index)
         masks = logits.view(-1, 1, *start)
         for _ in range(config.subdivisions):
             masks = F.interpolate(masks, scale_factor=2.0, mode="bilinear", align_corners=False)
-            index, points = least_sure_cells(
+            index, points = find_uncertain_cells(
                 -masks[:, 0].abs(), num_points=config.subdivision_points
             )
-            anew = self._predict_points(pyramid, rois, coarse, points, category_index)
-            masks = replace_cells(masks, index, anew[:, None])
+            refined = self._predict_points(pyramid, rois, coarse, points, category_index)
+            masks = replace_cells(masks, index, refined[:, None])
         return masks[:, 0]
 
-    def _coarse(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+    def _predict_coarse(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
         pooled = pool_cell_centers(pyramid[0], rois, side=self.config.roi_side)
         coarse: Tensor = self.coarse(pooled)
         return coarse
@@ -164,12 +159,12 @@ class PointRendMaskHead(nn.Module):
         points: Tensor,
         category_index: Tensor,
     ) -> Tensor:
-        pixels = points_in_image(rois[:, 1:], points)
+        pixels = to_image_pixels(rois[:, 1:], points)
         fine = read_points(pyramid[0], rois[:, 0].long(), pixels)
-        logits: Tensor = self.point(fine, sample_at(coarse, points), category_index)
+        logits: Tensor = self.point(fine, sample_points(coarse, points), category_index)
         return logits
 
 
-def _of_category(coarse: Tensor, category_index: Tensor) -> Tensor:
+def _select_category(coarse: Tensor, category_index: Tensor) -> Tensor:
     index = category_index[:, None, None, None].expand(-1, 1, *coarse.shape[-2:])
     return coarse.gather(1, index)[:, 0]

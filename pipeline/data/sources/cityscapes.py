@@ -1,8 +1,7 @@
-"""Cityscapes: street scenes with instances of 8 classes, and with label maps of 19.
+"""Cityscapes: street scenes with instances of 8 classes, and label maps of 19.
 
-Its site hands out leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, and both may stay as
-they are. Beside the official files a folder may hold labelTrainIds.png, which cityscapesScripts
-make of them.
+leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip need not be unpacked. Besides the official
+files a folder may hold labelTrainIds.png, which cityscapesScripts make from them.
 """
 
 import logging
@@ -11,17 +10,14 @@ from collections import Counter
 from pipeline.data import dataset_files
 from pipeline.data.cityscapes_classes import (
     CLASSES,
-    IGNORED,
     INSTANCE_CLASSES,
-    TRAINED,
+    TRAIN_CLASSES,
     CityscapesClass,
 )
 from pipeline.data.ingest_config import CityscapesIngest, CityscapesSemanticIngest
 from pipeline.data.manifest import Category
-from pipeline.data.semantic_fields import VOID
-from pipeline.data.source_index import UNKNOWN_VALUE, FrameRules, LabelRules, Listing, Rules
-from pipeline.data.sources.pairs import Pairs, list_pairs, warn_of_missing
-from pipeline.errors import DatasetError
+from pipeline.data.source_index import FrameRules, LabelRules, Rules, SourceIndex
+from pipeline.data.sources.pairs import Pairs, list_pairs, make_missing_error, warn_if_incomplete
 
 _log = logging.getLogger(__name__)
 
@@ -31,62 +27,52 @@ _POLYGONS = "_gtFine_polygons.json"
 _LABEL_IDS = "_gtFine_labelIds.png"
 _TRAIN_IDS = "_gtFine_labelTrainIds.png"
 
-_WHERE = (
-    "Cityscapes comes from www.cityscapes-dataset.com, after registration: "
-    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; no zip need be unpacked"
+_DOWNLOAD = (
+    "Download Cityscapes from www.cityscapes-dataset.com, after registration: "
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; the zips need not be unpacked"
 )
 
 _OFFICIAL = {"train": 2975, "val": 500, "test": 1525}
 """Frames of each split (cityscapesScripts' README)."""
 
 
-def list_cityscapes(config: CityscapesIngest) -> Listing:
-    """List frames with their instance ids, or with the polygons where these are missing.
+def list_cityscapes(config: CityscapesIngest) -> SourceIndex:
+    """List frames with their instance ids, or with polygons if these are missing.
 
-    A category's id is Cityscapes' label id.
-
-    Raises:
-        DatasetError: something of it is not there.
-        StorageError: it cannot be read.
-    """
-    return _listing(config, FrameRules(), (_INSTANCE_IDS, _POLYGONS), INSTANCE_CLASSES)
-
-
-def list_cityscapes_semantic(config: CityscapesSemanticIngest) -> Listing:
-    """List frames with their label maps: of label ids, or else of train ids.
-
-    A category's id is Cityscapes' label id, its index the train id.
+    The category_id is Cityscapes' label id.
 
     Raises:
-        DatasetError: something of it is not there.
-        StorageError: it cannot be read.
+        DatasetError: a folder is missing.
+        StorageError: a folder cannot be read.
     """
-    _, labels = _folders(config)
-    official = any(name.endswith(_LABEL_IDS) for name in dataset_files.list_files(labels))
-    ending = _LABEL_IDS if official else _TRAIN_IDS
-    rules = LabelRules(index_of_value=_index_of_value(ending))
-    return _listing(config, rules, (ending,), TRAINED)
+    return _list_frames(config, FrameRules(), (_INSTANCE_IDS, _POLYGONS), INSTANCE_CLASSES)
 
 
-def _index_of_value(ending: str) -> tuple[int, ...]:
-    index_of_value = [UNKNOWN_VALUE] * 256
-    if ending == _TRAIN_IDS:
-        index_of_value[IGNORED] = VOID
-    for each in CLASSES:
-        value = each.train_id if ending == _TRAIN_IDS else each.label_id
-        if value >= 0:
-            index_of_value[value] = VOID if each.ignored else each.train_id
-    return tuple(index_of_value)
+def list_cityscapes_semantic(config: CityscapesSemanticIngest) -> SourceIndex:
+    """List frames with their label maps of label ids, or of train ids if these are missing.
+
+    The category_id is Cityscapes' label id, the category_index the train id.
+
+    Raises:
+        DatasetError: a folder is missing.
+        StorageError: a folder cannot be read.
+    """
+    _, labels = _find_folders(config)
+    if any(name.endswith(_LABEL_IDS) for name in dataset_files.list_files(labels)):
+        ending, index = _LABEL_IDS, {each.label_id: each.train_id for each in CLASSES}
+    else:
+        ending, index = _TRAIN_IDS, {each.train_id: each.train_id for each in CLASSES}
+    return _list_frames(config, LabelRules.of(index), (ending,), TRAIN_CLASSES)
 
 
-def _listing(
+def _list_frames(
     config: CityscapesIngest | CityscapesSemanticIngest,
     rules: Rules,
     endings: tuple[str, ...],
     classes: tuple[CityscapesClass, ...],
-) -> Listing:
-    photos, labels = _folders(config)
-    listing = list_pairs(
+) -> SourceIndex:
+    photos, labels = _find_folders(config)
+    index = list_pairs(
         Pairs(images=photos, labels=labels, image_endings=(_PHOTO,), label_endings=endings),
         rules=rules,
         categories=tuple(
@@ -94,27 +80,23 @@ def _listing(
             for index, each in enumerate(classes)
         ),
         title=f"leftImg8bit and gtFine of {config.split}",
-        where=_WHERE,
+        download=_DOWNLOAD,
     )
-    warn_of_missing(listing, config.split, _OFFICIAL.get(config.split, 0))
-    used = Counter(each.entry["label_name"].rsplit("_", 1)[-1] for each in listing.images)
+    warn_if_incomplete(index, config.split, _OFFICIAL.get(config.split, 0))
+    used = Counter(each.entry["label_name"].rsplit("_", 1)[-1] for each in index.images)
     _log.info(
         "ingest: labels are read from %s",
         ", ".join(f"{ending} ({count} frames)" for ending, count in used.items()),
     )
-    return listing
+    return index
 
 
-def _folders(config: CityscapesIngest | CityscapesSemanticIngest) -> tuple[str, str]:
-    """Find photos and labels, or say in one error what is not there."""
+def _find_folders(config: CityscapesIngest | CityscapesSemanticIngest) -> tuple[str, str]:
+    """Find the folders of photos and labels, or report all that are missing."""
     names = [f"{kind}/{config.split}" for kind in ("leftImg8bit", "gtFine")]
     found = [dataset_files.find_folder(config.root, name) for name in names]
-    missing = [name for name, place in zip(names, found, strict=True) if not place]
     photos, labels = found
-    if missing or not photos or not labels:
-        there = ", ".join(dataset_files.list_names(config.root)[:10]) or "nothing"
-        raise DatasetError(
-            f"{' and '.join(missing)}: not in {config.root}, nor in a zip there ({config.root} "
-            f"has {there}); choose another --split, or another --root. {_WHERE}"
-        )
+    if not photos or not labels:
+        missing = [name for name, uri in zip(names, found, strict=True) if not uri]
+        raise make_missing_error(config.root, " and ".join(missing), download=_DOWNLOAD)
     return photos, labels

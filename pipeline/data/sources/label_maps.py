@@ -1,109 +1,106 @@
-"""Anyone's images with label maps: a folder of each, and the names of the classes."""
+"""Custom label maps: a folder of images, a folder of labels, and the class names."""
 
 from pipeline import storage
 from pipeline.data import dataset_files
 from pipeline.data.ingest_config import SemanticIngest
 from pipeline.data.manifest import Category
 from pipeline.data.semantic_fields import VOID
-from pipeline.data.source_index import UNKNOWN_VALUE, LabelRules, Listing
+from pipeline.data.source_index import UNKNOWN_VALUE, LabelRules, SourceIndex
 from pipeline.data.sources.pairs import Pairs, list_pairs
 from pipeline.errors import DatasetError
 
 _CLASSES_FILE = "classes.txt"
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-"""What is neither JPEG nor PNG is taken up too, to be told."""
+"""Other image formats are listed too, so that they can be reported."""
 
-_WHERE = "Pairs belong together by name; see python jobs/ingest.py semantic --help"
+_DOWNLOAD = "Files are paired by name; see python jobs/ingest.py semantic --help"
 
 
-def list_label_maps(config: SemanticIngest) -> Listing:
-    """List images with their label maps; a category's id is its value in a label.
+def list_label_maps(config: SemanticIngest) -> SourceIndex:
+    """List images with their label maps; the category_id is the value in a label.
 
     Raises:
-        DatasetError: something of it is not there, or the classes are not clear.
-        StorageError: it cannot be read.
+        DatasetError: a folder is missing, or the classes are not valid.
+        StorageError: a file cannot be read.
     """
-    classes = _classes(config)
-    index_of_value = [UNKNOWN_VALUE] * 256
-    for value in config.void:
-        index_of_value[value] = VOID
-    for index, value in enumerate(classes):
-        index_of_value[value] = index
+    classes = _read_classes(config)
+    index_of_value = dict.fromkeys(config.void, VOID)
+    index_of_value |= {value: index for index, value in enumerate(classes)}
     return list_pairs(
         Pairs(
-            images=_folder(config, config.images, "images"),
-            labels=_folder(config, config.labels, "labels"),
+            images=_find_folder(config, config.images, "images"),
+            labels=_find_folder(config, config.labels, "labels"),
             image_endings=tuple(config.image_ending + each for each in _IMAGE_ENDINGS),
             label_endings=(config.label_ending,),
         ),
-        rules=LabelRules(index_of_value=tuple(index_of_value)),
+        rules=LabelRules.of(index_of_value),
         categories=tuple(
             Category(category_id=value, category_index=index, name=name)
             for index, (value, name) in enumerate(classes.items())
         ),
         title=f"images and labels of {config.split}",
-        where=_WHERE,
+        download=_DOWNLOAD,
     )
 
 
-def _folder(config: SemanticIngest, given: str, kind: str) -> str:
-    """Find the folder of images or labels: images/SPLIT, SPLIT/images, or images without parts."""
+def _find_folder(config: SemanticIngest, given: str, kind: str) -> str:
+    """Find the folder of images or labels: images/SPLIT, SPLIT/images, or images."""
     if given:
-        if dataset_files.is_there(given):
+        if dataset_files.exists(given):
             return given
-        raise DatasetError(f"{given} is not there; name another folder with --{kind}")
-    found = dataset_files.find_folder(
-        config.root, f"{kind}/{config.split}", f"{config.split}/{kind}"
-    )
-    if found:
-        return found
-    whole = dataset_files.find_folder(config.root, kind)
+        raise DatasetError(f"{given} does not exist; name another folder with --{kind}")
+    root, split = config.root, config.split
+    of_split = dataset_files.find_folder(root, f"{kind}/{split}", f"{split}/{kind}")
+    if of_split:
+        return of_split
+    whole = dataset_files.find_folder(root, kind)
     if whole and dataset_files.list_files(whole, recursive=False):
         return whole
-    there = dataset_files.list_names(storage.join(config.root, kind)) or dataset_files.list_names(
-        config.root
-    )
+    entries = dataset_files.list_entries(storage.join(root, kind))
+    entries = entries or dataset_files.list_entries(root)
     raise DatasetError(
-        f"{config.root} has neither {kind}/{config.split} nor {config.split}/{kind}, and no files "
-        f"in {kind} itself (there are: {', '.join(there[:10]) or 'none'}); choose another --split, "
-        f"or name the folder with --{kind}"
+        f"{root} has neither {kind}/{split} nor {split}/{kind}, and no files in {kind} itself "
+        f"(it has: {', '.join(entries[:10]) or 'nothing'}); choose another --split, or name the "
+        f"folder with --{kind}"
     )
-
-
-def _classes(config: SemanticIngest) -> dict[int, str]:
-    """Give the name of each value that is a class, by rising value."""
-    named = dict(enumerate(config.classes)) if config.classes else _read_classes(config)
-    both = sorted(named.keys() & set(config.void))
-    if both:
-        raise DatasetError(f"{both} are values of classes and in --void; they must be one of both")
-    return dict(sorted(named.items()))
 
 
 def _read_classes(config: SemanticIngest) -> dict[int, str]:
-    place = config.classes_file or storage.join(config.root, _CLASSES_FILE)
-    if not storage.exists(place):
+    """Return the class names by label value, ascending."""
+    names = dict(enumerate(config.classes)) if config.classes else _read_classes_file(config)
+    both = sorted(names.keys() & set(config.void))
+    if both:
         raise DatasetError(
-            f"{place} is not there; name the classes in the order of their values with --classes "
-            "road car ..., or put one a line into a file and name it with --classes-file"
+            f"label values {both} are classes and in --void; remove them from one of the two"
         )
-    text = storage.read_bytes(place).decode("utf-8", errors="replace")
+    return dict(sorted(names.items()))
+
+
+def _read_classes_file(config: SemanticIngest) -> dict[int, str]:
+    uri = config.classes_file or storage.join(config.root, _CLASSES_FILE)
+    if not storage.exists(uri):
+        raise DatasetError(
+            f"{uri} does not exist; name the classes in the order of their values with --classes "
+            "road car ..., or write one per line into a file and name it with --classes-file"
+        )
+    text = storage.read_bytes(uri).decode("utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     parts = [line.split(maxsplit=1) for line in lines]
     if all(len(part) == 2 and part[0].isdecimal() for part in parts):
-        named = {int(value): name for value, name in parts}
+        names = {int(value): name for value, name in parts}
     else:
-        named = dict(enumerate(lines))
+        names = dict(enumerate(lines))
     rules = [
         (len(lines) > 0, "it is empty"),
-        (len(named) == len(lines), "a value stands there twice"),
-        (len(set(named.values())) == len(named), "a name stands there twice"),
-        (all(0 <= value < VOID for value in named), f"values go from 0 to {VOID - 1}"),
-        (len(named) <= UNKNOWN_VALUE, f"there may be {UNKNOWN_VALUE} classes"),
+        (len(names) == len(lines), "a value is used twice"),
+        (len(set(names.values())) == len(names), "a name is used twice"),
+        (all(0 <= value < VOID for value in names), f"values must be in 0..{VOID - 1}"),
+        (len(names) <= UNKNOWN_VALUE, f"at most {UNKNOWN_VALUE} classes are supported"),
     ]
-    wrong = [told for holds, told in rules if not holds]
+    wrong = [text for holds, text in rules if not holds]
     if wrong:
         raise DatasetError(
-            f"{place}: {'; '.join(wrong)}. Write one class a line: NAME, or VALUE NAME"
+            f"{uri}: {'; '.join(wrong)}. Write one class per line: NAME, or VALUE NAME"
         )
-    return named
+    return names

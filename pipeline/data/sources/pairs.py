@@ -1,4 +1,4 @@
-"""Images and label files that belong together by their names, as two folders hold them."""
+"""Pair the images and label files of two folders by name."""
 
 import hashlib
 import json
@@ -10,61 +10,59 @@ from dataclasses import asdict, dataclass
 from pipeline.data import dataset_files
 from pipeline.data.label_png import LabelError, read_header
 from pipeline.data.manifest import Category
-from pipeline.data.problems import Problem, problem_of
-from pipeline.data.source_index import File, LabelRules, Listed, Listing, Rules
+from pipeline.data.problems import Problem, make_problem
+from pipeline.data.source_index import File, LabelRules, Rules, SourceImage, SourceIndex
 from pipeline.errors import DatasetError
 
 _log = logging.getLogger(__name__)
 
 _IMAGES, _LABELS = "images", "labels"
-"""Mounts."""
+"""Mount names."""
 
 _HEADER_BYTES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
-    """Two folders, and how names in them end."""
+    """Two folders and the endings of their file names."""
 
     images: str
-    """Place of a folder."""
     labels: str
-    """Place of a folder."""
     image_endings: tuple[str, ...]
-    """Other files are left alone."""
+    """Other files are ignored."""
     label_endings: tuple[str, ...]
-    """Of several labels of one image, the first of these is taken."""
+    """If an image has several labels, the first of these endings wins."""
 
 
 def list_pairs(
-    pairs: Pairs, *, rules: Rules, categories: tuple[Category, ...], title: str, where: str
-) -> Listing:
+    pairs: Pairs, *, rules: Rules, categories: tuple[Category, ...], title: str, download: str
+) -> SourceIndex:
     """List the images of two folders with their labels.
 
     Args:
         pairs: the folders.
-        rules: what the values of a label mean.
+        rules: the meaning of label values.
         categories: the classes.
-        title: what is read, in words.
-        where: where users get it.
+        title: description of the source.
+        download: where users get missing files.
 
     Raises:
-        DatasetError: nothing is there, nothing belongs together, or the folders are swapped.
+        DatasetError: no image has a label, or the folders are swapped.
         StorageError: a folder cannot be read.
     """
     _log.info("ingest: listing %s and %s", pairs.images, pairs.labels)
-    images, labels = (dataset_files.list_files(place) for place in (pairs.images, pairs.labels))
-    listed, problems = paired(
+    images, labels = map(dataset_files.list_files, (pairs.images, pairs.labels))
+    listed, problems = pair_files(
         images, labels, image_endings=pairs.image_endings, label_endings=pairs.label_endings
     )
     both = [
         each for each in listed if each.image.name in images and each.entry["label_name"] in labels
     ]
     if not both:
-        raise DatasetError(_nothing_fits(pairs, images, labels, where))
+        raise DatasetError(_describe_mismatch(pairs, images, labels, download))
     if isinstance(rules, LabelRules):
-        _check_order(pairs, both[0])
-    return Listing(
+        _refuse_swapped_folders(pairs, both[0])
+    return SourceIndex(
         rules=rules,
         categories=categories,
         images=listed,
@@ -73,32 +71,31 @@ def list_pairs(
         listed_images=len(listed),
         listed_annotations=None,
         title=title,
-        source=f"files sha256:{_digest(listed, rules, categories)}",
-        where=where,
+        source=f"files sha256:{_hash(listed, rules, categories)}",
+        download=download,
     )
 
 
-def paired(
+def pair_files(
     images: dict[str, int],
     labels: dict[str, int],
     *,
     image_endings: Sequence[str],
     label_endings: Sequence[str],
-) -> tuple[list[Listed], list[Problem]]:
-    """Pair files whose names are equal before the ending.
+) -> tuple[list[SourceImage], list[Problem]]:
+    """Pair files whose names are equal except for the ending.
 
-    An image without a label, or a label without an image, is listed too: with the name that the
-    other file would have, so that it is missed where files are read, and found once it is there.
-    Ids count from 1 by name.
+    An image without a label, or a label without an image, is listed with the expected name of the
+    other file, so that it is reported as missing when files are read. Ids count from 1 by name.
 
     Args:
-        images: sizes of the image files by name below their folder.
-        labels: the same of label files.
+        images: sizes of image files by name below their folder.
+        labels: the same for label files.
         image_endings: of image files.
-        label_endings: of label files; of several for one image, the first of these is taken.
+        label_endings: of label files; if an image has several, the first of these wins.
     """
-    image_of, twice = _by_stem(images, image_endings)
-    label_of, _ = _by_stem(labels, label_endings)
+    image_of, duplicates = _group_by_stem(images, image_endings)
+    label_of, _ = _group_by_stem(labels, label_endings)
     endings = Counter(name[len(stem) :] for stem, name in image_of.items())
     usual = endings.most_common(1)[0][0] if endings else image_endings[0]
     listed = []
@@ -109,64 +106,73 @@ def paired(
             "id": number,
             "file_name": image,
             "label_name": label,
-            # A label that is drawn anew has another size, nearly always: then its shard is made
-            # anew.
+            # A label that was edited nearly always has another size, so its shard is made again.
             "label_bytes": labels.get(label, 0),
         }
-        listed.append(Listed(entry, File(_IMAGES, image), File(_LABELS, label)))
+        listed.append(SourceImage(entry, File(_IMAGES, image), File(_LABELS, label)))
     problems = [
-        problem_of("image_twice", f"beside {image_of[stem]}", {"file_name": name})
-        for stem, name in twice
+        make_problem("image_twice", f"beside {image_of[stem]}", {"file_name": name})
+        for stem, name in duplicates
     ]
     return listed, problems
 
 
-def warn_of_missing(listing: Listing, split: str, official: int) -> None:
-    """Say so where a split has fewer images than its makers hand out."""
-    if listing.listed_images < official:
+def warn_if_incomplete(index: SourceIndex, split: str, official: int) -> None:
+    """Warn if a split has fewer images than the official one."""
+    if index.listed_images < official:
         _log.warning(
-            "ingest: %s has %d images here, officially %d: is everything downloaded and unpacked?",
-            *(split, listing.listed_images, official),
+            "ingest: %s has %d of the official %d images; is the download complete?",
+            *(split, index.listed_images, official),
         )
 
 
-def _by_stem(
+def make_missing_error(root: str, folders: str, *, download: str) -> DatasetError:
+    """Make the error for folders that are not under root."""
+    entries = ", ".join(dataset_files.list_entries(root)[:10]) or "no files"
+    return DatasetError(
+        f"{folders}: not in {root} or a zip there ({root} has {entries}); choose another --split "
+        f"or --root. {download}"
+    )
+
+
+def _group_by_stem(
     files: dict[str, int], endings: Sequence[str]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Give the file of each stem, and stems with files that came too late."""
-    found: dict[str, str] = {}
-    late = []
+    """Return the first file of each stem, and stem and name of all further files."""
+    first: dict[str, str] = {}
+    duplicates = []
     for ending in endings:
         for name in files:
             if not name.lower().endswith(ending.lower()):
                 continue
             stem = name[: len(name) - len(ending)]
-            if stem in found:
-                late.append((stem, name))
+            if stem in first:
+                duplicates.append((stem, name))
             else:
-                found[stem] = name
-    return found, late
+                first[stem] = name
+    return first, duplicates
 
 
-def _nothing_fits(pairs: Pairs, images: dict[str, int], labels: dict[str, int], where: str) -> str:
+def _describe_mismatch(
+    pairs: Pairs, images: dict[str, int], labels: dict[str, int], download: str
+) -> str:
     shown = [
-        f"{place} has {', '.join(list(files)[:3]) or 'no file'}"
-        for place, files in ((pairs.images, images), (pairs.labels, labels))
+        f"{folder} has {', '.join(list(files)[:3]) or 'no file'}"
+        for folder, files in ((pairs.images, images), (pairs.labels, labels))
     ]
-    wanted = " or ".join(f"NAME{ending}" for ending in pairs.label_endings)
+    expected = " or ".join(f"NAME{ending}" for ending in pairs.label_endings)
     return (
-        f"no image has a label: {'; '.join(shown)}. To NAME{pairs.image_endings[0]} among the "
-        f"images belongs {wanted} among the labels. Are the two folders swapped, or is one of "
-        f"another data set? {where}"
+        f"no image has a label: {'; '.join(shown)}. The label of NAME{pairs.image_endings[0]} is "
+        f"{expected}. Are the two folders swapped, or from different data sets? {download}"
     )
 
 
-def _check_order(pairs: Pairs, first: Listed) -> None:
-    """Look at one pair: a colored label beside a gray image tells that the folders are swapped."""
-    with dataset_files.Files() as files:
+def _refuse_swapped_folders(pairs: Pairs, first: SourceImage) -> None:
+    """Check one pair: a color label of a gray image means that the folders are swapped."""
+    with dataset_files.FileReader() as reader:
         image, label = (
-            files.read(place, name, most_bytes=_HEADER_BYTES).data or b""
-            for place, name in (
+            reader.read(folder, name, max_bytes=_HEADER_BYTES).data or b""
+            for folder, name in (
                 (pairs.images, first.image.name),
                 (pairs.labels, first.entry["label_name"]),
             )
@@ -174,8 +180,8 @@ def _check_order(pairs: Pairs, first: Listed) -> None:
     if _is_map(image) and not _is_map(label):
         raise DatasetError(
             f"{first.image.name} in {pairs.images} is a gray or palette PNG and "
-            f"{first.entry['label_name']} in {pairs.labels} is a photo: the folders of images and "
-            "labels are swapped"
+            f"{first.entry['label_name']} in {pairs.labels} is a photo: the folders are swapped. "
+            "Exchange images and labels"
         )
 
 
@@ -187,7 +193,7 @@ def _is_map(data: bytes) -> bool:
     return header.is_gray or header.has_palette
 
 
-def _digest(listed: list[Listed], rules: Rules, categories: tuple[Category, ...]) -> str:
+def _hash(listed: list[SourceImage], rules: Rules, categories: tuple[Category, ...]) -> str:
     meaning = [asdict(rules), [asdict(each) for each in categories]]
     entries = [each.entry for each in listed]
     return hashlib.sha256(json.dumps([meaning, entries]).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""The embedded data set: procedural shapes on textured grounds, written as COCO is.
+"""The embedded data set: procedural shapes on textured backgrounds, in the COCO format.
 
-It makes every part of the pipeline run, and be tested, without a download: shapes with wiggly, thin
-and occluding outlines, some images without any, polygons where a shape is whole and run lengths
-where it has a hole or something lies on it. Nothing after this file knows it from COCO.
+It runs and tests every part of the pipeline without a download: wiggly, thin and occluding shapes,
+empty images, polygons for whole shapes, and run lengths for shapes with a hole or partly covered.
+No other module distinguishes it from COCO.
 
-Every image is a function of (seed, split, image id) alone, so the bytes are the same wherever, and
-in whatever order, they are made.
+Every image is a function of (seed, split, image id) alone, so its bytes do not depend on the order
+of generation or the machine.
 """
 
 import json
@@ -24,22 +24,22 @@ from pipeline.data.sources.shape_drawing import (
     SHAPES,
     Outline,
     Picture,
-    coverage,
+    draw_background,
     draw_fill,
-    draw_ground,
+    fill_outline,
 )
 
 VERSION = 1
-"""Counts up when the same seed begins to give other images."""
+"""Raise it when the same seed gives other images."""
 
 SIZES_HW = ((128, 128), (96, 128), (128, 96))
 EMPTY_SHARE = 0.06
-"""Images without any shape."""
+"""Share of images without shapes."""
 SMALLEST_PX, LARGEST_PX = 12.0, 40.0
-"""Radius of a shape; every ratio is as frequent as any other."""
+"""Range of the log-uniform radius of a shape."""
 MIN_VISIBLE_PX = 80
 MIN_VISIBLE_SHARE = 0.55
-"""A shape of which less is visible is left out, with what it would have covered."""
+"""A shape is skipped if it, or a shape that it covers, would be less visible than this."""
 JPEG_QUALITY = 92
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def write_shapes(
 ) -> dict[str, Any]:
     """Write `root/{train,val}/*.jpg` and `root/annotations/instances_{train,val}.json`.
 
-    What is there already, complete and made with the same arguments, is kept.
+    A complete split that was made with the same arguments is kept.
 
     Returns:
         Counts of images and annotations, seconds, and the root.
@@ -81,9 +81,9 @@ def draw_image(*, seed: int, split: str, image_id: int) -> ShapeImage:
     """Make one image; a pure function of its arguments."""
     rng = np.random.default_rng([VERSION, seed, *split.encode(), image_id])
     size_hw = SIZES_HW[rng.integers(len(SIZES_HW))]
-    picture = draw_ground(rng, size_hw=size_hw)
+    picture = draw_background(rng, size_hw=size_hw)
     count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 5))
-    # Large ones first, so that small ones lie on top and stay visible.
+    # Large shapes first, so that small ones are drawn on top and stay visible.
     radii = np.sort(np.exp(rng.uniform(math.log(SMALLEST_PX), math.log(LARGEST_PX), count)))[::-1]
     shapes: list[tuple[int, Outline, NDArray[np.bool_]]] = []
     visible: list[NDArray[np.bool_]] = []
@@ -91,24 +91,19 @@ def draw_image(*, seed: int, split: str, image_id: int) -> ShapeImage:
         index = int(rng.integers(len(SHAPES)))
         name, draw = list(SHAPES.items())[index]
         center = rng.uniform(0.1, 0.9, 2) * np.array([size_hw[1], size_hw[0]])
-        outline = _rounded(draw(rng, center_xy=center, radius_px=float(radius_px)))
+        outline = _round_points(draw(rng, center_xy=center, radius_px=float(radius_px)))
         mask = _rasterize(outline, size_hw=size_hw)
         after = [old & ~mask for old in visible]
-        seen = [old for _, _, old in shapes]
-        if not all(map(_shows, [*after, mask], [*seen, mask])):
+        wholes = [old for _, _, old in shapes]
+        if not all(map(_is_visible, [*after, mask], [*wholes, mask])):
             continue
-        fill = draw_fill(
-            rng,
-            name=name,
-            center_xy=center,
-            size_hw=size_hw,
-        )
-        alpha = coverage(outline, size_hw=size_hw)[..., None]
+        fill = draw_fill(rng, name=name, center_xy=center, size_hw=size_hw)
+        alpha = fill_outline(outline, size_hw=size_hw)[..., None]
         picture = picture * (1 - alpha) + fill * alpha
         shapes.append((index + 1, outline, mask))
         visible = [*after, mask]
     annotations = [
-        _annotation(category_id, outline, whole=whole, part=part)
+        _make_annotation(category_id, outline, whole=whole, part=part)
         for (category_id, outline, whole), part in zip(shapes, visible, strict=True)
     ]
     return ShapeImage(_develop(rng, picture), annotations)
@@ -118,10 +113,10 @@ def _write_split(root: Path, *, split: str, count: int, seed: int) -> int:
     made_with = {"description": "shapes", "version": str(VERSION), "seed": seed, "images": count}
     path = root / "annotations" / f"instances_{split}.json"
     if path.exists():
-        there = json.loads(path.read_text())
-        if there["info"] == made_with:
+        existing = json.loads(path.read_text())
+        if existing["info"] == made_with:
             _log.info("shapes %s: kept %d images in %s", split, count, root / split)
-            return len(there["annotations"])
+            return len(existing["annotations"])
     folder = root / split
     folder.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +125,7 @@ def _write_split(root: Path, *, split: str, count: int, seed: int) -> int:
     for image_id in range(1, count + 1):
         image = draw_image(seed=seed, split=split, image_id=image_id)
         file_name = f"{image_id:012d}.jpg"
-        (folder / file_name).write_bytes(_encode(image.picture))
+        (folder / file_name).write_bytes(_encode_jpeg(image.picture))
         height, width, _ = image.picture.shape
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for annotation in image.annotations:
@@ -138,7 +133,7 @@ def _write_split(root: Path, *, split: str, count: int, seed: int) -> int:
         if image_id % 500 == 0:
             _log.info("shapes %s: %d of %d images", split, image_id, count)
     categories = [{"id": number, "name": name} for number, name in enumerate(SHAPES, start=1)]
-    # Written last: its presence says that every image is there.
+    # Written last: its presence means that the split is complete.
     path.write_text(
         json.dumps(
             {
@@ -153,18 +148,17 @@ def _write_split(root: Path, *, split: str, count: int, seed: int) -> int:
     return len(annotations)
 
 
-def _shows(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> bool:
+def _is_visible(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> bool:
     visible_px = int(part.sum())
     return visible_px >= max(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * int(whole.sum()))
 
 
-def _rounded(outline: Outline) -> Outline:
-    """Two decimals, as COCO writes polygons: the file and the picture show the same outline."""
+def _round_points(outline: Outline) -> Outline:
+    """Round to two decimals, as in COCO, so that the file and the image have the same outline."""
     return Outline([p.round(2) for p in outline.parts], [p.round(2) for p in outline.holes])
 
 
-def _inside(outline: Outline, *, size_hw: tuple[int, ...]) -> bool:
-    """COCO's polygons never leave the image."""
+def _is_inside(outline: Outline, *, size_hw: tuple[int, ...]) -> bool:
     points = np.concatenate(outline.parts)
     return bool((points >= 0).all() and (points <= size_hw[::-1]).all())
 
@@ -181,12 +175,13 @@ def _rasterize(outline: Outline, *, size_hw: tuple[int, int]) -> NDArray[np.bool
     return mask & ~fill(outline.holes) if outline.holes else mask
 
 
-def _annotation(
+def _make_annotation(
     category_id: int, outline: Outline, *, whole: NDArray[np.bool_], part: NDArray[np.bool_]
 ) -> dict[str, Any]:
     segmentation: Any
-    if outline.holes or (whole != part).any() or not _inside(outline, size_hw=part.shape):
-        segmentation = {"size": list(part.shape), "counts": _run_lengths(part)}
+    # COCO's polygons never leave the image.
+    if outline.holes or (whole != part).any() or not _is_inside(outline, size_hw=part.shape):
+        segmentation = {"size": list(part.shape), "counts": _encode_counts(part)}
     else:
         segmentation = [points.ravel().tolist() for points in outline.parts]
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
@@ -200,8 +195,8 @@ def _annotation(
     }
 
 
-def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """COCO's uncompressed counts: column by column, beginning with the zeros."""
+def _encode_counts(mask: NDArray[np.bool_]) -> list[int]:
+    """Encode COCO's uncompressed counts: column by column, starting with zeros."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     bounds = np.concatenate([[0], edges, [flat.size]])
@@ -210,7 +205,7 @@ def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def _develop(rng: np.random.Generator, picture: Picture) -> NDArray[np.uint8]:
-    """What a camera adds: light from one side, a little blur and grain."""
+    """Add light from one side, slight blur and grain, as a camera does."""
     height, width, _ = picture.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
@@ -222,7 +217,7 @@ def _develop(rng: np.random.Generator, picture: Picture) -> NDArray[np.uint8]:
     return developed
 
 
-def _encode(picture: NDArray[np.uint8]) -> bytes:
+def _encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return bytes(encoded)

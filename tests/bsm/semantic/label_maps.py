@@ -1,4 +1,4 @@
-"""Small models, label maps and batches that the tests of the semantic model share."""
+"""Small models, label maps and batches for the tests of the semantic model."""
 
 from functools import cache
 
@@ -18,13 +18,13 @@ from bsm.configs.shared import BackboneConfig, GuidedFlowConfig, SqueezeConfig
 from bsm.semantic.field import VOID, SemanticTargets, label_to_field
 
 KINDS = ("plain", "pointrend", "squeeze", "light", "guided")
-"""What `tiny_config` knows."""
+"""Accepted by `tiny_config`."""
 
 
 def tiny_config(
     *,
     kind: str = "squeeze",
-    trunk: str = "test_resnet",
+    backbone: str = "test_resnet",
     norm: str = "batch",
     num_classes: int = 3,
     output_stride: int = 8,
@@ -32,7 +32,7 @@ def tiny_config(
     cross_entropy: str = "plain",
     kernel_size: int = 7,
 ) -> DeepLabConfig:
-    """A small model; kind is a head, or "light" or "guided" for a squeeze of that sort."""
+    """Configure a small model; kind is a head, or "light" or "guided" for such a squeeze."""
     squeeze, guided = SqueezeConfig(norm="batch", mask_fusion=False), GuidedFlowConfig()
     if kind in {"light", "guided"}:
         guided = GuidedFlowConfig(weight=0.5)
@@ -41,7 +41,7 @@ def tiny_config(
         kind = "squeeze"
     return DeepLabConfig(
         num_classes=num_classes,
-        backbone=BackboneConfig(name=trunk, norm=norm, freeze_at=0),
+        backbone=BackboneConfig(name=backbone, norm=norm, freeze_at=0),
         output_stride=output_stride,
         head=SemanticHeadConfig(
             kind=kind,
@@ -67,7 +67,7 @@ def blobs(
     void: float = 0.15,
     count: int = 1,
 ) -> Tensor:
-    """Random label maps (count, H, W) of blobs, a share of them void."""
+    """Draw random label maps (count, H, W) of blobs, a share of them void."""
     generator = torch.Generator().manual_seed(seed)
     cells = [side // coarseness + 2 for side in size_hw]
     noise = torch.rand(count, num_classes + 1, *cells, generator=generator)
@@ -85,7 +85,7 @@ def targets_of(label: Tensor, *, num_classes: int = 3, zoom: float = 1.0) -> Sem
 
 @cache
 def shapes_batch(num_images: int = 2, size_hw: tuple[int, int] = (64, 80), seed: int = 0):
-    """Disks and rectangles on noise, with a void corner: images, sizes, targets of 3 classes."""
+    """Draw disks and rectangles on noise, with a void corner: images, sizes, targets."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size_hw
     images = torch.randint(0, 60, (num_images, 3, height, width), generator=generator)

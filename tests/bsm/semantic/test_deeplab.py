@@ -1,4 +1,4 @@
-"""The three semantic models: what goes in and out, what they are made of, and that they learn."""
+"""Inputs, outputs, parts and training of the three semantic models."""
 
 import copy
 import dataclasses
@@ -11,7 +11,7 @@ from bsm.build import build_model
 from bsm.configs.semantic import DeepLabConfig, SemanticHeadConfig, SemanticLossWeights
 from bsm.configs.shared import BackboneConfig
 from bsm.semantic.decoder import AtrousPyramid, resize
-from bsm.semantic.deeplab import label_map
+from bsm.semantic.deeplab import choose_labels
 from bsm.semantic.field import VOID, SemanticTargets
 from tests.bsm.semantic.label_maps import KINDS, shapes_batch, targets_of, tiny_config
 
@@ -38,7 +38,7 @@ def grads(model, losses) -> dict:
 
 
 def wake(model: nn.Module) -> None:
-    """Give the flows, which start at zero and hide what is before them, something to say."""
+    """Randomize the flows: starting at zero, they hide the layers before them."""
     for name, parameter in model.named_parameters():
         if ".flow" in name and not parameter.any():
             nn.init.normal_(parameter, std=0.01)
@@ -52,7 +52,7 @@ def test_gradients_reach_every_parameter(kind: str, output_stride: int):
     losses = model(*shapes_batch())
     assert set(losses) == LOSSES[kind] | {"loss_auxiliary"}
     assert all(value.shape == () and value > 0 for value in losses.values())
-    # Residual branches of a trunk end in a norm that starts at zero, and hides what is before it.
+    # Residual branches end in a norm that starts at zero and hides the layers before it.
     touched = {
         name: grad is not None and (grad.any() or name.startswith("backbone."))
         for name, grad in grads(model, losses).items()
@@ -78,13 +78,13 @@ def test_crops_without_outlines_train(kind: str, labels: str):
         assert grad.isfinite().all(), name
 
 
-def test_what_is_not_trained_is_not_there():
+def test_models_have_no_untrained_parts():
     assert model_of().auxiliary is None
     assert "loss_auxiliary" not in model_of()(*shapes_batch())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_come_at_the_size_of_the_input(kind: str):
+def test_logits_have_the_size_of_the_input(kind: str):
     model = model_of(kind=kind).eval()
     images = torch.randint(0, 255, (3, 3, 45, 61), dtype=torch.uint8)
     sizes = torch.tensor([[45, 61], [30, 61], [45, 7]])
@@ -92,7 +92,7 @@ def test_logits_come_at_the_size_of_the_input(kind: str):
     assert logits.shape == (3, 3, 45, 61)
     assert logits.dtype == torch.float32
     assert not logits.requires_grad
-    labels = label_map(logits, sizes)
+    labels = choose_labels(logits, sizes)
     assert labels.dtype == torch.uint8
     for n, (height, width) in enumerate(sizes.tolist()):
         inside = labels[n, :height, :width]
@@ -108,7 +108,7 @@ def test_odd_sizes_train(kind: str):
     assert all(value.isfinite() for value in losses.values())
 
 
-def test_the_mean_of_an_image_leaves_padding_out():
+def test_the_mean_of_an_image_excludes_padding():
     torch.manual_seed(0)
     pyramid = AtrousPyramid(6, 4, rates=(1,), stride=8).eval()
     seen = []
@@ -125,15 +125,15 @@ def test_one_image_trains_with_batch_norm():
     assert model_of()(images[:1], sizes[:1], one)["loss_segmentation"].isfinite()
 
 
-def test_resampling_does_not_hang_on_the_size_of_the_map():
+def test_resampling_does_not_depend_on_the_size_of_the_map():
     x = torch.randn(1, 2, 6, 20)
     small, large = resize(x[..., :10], (24, 40)), resize(x, (24, 80))
-    # All but what the last cell of the smaller map, and its lack of a neighbor, have a say in.
+    # Except for pixels that depend on the last cell of the smaller map, which has no neighbor.
     assert torch.allclose(small[..., :38], large[..., :38], atol=1e-6)
 
 
-# Hand arithmetic for ResNet-50 and 19 classes. The trunk is timm's without its classifier.
-TRUNK = 25_557_032 - (2048 * 1000 + 1000)
+# Hand arithmetic for ResNet-50 and 19 classes. The backbone is timm's without its classifier.
+BACKBONE = 25_557_032 - (2048 * 1000 + 1000)
 PYRAMID = (
     (2048 * 256 + 512)  # 1 x 1, batch norm
     + 3 * (9 * 2048 * 256 + 512)  # three dilated 3 x 3
@@ -156,16 +156,16 @@ BAND = (4 * 256 * 256 + 256) + (256 * 19 + 19)
     ("kind", "extra", "train_only"),
     [("plain", 0, 0), ("pointrend", POINTS, 0), ("squeeze", SQUEEZE, 3 * BAND)],
 )
-def test_parameter_counts_are_those_of_hand_arithmetic(kind: str, extra: int, train_only: int):
+def test_parameter_counts_match_hand_arithmetic(kind: str, extra: int, train_only: int):
     with torch.device("meta"):
         model = build_model(DeepLabConfig(head=SemanticHeadConfig(kind=kind)))
     counts = {name: p.numel() for name, p in model.named_parameters()}
     bands = sum(n for name, n in counts.items() if name.startswith("head.bands."))
     assert bands == train_only
-    assert sum(counts.values()) - bands == TRUNK + PYRAMID + DECODER + extra
+    assert sum(counts.values()) - bands == BACKBONE + PYRAMID + DECODER + extra
 
 
-def test_the_paper_s_model_is_what_an_empty_config_gives():
+def test_an_empty_config_is_the_papers_model():
     with torch.device("meta"):
         model = build_model(DeepLabConfig())
     dilations = [branch[0].dilation[0] for branch in model.pyramid.branches]
@@ -186,7 +186,7 @@ def norms(model: nn.Module) -> set[type]:
 
 
 @pytest.mark.parametrize(
-    ("norm", "trunk", "rest"),
+    ("norm", "backbone", "rest"),
     [
         ("sync", {nn.SyncBatchNorm}, {nn.SyncBatchNorm}),
         ("batch", {nn.BatchNorm2d}, {nn.BatchNorm2d}),
@@ -195,9 +195,9 @@ def norms(model: nn.Module) -> set[type]:
     ],
 )
 @pytest.mark.parametrize("kind", ["squeeze", "light"])
-def test_the_norm_of_the_trunk_is_that_of_the_head(kind: str, norm: str, trunk: set, rest: set):
+def test_the_head_has_the_norm_of_the_backbone(kind: str, norm: str, backbone: set, rest: set):
     model = model_of(kind=kind, norm=norm, auxiliary=0.4)
-    assert norms(model.backbone) == trunk
+    assert norms(model.backbone) == backbone
     for part in (model.pyramid, model.head.squeeze, model.head.decoder, model.auxiliary):
         assert norms(part) == rest
 
@@ -249,7 +249,7 @@ def test_a_tiny_model_learns(kind: str):
         sum(model(images, sizes, targets).values()).backward()
         optimizer.step()
         schedule.step()
-    found = label_map(model.eval()(images, sizes), sizes)
+    found = choose_labels(model.eval()(images, sizes), sizes)
     known = targets.label != VOID
     for c in range(3):
         a, b = (found == c) & known, targets.label == c
@@ -266,7 +266,7 @@ def test_a_saved_model_is_the_same_model(tmp_path):
     assert torch.equal(a(images, sizes), b(images, sizes))
 
 
-def test_missing_and_misplaced_targets_are_said():
+def test_missing_and_misshaped_targets_raise():
     images, sizes, targets = shapes_batch()
     with pytest.raises(ValueError, match="targets: missing"):
         model_of()(images, sizes)
@@ -275,14 +275,14 @@ def test_missing_and_misplaced_targets_are_said():
         model_of()(images, sizes, wrong)
 
 
-def test_everything_that_is_wrong_with_a_config_is_said_at_once():
-    with pytest.raises(ValueError, match=r"num_classes must be 2 to 255.*output_stride must be 8"):
+def test_all_problems_of_a_config_are_listed():
+    with pytest.raises(ValueError, match=r"num_classes: .*\[2, 255\].*; output_stride: .* 8, 16"):
         DeepLabConfig(num_classes=256, output_stride=32)
-    with pytest.raises(ValueError, match=r"aspp_rates needs positive.*channels and low_level"):
+    with pytest.raises(ValueError, match=r"aspp_rates: .* empty.*; channels: .* at least 1"):
         SemanticHeadConfig(aspp_rates=(), channels=0)
     with pytest.raises(ValueError, match=r"no flow to guide"):
         dataclasses.replace(tiny_config(kind="guided").head, kind="plain")
-    with pytest.raises(ValueError, match="no weight may be negative"):
+    with pytest.raises(ValueError, match=r"auxiliary: must be at least 0, got -0\.1"):
         SemanticLossWeights(auxiliary=-0.1)
-    with pytest.raises(ValueError, match="freeze_at must be 0 to 5"):
+    with pytest.raises(ValueError, match=r"freeze_at: must be in \[0, 5\], got 6"):
         BackboneConfig(freeze_at=6)

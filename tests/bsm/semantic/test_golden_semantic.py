@@ -1,7 +1,7 @@
-"""The losses of every semantic head on fixed inputs, to the fifth digit.
+"""The losses of every semantic head on fixed inputs, to five digits.
 
-Weights, features and labels come from formulas, so no library's random numbers are in the numbers.
-A change that means to move them writes them anew:
+Weights, features and labels come from formulas, so the losses do not depend on random generators.
+A change that changes them on purpose rewrites the file:
 
     python tests/bsm/semantic/test_golden_semantic.py
 """
@@ -49,7 +49,7 @@ def wave(*shape: int, phase: float) -> torch.Tensor:
 
 
 def fixed_inputs():
-    """Two label maps with a disk, a stripe and a void corner, smaller than their features."""
+    """Make two label maps with a disk, a stripe and a void corner, smaller than their features."""
     y, x = torch.meshgrid(torch.arange(45), torch.arange(53), indexing="ij")
     disk = (x - 20) ** 2 + (y - 18) ** 2 < 150
     label = torch.where(disk, 1, torch.where(x + 2 * y > 90, 2, 0)).to(torch.uint8)
@@ -63,9 +63,9 @@ def fixed_inputs():
 def losses_of(name: str) -> dict[str, float]:
     config = CONFIGS[name]
     head = HEADS[config.head.kind](6, config=config)
-    for place, parameter in enumerate(head.parameters()):
+    for index, parameter in enumerate(head.parameters()):
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
-        parameter.data = wave(*parameter.shape, phase=place) * (2.0 / fan_in) ** 0.5
+        parameter.data = wave(*parameter.shape, phase=index) * (2.0 / fan_in) ** 0.5
     losses = head.losses(*fixed_inputs())
     return {key: round(loss.item(), 7) for key, loss in losses.items()}
 

@@ -1,4 +1,4 @@
-"""The field of a label map holds the targets of every class and every kernel, to the last pixel."""
+"""The field of a label map gives the exact targets of every class and every kernel."""
 
 import cv2
 import numpy as np
@@ -79,7 +79,7 @@ def test_where_three_classes_meet_every_kernel_is_exact(seed: int, unite: bool):
             assert torch.equal(getattr(ours, name), wanted), (kernel_size, name)
 
 
-def test_a_third_neighbor_is_all_that_is_missing():
+def test_only_a_third_neighbor_is_missing():
     label = blobs(1, num_classes=8, coarseness=3)
     for kernel_size in (3, 15):
         ours = from_field(label, num_classes=8, kernel_size=kernel_size)
@@ -95,7 +95,7 @@ def test_a_third_neighbor_is_all_that_is_missing():
 
 
 @pytest.mark.parametrize("kernel_size", [3, 15, 31])
-def test_morphology_is_opencvs_with_void_outside_of_dilations_and_inside_of_erosions(kernel_size):
+def test_morphology_is_opencvs_with_void_outside_dilations_and_inside_erosions(kernel_size):
     label = blobs(3, num_classes=4, void=0.2)
     targets = by_morphology(label, num_classes=4, kernel_size=kernel_size, unite=False)
     united = by_morphology(label, num_classes=4, kernel_size=kernel_size)
@@ -126,7 +126,7 @@ def test_neither_void_nor_the_border_of_the_map_makes_an_outline():
         assert torch.equal(targets.valid, label != VOID)
 
 
-def test_no_target_is_on_void_whatever_the_field_says_there():
+def test_no_target_is_on_void_whatever_the_field_holds_there():
     label = blobs(5, void=0.3)
     held = targets_of(label)
     junk = [torch.where(label == VOID, 1, plane) for plane in held[1:5]]
@@ -176,6 +176,6 @@ def test_each_image_has_its_own_zoom():
     assert targets.contraction[:, 1, 0].sum(1).tolist() == [4, 2]
 
 
-def test_an_even_kernel_is_refused_with_its_neighbors():
-    with pytest.raises(ValueError, match=r"kernel_size 4: .* Take 3 or 5"):
+def test_an_even_kernel_raises_with_its_neighbors():
+    with pytest.raises(ValueError, match=r"kernel_size 4: .* Use 3 or 5"):
         from_field(blobs(0), num_classes=3, kernel_size=4)

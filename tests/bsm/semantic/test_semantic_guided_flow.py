@@ -1,4 +1,4 @@
-"""Both flows are led to the nearest border, exactly, and nowhere where no border is."""
+"""Near a border, both flows are supervised with the displacement to its nearest point."""
 
 import math
 
@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from bsm.semantic.field import VOID
-from bsm.semantic.guided_flow import border_flow_targets
+from bsm.semantic.guided_flow import make_border_flow_targets
 from tests.bsm.semantic.label_maps import blobs
 
 
 def flows(label: torch.Tensor, *, cells: tuple[int, int], stride: int = 8, reach: float = 2.0):
-    return border_flow_targets(label, size_hw=cells, stride=stride, reach=reach)
+    return make_border_flow_targets(label, size_hw=cells, stride=stride, reach=reach)
 
 
 def halves(normal_xy: tuple[float, float], offset: float, side: int = 64) -> torch.Tensor:
-    """Two classes with a straight border: points at `offset` along the normal from the center."""
+    """Draw two classes with a straight border, `offset` along the normal from the center."""
     at = torch.arange(side) + 0.5 - side / 2
     along = normal_xy[0] * at + normal_xy[1] * at[:, None]
     return (along > offset).to(torch.uint8)[None]
@@ -38,14 +38,16 @@ def signed_distance(normal_xy: tuple[float, float], offset: float, cells: int = 
         (200, -1.5, 0.75, 2),
     ],
 )
-def test_the_way_to_a_straight_border_is_its_normal(angle, offset, normal_px, tangent_px):
+def test_the_displacement_to_a_straight_border_is_along_its_normal(
+    angle, offset, normal_px, tangent_px
+):
     normal = (math.cos(math.radians(angle)), math.sin(math.radians(angle)))
     targets = flows(halves(normal, offset), cells=(8, 8))
     distance = signed_distance(normal, offset)
     inner = slice(2, -2)  # where the nearest point is on the map
     near = distance.abs()[inner, inner] < 15
     assert targets.contraction[0, inner, inner][near].all()
-    x, y = 8 * targets.way[0, :, inner, inner]
+    x, y = 8 * targets.displacement[0, :, inner, inner]
     # A border is a stair of pixels, and its corners are not quite at the foot of the normal.
     across = x * normal[0] + y * normal[1] + distance[inner, inner]
     along = y * normal[0] - x * normal[1]
@@ -55,7 +57,7 @@ def test_the_way_to_a_straight_border_is_its_normal(angle, offset, normal_px, ta
 
 @pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_is_the_nearest_of_all_border_points(stride: int, seed: int):
+def test_it_points_to_the_nearest_of_all_border_points(stride: int, seed: int):
     cells, reach = (7, 9), 1.75
     label = blobs(seed, num_classes=4, size_hw=(stride * 7 - 3, stride * 9 - 1), void=0.1 * seed)
     targets = flows(label, cells=cells, stride=stride, reach=reach)
@@ -69,7 +71,10 @@ def test_it_is_the_nearest_of_all_border_points(stride: int, seed: int):
     for row in range(cells[0]):
         for column in range(cells[1]):
             center = np.array([column, row]) * stride + (stride - 1) / 2
-            way, near = targets.way[0, :, row, column], bool(targets.contraction[0, row, column])
+            way, near = (
+                targets.displacement[0, :, row, column],
+                bool(targets.contraction[0, row, column]),
+            )
             y, x = row * stride + stride // 2, column * stride + stride // 2
             around = pixels[y - 1 : y + 1, x - 1 : x + 1]
             shortest = np.sqrt(((points - center) ** 2).sum(1)).min() / stride
@@ -98,7 +103,7 @@ def test_void_makes_no_border_and_one_class_has_none():
     label[1, :, 18:] = 1
     targets = flows(label, cells=(4, 5))
     assert not targets.contraction.any()
-    assert not targets.way.any()
+    assert not targets.displacement.any()
 
 
 @pytest.mark.parametrize("reach", [0.25, 0.5, 3.0])

@@ -1,4 +1,4 @@
-"""PointRend and the squeeze on label maps: where points lie, what runs when, on which grid."""
+"""PointRend and the squeeze on label maps: their points, grids, losses and inference."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from bsm.build import build_model
 from bsm.configs.shared import SqueezeConfig
 from bsm.points import sample_nearest
 from bsm.semantic import pointrend, squeeze
-from bsm.semantic.decoder import Features, full_size
+from bsm.semantic.decoder import Features, upsample_to_image
 from bsm.semantic.deeplab import DeepLab
 from bsm.semantic.field import VOID
 from tests.bsm.semantic.label_maps import shapes_batch, tiny_config
@@ -23,26 +23,26 @@ def model_of(**fields) -> DeepLab:
 
 def features_of(model: DeepLab) -> Features:
     images, sizes, _ = shapes_batch()
-    return model._features(images, sizes)[0]
+    return model._compute_features(images, sizes)[0]
 
 
 def with_head(config, **fields):
     return dataclasses.replace(config, head=dataclasses.replace(config.head, **fields))
 
 
-def test_a_point_is_read_from_the_pixel_that_it_lies_in():
+def test_a_point_reads_the_pixel_that_contains_it():
     label = torch.arange(12, dtype=torch.uint8).view(1, 3, 4)
     points = torch.tensor([[[0.0, 0.0], [0.26, 0.34], [0.999, 0.999], [0.49, 0.66], [1.0, 1.0]]])
     assert sample_nearest(label, points).tolist() == [[0, 5, 11, 5, 11]]
 
 
-def test_points_are_where_the_coarse_map_is_least_sure(monkeypatch):
+def test_points_are_where_the_coarse_map_is_most_uncertain(monkeypatch):
     model, drawn = model_of(kind="pointrend"), []
-    real = pointrend.training_points
+    real = pointrend.draw_training_points
     monkeypatch.setattr(
-        pointrend, "training_points", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1]
+        pointrend, "draw_training_points", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1]
     )
-    # Sure of the first class on the left, of the second on the right.
+    # The first class is certain on the left, the second on the right.
     ramp = torch.linspace(-1, 1, 20).expand(2, 1, 16, 20)
     model.head.decoder.forward = lambda low, context: torch.cat(
         [-9 * ramp, 9 * ramp, -9 + 0 * ramp], 1
@@ -55,7 +55,7 @@ def test_points_are_where_the_coarse_map_is_least_sure(monkeypatch):
     assert not torch.equal(points[0], points[1])
 
 
-def test_points_on_void_carry_no_loss():
+def test_points_on_void_have_no_loss():
     model = model_of(kind="pointrend")
     images, sizes, targets = shapes_batch()
     losses = model(images, sizes, targets._replace(label=torch.full_like(targets.label, VOID)))
@@ -66,30 +66,30 @@ def test_points_on_void_carry_no_loss():
     assert alone > 0
 
 
-def test_the_points_of_a_sample_are_its_own(monkeypatch):
+def test_points_depend_only_on_their_own_sample(monkeypatch):
     drawn = []
-    real = pointrend.training_points
+    real = pointrend.draw_training_points
     monkeypatch.setattr(
-        pointrend, "training_points", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1]
+        pointrend, "draw_training_points", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1]
     )
-    model = model_of(kind="pointrend").eval()  # fixed norms: statistics are the batch's
+    model = model_of(kind="pointrend").eval()  # fixed norms: batch statistics depend on the batch
     images, sizes, targets = shapes_batch()
-    model._losses(images, sizes, targets)
+    model._compute_losses(images, sizes, targets)
     alone = type(targets)(*(t[1:] for t in targets))
-    model._losses(images[1:], sizes[1:], alone)
+    model._compute_losses(images[1:], sizes[1:], alone)
     assert torch.allclose(drawn[0][1], drawn[1][0], atol=1e-4)
 
 
-def test_pointrend_redraws_the_least_sure_cells_of_the_image_and_no_others(monkeypatch):
+def test_pointrend_predicts_only_the_most_uncertain_cells_of_the_image_again(monkeypatch):
     model, calls = model_of(kind="pointrend").eval(), []
-    real = pointrend.least_sure_cells
+    real = pointrend.find_uncertain_cells
 
     def spy(uncertainty, *, num_points):
         index, points = real(uncertainty, num_points=num_points)
         calls.append((uncertainty, index))
         return index, points
 
-    monkeypatch.setattr(pointrend, "least_sure_cells", spy)
+    monkeypatch.setattr(pointrend, "find_uncertain_cells", spy)
     images = torch.randint(0, 255, (2, 3, 64, 80), dtype=torch.uint8)
     sizes = torch.tensor([[64, 80], [33, 41]])
     logits = model(images, sizes)
@@ -98,17 +98,17 @@ def test_pointrend_redraws_the_least_sure_cells_of_the_image_and_no_others(monke
     for uncertainty, index in calls:
         assert index.shape == (2, 100)
         for n in range(2):
-            redrawn = uncertainty[n].flatten()[index[n]]
+            refined = uncertainty[n].flatten()[index[n]]
             left = torch.ones(uncertainty[n].numel(), dtype=torch.bool)
             left[index[n]] = False
-            assert redrawn.min() >= uncertainty[n].flatten()[left].max()
-            assert redrawn.isfinite().all()
+            assert refined.min() >= uncertainty[n].flatten()[left].max()
+            assert refined.isfinite().all()
     rows, columns = calls[1][1][1] // 80, calls[1][1][1] % 80
     assert rows.max() < 33
     assert columns.max() < 41
 
 
-def test_without_subdivision_pointrend_draws_the_coarse_map():
+def test_without_subdivision_pointrend_returns_the_coarse_map():
     config = tiny_config(kind="pointrend")
     points = dataclasses.replace(config.head.pointrend, subdivisions=0)
     torch.manual_seed(0)
@@ -116,14 +116,14 @@ def test_without_subdivision_pointrend_draws_the_coarse_map():
     images, sizes, _ = shapes_batch()
     with torch.no_grad():
         features = features_of(model)
-        coarse = full_size(
+        coarse = upsample_to_image(
             model.head.decoder(features.low, features.context), features, like=images
         )
     assert torch.equal(model(images, sizes), coarse)
 
 
 @pytest.mark.parametrize("kind", ["squeeze", "light", "pointrend"])
-def test_inference_runs_nothing_that_only_losses_use(kind: str):
+def test_inference_does_not_run_training_only_parts(kind: str):
     model, ran = model_of(kind=kind, auxiliary=0.4), set()
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.add(name))
@@ -139,7 +139,7 @@ def test_inference_runs_nothing_that_only_losses_use(kind: str):
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("kind", ["squeeze", "light"])
-def test_the_squeeze_works_at_a_stride_of_8_and_goes_into_the_decoder(kind, output_stride):
+def test_the_squeeze_works_at_a_stride_of_8_and_feeds_the_decoder(kind, output_stride):
     model, seen = model_of(kind=kind, output_stride=output_stride), []
     model.head.squeeze.register_forward_hook(lambda _, args, out: seen.append((args, out)))
     model.head.decoder.register_forward_hook(lambda _, args, __: seen.append(args))
@@ -178,7 +178,7 @@ def test_the_squeeze_has_norms_and_no_last_convolution():
     ],
     ids=str,
 )
-def test_every_switch_of_the_squeeze_trains(fields: dict):
+def test_every_option_of_the_squeeze_trains(fields: dict):
     options = {"norm": "batch", "mask_fusion": False} | fields
     torch.manual_seed(0)
     model = build_model(with_head(tiny_config(), squeeze=SqueezeConfig(**options)))
@@ -189,7 +189,7 @@ def test_every_switch_of_the_squeeze_trains(fields: dict):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_the_light_wiring_has_no_last_convolution_to_leave_out():
+def test_the_light_variant_accepts_mask_fusion_false():
     assert SqueezeConfig(variant="light", mask_fusion=False).variant == "light"
 
 
@@ -209,7 +209,7 @@ def test_each_weight_scales_its_own_losses(kind: str):
         assert found[name].item() == pytest.approx(factor * value.item(), rel=1e-5), name
 
 
-def test_bands_are_compared_with_the_kernel_of_the_config(monkeypatch):
+def test_bands_use_the_kernel_of_the_config(monkeypatch):
     seen = []
     real = squeeze.targets_from_semantic_field
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Losses of label maps are means over what is there: no void pixel, and no absent class."""
+"""Losses of label maps are means without void pixels and absent classes."""
 
 import math
 
@@ -26,7 +26,7 @@ def wave(*shape: int) -> torch.Tensor:
 
 
 def inputs(*, void: float = 0.2, num_classes: int = 4) -> tuple[torch.Tensor, ClassTargets]:
-    """Logits, and targets of two images in which the last class is nowhere."""
+    """Make logits, and targets of two images without the last class."""
     label = blobs(4, num_classes=num_classes - 1, size_hw=(20, 24), void=void, count=2)
     targets = class_targets_from_labels(
         label, num_classes=num_classes, kernel_size=5, unite_boundary=True
@@ -46,7 +46,7 @@ def test_hard_examples_are_those_below_the_threshold_or_the_hardest_few(confiden
     label = blobs(0, void=0.3)
     logits = wave(1, 3, *label.shape[1:])
     known = label[0] != VOID
-    # Where the model is sure of everything, only the least number is left.
+    # If the model is certain everywhere, only the minimum number is left.
     one_hot = F.one_hot(label.long().clamp(max=2), 3).movedim(-1, 1)
     logits = logits if confidence == 1.0 else logits / 30 + confidence * one_hot
     probs = logits.double().softmax(1).gather(1, label.long().clamp(max=2)[:, None])[0, 0]
@@ -58,7 +58,7 @@ def test_hard_examples_are_those_below_the_threshold_or_the_hardest_few(confiden
     assert found == pytest.approx(-np.log(kept).mean(), rel=1e-4)
 
 
-def test_hard_examples_are_all_where_there_are_fewer_than_must_be_kept():
+def test_all_pixels_are_hard_if_there_are_fewer_than_the_minimum():
     label = torch.full((1, 8, 8), VOID, dtype=torch.uint8)
     label[0, 0, :5] = 1
     logits = wave(1, 3, 8, 8)
@@ -87,7 +87,7 @@ def test_losses_of_bands_are_those_of_masks_on_the_valid_pixels_of_present_pairs
 
 
 @BAND_LOSSES
-def test_neither_void_nor_an_absent_class_is_trained(ours, original):
+def test_void_and_absent_classes_are_not_trained(ours, original):
     del original
     logits, targets = inputs()
     (grad,) = torch.autograd.grad(ours(logits, targets.boundary, targets=targets), logits)

@@ -1,4 +1,4 @@
-"""A small sound COCO data set, and every way to break one, for tests and for looking at.
+"""A small valid COCO data set, and every way to break one, for tests and demonstrations.
 
 python tests/pipeline/data/coco_samples.py COCO_FOLDER SPLIT OUT   breaks a copy of a real one
 """
@@ -22,7 +22,7 @@ Doc = dict
 
 
 def small_coco(root: Path, *, images: int = 40, seed: int = 0) -> Path:
-    """Write a sound data set: polygons, both run lengths, crowds, images without objects."""
+    """Write a valid data set: polygons, run lengths of both kinds, crowds, empty images."""
     rng = np.random.default_rng(seed)
     folder = root / SPLIT
     folder.mkdir(parents=True)
@@ -38,7 +38,7 @@ def small_coco(root: Path, *, images: int = 40, seed: int = 0) -> Path:
         gray = number % 5 == 4
         pixels = rng.integers(0, 255, size=(height, width) if gray else (height, width, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
-        # Not in the order of ids: ingest has to sort.
+        # Not in the order of ids, so that ingest has to sort.
         doc["images"].insert(
             0, {"id": 1000 + number, "file_name": name, "height": height, "width": width}
         )
@@ -86,13 +86,13 @@ def load(root: Path, split: str = SPLIT) -> Doc:
 
 
 def save(root: Path, doc: Doc, split: str = SPLIT) -> None:
-    place = root / "annotations" / f"instances_{split}.json"
-    place.parent.mkdir(exist_ok=True)
-    place.write_text(json.dumps(doc))
+    path = root / "annotations" / f"instances_{split}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(doc))
 
 
 def bomb_png(width: int, height: int) -> bytes:
-    """A PNG whose header promises many pixels, in a few bytes."""
+    """Encode a PNG of a few bytes whose header declares many pixels."""
 
     def part(name: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + data))
@@ -104,7 +104,7 @@ def bomb_png(width: int, height: int) -> bytes:
 
 
 class Breaker:
-    """Breaks one data set in many ways, each on images and annotations of its own."""
+    """Break one data set in many ways, each on different images and annotations."""
 
     def __init__(self, root: Path, split: str = SPLIT) -> None:
         self.root, self.split = root, split
@@ -117,11 +117,11 @@ class Breaker:
         self._by_image = by_image
 
     def image(self) -> dict:
-        """Give the next untouched image."""
+        """Return the next untouched image."""
         return next(self._images)
 
     def annotation(self, *, polygon: bool = False) -> dict:
-        """Give an annotation of the next untouched image that has one of the wanted form."""
+        """Return an annotation of the next untouched image, with polygons if requested."""
         for image in self._images:
             for entry in self._by_image[image["id"]]:
                 if not polygon or isinstance(entry["segmentation"], list):
@@ -135,7 +135,7 @@ class Breaker:
         return next(each for each in self.doc["images"] if each["id"] == annotation["image_id"])
 
     def apply(self, kind: str) -> None:
-        """Do one kind of damage."""
+        """Apply one kind of damage."""
         DAMAGE[kind](self)
 
     def save(self) -> None:
@@ -171,8 +171,8 @@ def _image_missing(b: Breaker) -> None:
 
 
 def _image_unreadable(b: Breaker) -> None:
-    place = b.file(b.image())
-    place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
+    path = b.file(b.image())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def _image_format(b: Breaker) -> None:
@@ -187,7 +187,7 @@ def _image_too_large(b: Breaker) -> None:
 
 
 def _image_size(b: Breaker) -> None:
-    # Too low in the annotations would also put its boxes outside.
+    # A smaller height would also put boxes outside.
     b.image()["height"] += 10
 
 
@@ -259,7 +259,7 @@ DAMAGE: dict[str, Callable[[Breaker], None]] = {
     "box_outside": _box_outside,
     "box_disagrees": _box_disagrees,
 }
-"""Damage that can be dropped, by the kind that must be found."""
+"""Damage that can be dropped, by the kind of problem that must be found."""
 
 ALWAYS_STOPS: dict[str, Callable[[Breaker], None]] = {
     "path_outside_root": _path_outside_root,

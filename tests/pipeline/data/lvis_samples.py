@@ -1,4 +1,4 @@
-"""A small LVIS data set: photos in train2017 and val2017, lists of what was looked for."""
+"""A small LVIS data set: photos in train2017 and val2017, and lists of categories."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from tests.pipeline.data.street_samples import photo
 
 CATEGORIES = [
-    # LVIS's ids follow its alphabet, COCO's do not; the last is none of COCO's.
+    # LVIS's ids are alphabetical, COCO's are not; the first is not a COCO category.
     {"id": 1, "name": "aerosol_can", "synset": "aerosol.n.02", "frequency": "c"},
     {"id": 2, "name": "car_(automobile)", "synset": "car.n.01", "frequency": "f"},
     {"id": 3, "name": "cow", "synset": "beef.n.01", "frequency": "r"},
@@ -19,7 +19,7 @@ CATEGORIES = [
 
 
 def lvis(root: Path, *, images: int = 6, version: str = "v1") -> Path:
-    """Write lvis_VERSION_val.json and its photos; every third photo is of train2017."""
+    """Write lvis_VERSION_val.json and its photos; every third photo is in train2017."""
     doc = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": CATEGORIES}
     for number in range(images):
         part = "train2017" if number % 3 == 0 else "val2017"

@@ -1,4 +1,4 @@
-"""Small data sets of drawn streets in the layouts of Cityscapes and BDD100K, and as anyone's."""
+"""Small data sets of drawn streets in the layouts of Cityscapes, BDD100K and custom label maps."""
 
 import io
 import json
@@ -18,7 +18,7 @@ CITIES = ("aachen", "bochum")
 
 
 def frame_objects(number: int) -> list[dict]:
-    """What is seen in a frame, from back to front: cars, a group of persons, a caravan, a pole."""
+    """List the objects of a frame from back to front."""
     height, width = SIZE_HW
     rng = np.random.default_rng(number)
 
@@ -41,7 +41,7 @@ def frame_objects(number: int) -> list[dict]:
 
 
 def draw_frame(objects: list[dict]) -> np.ndarray:
-    """Draw instance ids by the rule of cityscapesScripts, one object after the other."""
+    """Draw instance ids by the rule of cityscapesScripts."""
     drawn = Image.new("I", SIZE_HW[::-1], 0)
     numbers: dict[str, int] = {}
     for each in objects:
@@ -68,7 +68,7 @@ def photo(number: int, size_hw: tuple[int, int] = SIZE_HW) -> Image.Image:
 
 
 def cityscapes(root: Path, *, frames: int = 6, split: str = "train") -> Path:
-    """Write photos, and all that gtFine has of each frame."""
+    """Write photos, and all gtFine files of each frame."""
     for number in range(frames):
         city = CITIES[number % 2]
         name = f"{city}_{number:06d}_000019"
@@ -87,7 +87,7 @@ def cityscapes(root: Path, *, frames: int = 6, split: str = "train") -> Path:
 
 
 def bdd(root: Path, *, images: int = 5, split: str = "train", old: bool = False) -> Path:
-    """Write images and masks of train ids, in today's layout or in the older one."""
+    """Write images and masks of train ids, in the current or the old layout."""
     photos = root / ("seg/images" if old else "images/10k") / split
     masks = root / ("seg/labels" if old else "labels/sem_seg/masks") / split
     photos.mkdir(parents=True)
@@ -100,7 +100,7 @@ def bdd(root: Path, *, images: int = 5, split: str = "train", old: bool = False)
 
 
 def label_maps(root: Path, *, images: int = 4, split: str = "train") -> Path:
-    """Write anyone's images and labels with 3 classes, and classes.txt."""
+    """Write images and labels with 3 classes, and classes.txt."""
     (root / "images" / split).mkdir(parents=True)
     (root / "labels" / split).mkdir(parents=True)
     (root / "classes.txt").write_text("ground\nhouse\ntree\n")
@@ -120,17 +120,17 @@ def blocks(number: int, *, classes: int = 3, size_hw: tuple[int, int] = SIZE_HW)
     return label
 
 
-def zipped(root: Path, archive: str, *folders: str, under: str = "") -> None:
-    """Move folders of root into a zip in root, as a site hands them out."""
+def zip_folders(root: Path, archive: str, *folders: str, under: str = "") -> None:
+    """Move folders of root into a zip in root, as in a download."""
     with zipfile.ZipFile(root / archive, "w") as out:
         out.writestr("README", "of the site")
         for folder in folders:
-            for place in sorted((root / folder).rglob("*")):
-                if place.is_file():
-                    out.write(place, under + str(place.relative_to(root)))
-                    place.unlink()
-            for place in sorted((root / folder).rglob("*"), reverse=True):
-                place.rmdir()
+            for path in sorted((root / folder).rglob("*")):
+                if path.is_file():
+                    out.write(path, under + str(path.relative_to(root)))
+                    path.unlink()
+            for path in sorted((root / folder).rglob("*"), reverse=True):
+                path.rmdir()
             (root / folder).rmdir()
 
 

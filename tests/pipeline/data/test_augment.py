@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 from pipeline.data.augment import (
-    Geometry,
-    decoded,
-    evaluation_geometry,
-    laid,
-    prepare_image,
-    train_geometry,
+    ResizeFlip,
+    decode_image,
+    draw_train_transform,
+    get_test_transform,
+    read_pixels,
+    resize_and_flip,
 )
 from pipeline.data.seeds import permutation, sample_seeds
 from pipeline.errors import DatasetError
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 SMOOTH = cv2.GaussianBlur(RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8), (9, 9), 3)
 
 
-def encoded(image: Image.Image, file_format: str, **options) -> bytes:
+def encode(image: Image.Image, file_format: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -39,25 +39,27 @@ def encoded(image: Image.Image, file_format: str, **options) -> bytes:
         ((1, 5000), 800, (1, 1333)),
     ],
 )
-def test_short_edge_is_scaled_unless_the_long_edge_would_pass_its_limit(
+def test_the_short_edge_is_scaled_unless_the_long_edge_exceeds_its_limit(
     size_hw, short_edge_px, expected
 ):
     data = DataConfig(test_short_edge_px=short_edge_px)
-    assert evaluation_geometry(size_hw, data)[:2] == expected
+    assert get_test_transform(size_hw, data)[:2] == expected
 
 
-def test_draws_cover_all_choices_and_depend_on_the_sample_alone():
+def test_transforms_cover_all_choices_and_depend_only_on_the_sample():
     data = DataConfig(short_edge_px=(640, 704, 800), flip_probability=0.25)
     seeds = sample_seeds(3, epochs=np.zeros(4000, np.int64), image_ids=np.arange(4000))
-    drawn = [train_geometry((480, 640), data, sample_seed=int(seed)) for seed in seeds]
+    drawn = [draw_train_transform((480, 640), data, sample_seed=int(seed)) for seed in seeds]
     heights, counts = np.unique([each.height_px for each in drawn], return_counts=True)
     assert heights.tolist() == [640, 704, 800]
     assert counts.min() > 1200
     assert 0.22 < np.mean([each.flipped for each in drawn]) < 0.28
-    assert drawn == [train_geometry((480, 640), data, sample_seed=int(seed)) for seed in seeds]
+    assert drawn == [
+        draw_train_transform((480, 640), data, sample_seed=int(seed)) for seed in seeds
+    ]
 
 
-def test_seeds_differ_in_every_part_and_stay_what_they_were():
+def test_seeds_depend_on_every_part_and_stay_the_same_across_versions():
     ids = np.arange(1000)
     zeros = np.zeros(1000, np.int64)
     found = np.concatenate(
@@ -69,7 +71,7 @@ def test_seeds_differ_in_every_part_and_stay_what_they_were():
     )
     assert len(set(found.tolist())) == 3000
     assert found.min() >= 0
-    # A run that is resumed by a later version must see the same pixels.
+    # A run that a later version resumes must see the same pixels.
     assert found[[0, 1, 1000, 2000]].tolist() == [
         7403809227180704479,
         7132288809301141075,
@@ -81,52 +83,52 @@ def test_seeds_differ_in_every_part_and_stay_what_they_were():
 
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("size_hw", [(30, 40), (133, 177), (60, 80)])
-def test_pixels_are_pillows(size_hw, flipped):
+def test_resized_pixels_match_pillow(size_hw, flipped):
     expected = Image.fromarray(SMOOTH).resize(size_hw[::-1], Image.Resampling.BILINEAR)
     expected = np.asarray(expected, dtype=np.int64)
     if flipped:
         expected = expected[:, ::-1]
-    found = laid(SMOOTH, Geometry(*size_hw, flipped))
+    found = resize_and_flip(SMOOTH, ResizeFlip(*size_hw, flipped))
     assert found.dtype == np.uint8
     assert np.abs(found - expected).max() <= 1
 
 
-def test_orientation_tags_are_not_applied():
+def test_exif_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = encoded(Image.fromarray(SMOOTH), "JPEG", quality=95, exif=exif)
+    image = encode(Image.fromarray(SMOOTH), "JPEG", quality=95, exif=exif)
     assert Image.open(io.BytesIO(image)).getexif()[0x0112] == 6
-    assert decoded(image, name="x").shape == (60, 80, 3)
+    assert decode_image(image, name="x").shape == (60, 80, 3)
 
 
 @pytest.mark.parametrize(
     ("mode", "file_format"),
     [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("L", "PNG")],
 )
-def test_every_kind_of_image_becomes_rgb(mode, file_format):
+def test_every_image_mode_is_converted_to_rgb(mode, file_format):
     options = {"quality": 95} if file_format == "JPEG" else {}
     image = Image.fromarray(SMOOTH).convert(mode)
     expected = np.asarray(image.convert("RGB"), dtype=np.int64)
-    found = decoded(encoded(image, file_format, **options), name="x")
+    found = decode_image(encode(image, file_format, **options), name="x")
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < 6
 
 
-def test_sixteen_bits_are_cut_to_eight():
+def test_16_bit_images_are_converted_to_8_bits():
     deep = (SMOOTH[:, :, 0].astype(np.uint16) << 8) + 77
-    found = decoded(cv2.imencode(".png", deep)[1].tobytes(), name="x")
+    found = decode_image(cv2.imencode(".png", deep)[1].tobytes(), name="x")
     assert found.dtype == np.uint8
     assert np.abs(found[:, :, 1].astype(int) - SMOOTH[:, :, 0]).max() <= 1
 
 
 def test_arrays_and_files_give_the_same_pixels():
-    data = DataConfig(short_edge_px=(64,), test_short_edge_px=90, long_edge_px=200)
-    from_file = prepare_image(encoded(Image.fromarray(SMOOTH), "PNG"), data)
-    assert from_file.shape == (90, 120, 3)
-    np.testing.assert_array_equal(prepare_image(SMOOTH, data), from_file)
+    from_file = read_pixels(encode(Image.fromarray(SMOOTH), "PNG"), name="x")
+    np.testing.assert_array_equal(from_file, SMOOTH)
+    np.testing.assert_array_equal(read_pixels(SMOOTH, name="x"), from_file)
     alpha = np.concatenate([SMOOTH, SMOOTH[:, :, :1]], axis=2)
-    np.testing.assert_array_equal(prepare_image(alpha, data), from_file)
-    gray = prepare_image(SMOOTH[:, :, 0], data)
+    np.testing.assert_array_equal(read_pixels(alpha, name="x"), from_file)
+    gray = read_pixels(SMOOTH[:, :, 0], name="x")
+    assert gray.shape == (60, 80, 3)
     np.testing.assert_array_equal(gray[:, :, 0], from_file[:, :, 0])
 
 
@@ -140,6 +142,6 @@ def test_arrays_and_files_give_the_same_pixels():
         (SMOOTH[:0], "no pixels"),
     ],
 )
-def test_what_is_no_image_is_refused(image, message):
+def test_invalid_images_are_rejected(image, message):
     with pytest.raises(DatasetError, match=message):
-        prepare_image(image, DataConfig(), name="the image")
+        read_pixels(image, name="the image")

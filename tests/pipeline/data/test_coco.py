@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipeline.data.problems import Tally
+from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.data.sources.coco import read_annotations
 from pipeline.errors import DatasetError, StorageError
 
@@ -23,36 +23,36 @@ def _file(tmp_path, **changes):
         "annotations": [entry],
         "categories": [{"id": 9, "name": "cat"}, {"id": 2, "name": "dog"}],
     }
-    for place, value in changes.items():
-        table, key = place.split("__")
+    for path, value in changes.items():
+        table, key = path.split("__")
         if value is KeyError:
             del doc[table][0][key]
         else:
             doc[table][0][key] = value
-    return _written(tmp_path, doc), doc
+    return _write(tmp_path, doc), doc
 
 
-def _written(tmp_path, doc):
-    place = tmp_path / "instances.json"
-    place.write_text(json.dumps(doc))
-    return str(place)
+def _write(tmp_path, doc):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(doc))
+    return str(path)
 
 
 def test_orders_images_annotations_and_categories_by_id(tmp_path):
-    place, doc = _file(tmp_path)
+    path, doc = _file(tmp_path)
     doc["images"].insert(0, {**doc["images"][0], "id": 7})
     doc["annotations"].insert(0, {**doc["annotations"][0], "id": 4})
-    coco = read_annotations(_written(tmp_path, doc))
+    coco = read_annotations(_write(tmp_path, doc))
     assert not coco.problems
     assert [image["id"] for image in coco.images] == [5, 7]
     assert [entry["id"] for entry in coco.images[0]["annotations"]] == [1, 4]
-    # An image without annotations is a sample too.
+    # An image without annotations is a sample, too.
     assert coco.images[1]["annotations"] == []
     assert [(each.category_id, each.category_index, each.name) for each in coco.categories] == [
         (2, 0, "dog"),
         (9, 1, "cat"),
     ]
-    assert place
+    assert path
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_orders_images_annotations_and_categories_by_id(tmp_path):
         ({"categories__name": KeyError}, "category_entry"),
     ],
 )
-def test_finds_what_is_wrong_with_an_entry(tmp_path, change, kind):
-    place, _ = _file(tmp_path, **change)
-    assert kind in {problem.kind for problem in read_annotations(place).problems}
+def test_finds_the_problem_of_an_entry(tmp_path, change, kind):
+    path, _ = _file(tmp_path, **change)
+    assert kind in {problem.kind for problem in read_annotations(path).problems}
 
 
 @pytest.mark.parametrize(
@@ -103,22 +103,22 @@ def test_finds_what_is_wrong_with_an_entry(tmp_path, change, kind):
     ],
 )
 def test_a_name_that_leaves_the_folder_always_stops(tmp_path, name):
-    place, _ = _file(tmp_path, images__file_name=name)
-    problems = read_annotations(place).problems
+    path, _ = _file(tmp_path, images__file_name=name)
+    problems = read_annotations(path).problems
     assert [each.kind for each in problems if each.severity == "stop"] == ["path_outside_root"]
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "a/b/x.jpg", "..x.jpg", "a..b/x.jpg", "x y,z.jpg"])
 def test_a_name_inside_the_folder_passes(tmp_path, name):
-    place, _ = _file(tmp_path, images__file_name=name)
-    assert not read_annotations(place).problems
+    path, _ = _file(tmp_path, images__file_name=name)
+    assert not read_annotations(path).problems
 
 
-def test_used_twice_keeps_the_first_and_tells_the_second(tmp_path):
+def test_duplicate_ids_keep_the_first_and_report_the_second(tmp_path):
     _, doc = _file(tmp_path)
     doc["images"].append({**doc["images"][0], "file_name": "second.jpg"})
     doc["annotations"].append({**doc["annotations"][0], "bbox": [0, 0, 9, 9]})
-    coco = read_annotations(_written(tmp_path, doc))
+    coco = read_annotations(_write(tmp_path, doc))
     assert [image["file_name"] for image in coco.images] == ["a/b.jpg"]
     assert [entry["bbox"] for entry in coco.images[0]["annotations"]] == [[1, 1, 5, 5]]
     assert {each.kind: json.loads(each.raw) for each in coco.problems} == {
@@ -127,14 +127,14 @@ def test_used_twice_keeps_the_first_and_tells_the_second(tmp_path):
     }
 
 
-def test_an_annotation_of_a_refused_image_says_so(tmp_path):
-    place, _ = _file(tmp_path, images__width=-3)
-    reasons = [each.reason for each in read_annotations(place).problems]
-    assert reasons == ["width is -3", "image_id is 5, whose entry is refused"]
+def test_an_annotation_of_an_invalid_image_is_reported_as_such(tmp_path):
+    path, _ = _file(tmp_path, images__width=-3)
+    reasons = [each.reason for each in read_annotations(path).problems]
+    assert reasons == ["width is -3", "image_id is 5, whose entry is invalid"]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"images": [', "not readable as JSON"),
         ("[" * 100_000, "not readable as JSON"),
@@ -144,22 +144,22 @@ def test_an_annotation_of_a_refused_image_says_so(tmp_path):
         ("\xff\xfe", "not readable as JSON"),
     ],
 )
-def test_what_is_no_annotation_file_is_refused_with_the_reason(tmp_path, text, told):
-    place = tmp_path / "x.json"
-    place.write_bytes(text.encode("latin-1"))
-    with pytest.raises(DatasetError, match=told):
-        read_annotations(str(place))
+def test_refuses_files_that_are_not_annotation_files(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DatasetError, match=message):
+        read_annotations(str(path))
 
 
-def test_a_missing_file_is_an_error_of_storage(tmp_path):
+def test_a_missing_file_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="no such file"):
         read_annotations(str(tmp_path / "x.json"))
 
 
-def test_entries_of_any_type_are_told_not_raised(tmp_path):
+def test_entries_of_any_type_become_problems(tmp_path):
     _, doc = _file(tmp_path)
     for table in ("images", "annotations"):
         doc[table] += [None, 3, "x", [], {}, {"id": {}, "image_id": [], "bbox": 5}]
-    problems = read_annotations(_written(tmp_path, doc)).problems
-    assert Tally.of(problems).counts == {"image_entry": 6, "annotation_entry": 6}
-    assert Tally.of(problems).table()
+    problems = read_annotations(_write(tmp_path, doc)).problems
+    assert ProblemCounts(problems).counts == {"image_entry": 6, "annotation_entry": 6}
+    assert format_problems(ProblemCounts(problems))

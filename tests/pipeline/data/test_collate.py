@@ -6,8 +6,8 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from bsm.field import field_frame_xyxy
-from pipeline.data.augment import evaluation_geometry
+from bsm.field import boxes_to_frames
+from pipeline.data.augment import get_test_transform
 from pipeline.data.collate import collate, collate_for_test, collate_images, prepare_rows
 from pipeline.data.schema import FIELD_SIDE, INSTANCE_SCHEMA
 from pipeline.errors import DatasetError
@@ -37,7 +37,7 @@ def assert_equal(a, b):
         assert (each is None and other is None) or torch.equal(each, other), name
 
 
-def test_targets_hold_every_object_but_crowds():
+def test_targets_hold_every_object_except_crowds():
     batch = collate(rows_of(), DATA, seed=0)
     assert batch.targets.valid.sum(1).tolist() == [0, 1, 1, 3, 2]
     assert batch.targets.valid.shape == (5, 3)
@@ -49,7 +49,7 @@ def test_targets_hold_every_object_but_crowds():
     assert batch.targets.squeeze_field[4, :, 5, 7].tolist() == [10, 9, 0]
     expected = 2 * torch.tensor(tiny_row(103)["boxes_xyxy"])
     assert torch.equal(batch.targets.boxes_xyxy[3], expected.float())
-    assert torch.equal(batch.targets.field_frame_xyxy[3], field_frame_xyxy(expected.float()))
+    assert torch.equal(batch.targets.field_frame_xyxy[3], boxes_to_frames(expected.float()))
     empty = ~batch.targets.valid
     for name in ("boxes_xyxy", "category_index", "squeeze_field", "field_frame_xyxy"):
         assert getattr(batch.targets, name)[empty].eq(0).all(), name
@@ -59,7 +59,7 @@ def test_targets_hold_every_object_but_crowds():
     assert batch.original_sizes_hw.tolist() == [[48, 64]] * 5
 
 
-def test_a_flip_mirrors_pixels_boxes_and_the_way_a_field_is_read():
+def test_a_flip_mirrors_pixels_boxes_and_field_frames():
     plain, flipped = (collate(rows_of(), data, seed=0) for data in (DATA, FLIPPED))
     assert torch.equal(flipped.images, plain.images.flip(3))
     valid = plain.targets.valid
@@ -84,7 +84,7 @@ def test_masks_fill_their_boxes(data):
     assert not batch.targets.masks[~batch.targets.valid].any()
 
 
-def test_masks_are_the_stored_ones_at_stored_size():
+def test_masks_equal_the_stored_ones_at_stored_size():
     data = replace(DATA, short_edge_px=(48,))
     batch = collate(rows_of((103,)), data, seed=0, with_masks=True)
     for slot, rle in enumerate(tiny_row(103)["rle"]):
@@ -109,7 +109,7 @@ def test_images_without_objects_make_a_batch():
     assert batch.targets.squeeze_field.shape == (2, 0, FIELD_SIDE, FIELD_SIDE)
 
 
-def test_pixels_and_seeds_depend_on_seed_epoch_and_image_alone():
+def test_pixels_and_seeds_depend_only_on_seed_epoch_and_image():
     data = replace(DATA, short_edge_px=(64, 80, 96, 112), flip_probability=0.5)
     whole = collate(rows_of(), data, seed=4)
     alone = collate(rows_of().slice(3, 1), data, seed=4)
@@ -121,7 +121,7 @@ def test_pixels_and_seeds_depend_on_seed_epoch_and_image_alone():
         assert changed.image_sizes_hw.tolist() != whole.image_sizes_hw.tolist()
 
 
-def test_rows_decoded_before_make_the_same_batch():
+def test_prepared_rows_make_the_same_batch():
     data = replace(DATA, short_edge_px=(64, 96), flip_probability=0.5)
     rows = rows_of(sizes=((48, 64), (64, 48)))
     prepared = prepare_rows(rows, data, seed=2)
@@ -134,7 +134,7 @@ def test_rows_decoded_before_make_the_same_batch():
         )
 
 
-def test_evaluation_takes_the_fixed_size_and_no_targets():
+def test_evaluation_uses_the_fixed_size_and_no_targets():
     batch = collate_for_test(rows_of().drop_columns(["epoch", "lane"]), FLIPPED)
     assert batch.image_sizes_hw.tolist() == [[96, 128]] * 5
     assert batch.targets.valid.shape == (5, 0)
@@ -143,10 +143,10 @@ def test_evaluation_takes_the_fixed_size_and_no_targets():
     assert torch.equal(same.images, batch.images)
     assert torch.equal(same.original_sizes_hw, batch.original_sizes_hw)
     assert same.image_id.tolist() == [0, 1, 2, 3, 4]
-    assert evaluation_geometry((48, 64), FLIPPED).flipped is False
+    assert get_test_transform((48, 64), FLIPPED).flipped is False
 
 
-def test_a_batch_moves_to_a_device_as_a_whole():
+def test_a_batch_moves_to_a_device():
     moved = collate(rows_of(), DATA, seed=0, with_masks=True).to("meta")
     assert {each.device.type for each in (moved.images, moved.image_sizes_hw, *moved.targets)} == {
         "meta"
@@ -155,15 +155,15 @@ def test_a_batch_moves_to_a_device_as_a_whole():
     assert collate(rows_of(), DATA, seed=0).to("meta").targets.masks is None
 
 
-def test_a_bad_image_is_named():
+def test_errors_name_the_invalid_image():
     rows = rows_of((101, 102))
     broken = rows.set_column(
         rows.column_names.index("image"), "image", pa.array([b"no image"] * 2, pa.binary())
     )
     with pytest.raises(DatasetError, match="image 101 cannot be decoded"):
         collate(broken, DATA, seed=0)
-    lying = rows.set_column(
+    mismatched = rows.set_column(
         rows.column_names.index("height"), "height", pa.array([49, 49], pa.int32())
     )
     with pytest.raises(DatasetError, match=r"image 101 has .*\(48, 64\), its row says \(49, 64\)"):
-        collate(lying, DATA, seed=0)
+        collate(mismatched, DATA, seed=0)

@@ -34,7 +34,7 @@ def test_equals_the_torch_reference_to_the_last_byte(mask, corner, extent):
     box = np.array([*corner, corner[0] + extent[0], corner[1] + extent[1]], dtype=np.float32)
     expected = reference.field_from_mask(torch.from_numpy(mask), torch.from_numpy(box), side=16)
     assert np.array_equal(
-        instance_fields.squeeze_field(_lengths(mask), box, side=16), expected.numpy()
+        instance_fields.compute_squeeze_field(_lengths(mask), box, side=16), expected.numpy()
     )
 
 
@@ -57,7 +57,9 @@ def test_equals_the_reference_on_real_instances(real_data):
         expected = reference.field_from_mask(
             torch.from_numpy(painted), torch.from_numpy(box), side=112
         )
-        assert np.array_equal(instance_fields.squeeze_field(mask, box, side=112), expected.numpy())
+        assert np.array_equal(
+            instance_fields.compute_squeeze_field(mask, box, side=112), expected.numpy()
+        )
 
 
 @settings(deadline=None)
@@ -65,14 +67,14 @@ def test_equals_the_reference_on_real_instances(real_data):
 def test_run_lengths_agree_with_pycocotools(mask):
     lengths = _lengths(mask)
     assert lengths.area_px == mask.sum()
-    assert np.array_equal(instance_fields.paint(lengths, 0, mask.shape[1]), mask)
+    assert np.array_equal(instance_fields.decode_columns(lengths, 0, mask.shape[1]), mask)
     if mask.any():
-        x0, y0, x1, y1 = lengths.extent_xyxy
+        x0, y0, x1, y1 = lengths.box_xyxy
         packed = {"size": list(mask.shape), "counts": lengths.encoded}
         assert coco_mask.toBbox(packed).tolist() == [x0, y0, x1 - x0, y1 - y0]
 
 
-def test_reads_one_mask_from_all_three_forms():
+def test_reads_equal_masks_from_all_three_formats():
     polygons = [[2.0, 1.0, 9.5, 1.0, 9.5, 6.0, 2.0, 6.0], [12, 2, 15, 2, 15, 8]]
     size = (10, 16)
     packed = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
@@ -95,7 +97,7 @@ def test_reads_one_mask_from_all_three_forms():
         ([[1, 1, 5, 1, 5, float("inf")]], "not_finite"),
         ([[1, 1, 5, 1, 5, "5"]], "mask_format"),
         ([[1, 1, 5, 1, 5, None]], "mask_format"),
-        # The painter would ask for gigabytes of memory for such an outline.
+        # pycocotools would allocate gigabytes of memory for such an outline.
         ([[1, 1, 5, 1, 5, 1e12]], "mask_format"),
         ([[1, 1, 5, 1, 5, 10**400]], "not_finite"),
         ([[0, 0, 16, 16] * 200_000], "mask_format"),
@@ -110,13 +112,13 @@ def test_reads_one_mask_from_all_three_forms():
         ({"size": [16, 16], "counts": ""}, "mask_format"),
         ({"size": [16, 16], "counts": "\u00e9\u00e9"}, "mask_format"),
         ({"size": [16, 16], "counts": "!!"}, "mask_format"),
-        # A number that does not end, one that does not fit, and one that is too long for the image.
+        # An unterminated number, one of more than 40 bits, and one longer than the image.
         ({"size": [16, 16], "counts": "P"}, "mask_format"),
         ({"size": [16, 16], "counts": "P" * 40 + "1"}, "mask_format"),
         ({"size": [16, 16], "counts": "PPPPP1"}, "mask_format"),
     ],
 )
-def test_malformed_masks_are_refused_before_a_decoder_sees_them(segmentation, kind):
+def test_refuses_malformed_masks(segmentation, kind):
     with pytest.raises(MaskError) as caught:
         read_segmentation(segmentation, (16, 16))
     assert caught.value.kind == kind
@@ -125,7 +127,7 @@ def test_malformed_masks_are_refused_before_a_decoder_sees_them(segmentation, ki
 
 @settings(deadline=None)
 @given(st.binary(max_size=30))
-def test_no_bytes_whatever_get_through_that_do_not_fill_the_image(encoded):
+def test_accepts_only_counts_that_fill_the_image(encoded):
     try:
         runs = decode_counts(encoded, (7, 9))
     except MaskError:

@@ -11,11 +11,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.data import ingest as ingest_module
-from pipeline.data.dataset_files import Found
-from pipeline.data.ingest import CocoIngest, ingest_coco, rows_per_shard
+from pipeline.data.dataset_files import FileContent
+from pipeline.data.ingest import CocoIngest, choose_rows_per_shard, ingest_dataset
 from pipeline.data.manifest import read_manifest
 from pipeline.data.schema import INSTANCE_SCHEMA
-from pipeline.data.validate_image import check_image, examine
+from pipeline.data.validate_image import check_image, validate_image
 from pipeline.errors import DatasetError, StorageError
 from tests.pipeline.data.coco_samples import (
     ALWAYS_STOPS,
@@ -30,14 +30,14 @@ from tests.pipeline.data.coco_samples import (
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
+def valid_root(tmp_path_factory):
     return small_coco(tmp_path_factory.mktemp("coco"), images=70)
 
 
 @pytest.fixture
-def coco(sound, tmp_path):
+def coco(valid_root, tmp_path):
     """A copy to break."""
-    return shutil.copytree(sound, tmp_path / "coco")
+    return shutil.copytree(valid_root, tmp_path / "coco")
 
 
 def _config(root, out, **changes):
@@ -45,7 +45,7 @@ def _config(root, out, **changes):
 
 
 def _bytes(out: Path) -> dict[str, str]:
-    return {place.name: hashlib.sha256(place.read_bytes()).hexdigest() for place in out.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
 
 
 def _rows(out: Path):
@@ -53,9 +53,9 @@ def _rows(out: Path):
     return [row for file in files for row in pq.read_table(out / file).to_pylist()]
 
 
-def test_rows_hold_what_the_annotation_file_says(sound, tmp_path):
-    result = ingest_coco(_config(sound, tmp_path / "out", rows_per_shard=32))
-    doc = load(sound)
+def test_rows_hold_the_annotation_file(valid_root, tmp_path):
+    result = ingest_dataset(_config(valid_root, tmp_path / "out", rows_per_shard=32))
+    doc = load(valid_root)
     assert (result["images"], result["annotations"]) == (70, len(doc["annotations"]))
     assert (result["rejects"], result["shards"]) == (0, 3)
 
@@ -70,7 +70,7 @@ def test_rows_hold_what_the_annotation_file_says(sound, tmp_path):
     assert any(not row["annotation_id"] for row in rows)
     by_id = {entry["id"]: entry for entry in doc["annotations"]}
     for row in rows:
-        assert row["image"] == (sound / SPLIT / row["file_name"]).read_bytes()
+        assert row["image"] == (valid_root / SPLIT / row["file_name"]).read_bytes()
         assert row["annotation_id"] == sorted(row["annotation_id"])
         for number, annotation_id in enumerate(row["annotation_id"]):
             entry = by_id.pop(annotation_id)
@@ -86,15 +86,15 @@ def test_rows_hold_what_the_annotation_file_says(sound, tmp_path):
     assert not by_id
 
 
-def test_the_same_bytes_on_every_run_and_in_every_place(sound, coco, tmp_path):
-    ingest_coco(_config(sound, tmp_path / "a"))
-    ingest_coco(_config(coco, tmp_path / "b"))
+def test_equal_data_gives_equal_bytes(valid_root, coco, tmp_path):
+    ingest_dataset(_config(valid_root, tmp_path / "a"))
+    ingest_dataset(_config(coco, tmp_path / "b"))
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
 
 
-def test_goes_on_where_it_was_killed(sound, tmp_path, monkeypatch):
-    config = _config(sound, tmp_path / "out", rows_per_shard=32)
-    ingest_coco(_config(sound, tmp_path / "whole", rows_per_shard=32))
+def test_resumes_after_being_killed(valid_root, tmp_path, monkeypatch):
+    config = _config(valid_root, tmp_path / "out", rows_per_shard=32)
+    ingest_dataset(_config(valid_root, tmp_path / "whole", rows_per_shard=32))
     make_shard = ingest_module.make_shard
 
     def killed_at_the_third(file, packed, settings):
@@ -104,37 +104,37 @@ def test_goes_on_where_it_was_killed(sound, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ingest_module, "make_shard", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        ingest_coco(config)
+        ingest_dataset(config)
     assert sorted(_bytes(tmp_path / "out")) == ["part-00000.parquet", "part-00001.parquet"]
     written = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
     with pytest.raises(DatasetError, match="ingest has not finished"):
         read_manifest(config.out)
 
     monkeypatch.undo()
-    result = ingest_coco(config)
+    result = ingest_dataset(config)
     assert result["shards_kept"] == 2
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == written
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
 
 
-def test_a_shard_that_was_cut_off_or_changed_is_made_again(sound, tmp_path):
-    config = _config(sound, tmp_path / "out", rows_per_shard=32)
-    ingest_coco(config)
+def test_a_truncated_shard_is_made_again(valid_root, tmp_path):
+    config = _config(valid_root, tmp_path / "out", rows_per_shard=32)
+    ingest_dataset(config)
     before = _bytes(tmp_path / "out")
-    place = tmp_path / "out" / "part-00001.parquet"
-    place.write_bytes(place.read_bytes()[:5000])
-    assert ingest_coco(config)["shards_kept"] == 2
+    path = tmp_path / "out" / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert ingest_dataset(config)["shards_kept"] == 2
     assert _bytes(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_finds_each_kind_of_damage_and_leaves_out_what_it_concerns(coco, tmp_path, kind):
+def test_each_kind_of_damage_is_reported_and_dropped(coco, tmp_path, kind):
     breaker = Breaker(coco)
     breaker.apply(kind)
     breaker.save()
     out = tmp_path / "out"
     with pytest.raises(DatasetError, match=kind) as caught:
-        ingest_coco(_config(coco, out))
+        ingest_dataset(_config(coco, out))
     assert "--on-bad drop" in str(caught.value)
     assert "--on-bad fix" in str(caught.value)
     assert not (out / "dataset.json").exists()
@@ -142,12 +142,12 @@ def test_finds_each_kind_of_damage_and_leaves_out_what_it_concerns(coco, tmp_pat
     assert kind in {row["kind"] for row in found}
     assert {row["action"] for row in found} == {"found"}
 
-    result = ingest_coco(_config(coco, out, on_bad="drop"))
+    result = ingest_dataset(_config(coco, out, on_bad="drop"))
     rejects = pq.read_table(out / "rejects.parquet").to_pylist()
     assert result["rejects"] == len(rejects) == len(found)
     assert {row["action"] for row in rejects} == {"dropped"}
     assert read_manifest(str(out)).rejects[kind] >= 1
-    # Whatever was left out is in the rejects, whole.
+    # Every dropped entry is in the rejects, complete.
     doc = json.loads((coco / "annotations" / f"instances_{SPLIT}.json").read_text())
     kept = {number for row in _rows(out) for number in row["annotation_id"]}
     lost = [json.loads(row["raw"]) for row in rejects]
@@ -156,24 +156,24 @@ def test_finds_each_kind_of_damage_and_leaves_out_what_it_concerns(coco, tmp_pat
     assert kept | lost_ids == {entry["id"] for entry in doc["annotations"]}
 
 
-def test_many_kinds_are_told_in_one_table(coco, tmp_path):
+def test_all_kinds_are_reported_in_one_table(coco, tmp_path):
     breaker = Breaker(coco)
     for kind in DAMAGE:
         breaker.apply(kind)
     breaker.save()
     with pytest.raises(DatasetError) as caught:
-        ingest_coco(_config(coco, tmp_path / "out"))
+        ingest_dataset(_config(coco, tmp_path / "out"))
     assert all(f"\n{kind} " in str(caught.value) for kind in DAMAGE)
 
 
 @pytest.mark.parametrize("on_bad", ["stop", "drop", "fix"])
 @pytest.mark.parametrize("kind", ALWAYS_STOPS)
-def test_some_damage_always_stops_before_a_file_is_opened(coco, tmp_path, kind, on_bad):
+def test_stop_problems_end_ingest_before_a_file_is_opened(coco, tmp_path, kind, on_bad):
     breaker = Breaker(coco)
     ALWAYS_STOPS[kind](breaker)
     breaker.save()
     with pytest.raises(DatasetError, match=kind):
-        ingest_coco(_config(coco, tmp_path / "out", on_bad=on_bad))
+        ingest_dataset(_config(coco, tmp_path / "out", on_bad=on_bad))
     assert not (tmp_path / "out").exists()
 
 
@@ -182,7 +182,7 @@ def test_fix_cuts_boxes_and_drops_the_rest(coco, tmp_path):
     for kind in ("box_outside", "box_empty"):
         breaker.apply(kind)
     breaker.save()
-    result = ingest_coco(_config(coco, tmp_path / "out", on_bad="fix"))
+    result = ingest_dataset(_config(coco, tmp_path / "out", on_bad="fix"))
     assert (result["fixed"], result["rejects"]) == (1, 1)
     manifest = read_manifest(str(tmp_path / "out"))
     assert (manifest.fixed, manifest.rejects) == ({"box_outside": 1}, {"box_empty": 1})
@@ -192,32 +192,32 @@ def test_fix_cuts_boxes_and_drops_the_rest(coco, tmp_path):
             assert 0 <= y0 < y1 <= row["height"]
 
 
-def test_a_mended_image_comes_in_with_the_next_run(coco, tmp_path):
+def test_the_next_run_takes_a_repaired_image(coco, tmp_path):
     breaker = Breaker(coco)
     image = breaker.image()
-    place = breaker.file(image)
-    whole = place.read_bytes()
-    place.unlink()
+    path = breaker.file(image)
+    whole = path.read_bytes()
+    path.unlink()
     config = _config(coco, tmp_path / "out", on_bad="drop", rows_per_shard=32)
-    assert ingest_coco(config)["images"] == 69
-    place.write_bytes(whole)
-    result = ingest_coco(config)
+    assert ingest_dataset(config)["images"] == 69
+    path.write_bytes(whole)
+    result = ingest_dataset(config)
     assert (result["images"], result["shards_kept"]) == (70, 2)
 
 
-def test_boxes_drawn_a_little_off_the_mask_are_noticed_and_kept(coco, tmp_path):
+def test_boxes_slightly_off_the_mask_are_kept_with_a_notice(coco, tmp_path):
     doc = load(coco)
     entry = max(doc["annotations"], key=lambda each: each["bbox"][2])
     entry["bbox"][2] -= 5
     save(coco, doc)
-    result = ingest_coco(_config(coco, tmp_path / "out"))
+    result = ingest_dataset(_config(coco, tmp_path / "out"))
     assert (result["rejects"], result["notices"]) == (0, 1)
     assert read_manifest(str(tmp_path / "out")).notices == {"box_off": 1}
 
 
-def test_does_not_replace_another_finished_data_set_unasked(coco, tmp_path):
+def test_replaces_another_data_set_only_with_overwrite(coco, tmp_path):
     out = tmp_path / "out"
-    ingest_coco(_config(coco, out, rows_per_shard=32))
+    ingest_dataset(_config(coco, out, rows_per_shard=32))
     before = _bytes(out)
     doc = load(coco)
     doc["images"] = doc["images"][40:]
@@ -225,43 +225,43 @@ def test_does_not_replace_another_finished_data_set_unasked(coco, tmp_path):
     doc["annotations"] = [each for each in doc["annotations"] if each["image_id"] in ids]
     save(coco, doc)
     with pytest.raises(DatasetError, match="--overwrite"):
-        ingest_coco(_config(coco, out, rows_per_shard=32))
+        ingest_dataset(_config(coco, out, rows_per_shard=32))
     assert _bytes(out) == before
-    assert ingest_coco(_config(coco, out, rows_per_shard=32, overwrite=True))["images"] == 30
+    assert ingest_dataset(_config(coco, out, rows_per_shard=32, overwrite=True))["images"] == 30
     assert sorted(_bytes(out)) == ["dataset.json", "part-00000.parquet", "rejects.parquet"]
 
 
-def test_a_disk_that_fails_is_no_data_set_without_images(coco, tmp_path, monkeypatch):
+def test_a_failing_disk_is_not_reported_as_missing_images(coco, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError("connection reset")
 
-    monkeypatch.setattr("pipeline.data.dataset_files._open", fails)
+    monkeypatch.setattr("pipeline.data.dataset_files._read_bytes", fails)
     with pytest.raises(StorageError, match=r"connection reset.*finished shards are kept"):
-        ingest_coco(_config(coco, tmp_path / "out", on_bad="drop"))
+        ingest_dataset(_config(coco, tmp_path / "out", on_bad="drop"))
 
 
-def test_names_what_is_not_there_and_what_is(sound, tmp_path):
-    config = CocoIngest(root=str(sound), split="val", out=str(tmp_path / "out"), workers=0)
+def test_a_missing_split_is_reported_with_the_existing_ones(valid_root, tmp_path):
+    config = CocoIngest(root=str(valid_root), split="val", out=str(tmp_path / "out"), workers=0)
     with pytest.raises(DatasetError) as caught:
-        ingest_coco(config)
+        ingest_dataset(config)
     assert "instances_tiny.json" in str(caught.value)
     assert "--images" in str(caught.value)
 
 
-def test_nothing_left_is_an_error(coco, tmp_path):
+def test_a_data_set_without_a_valid_image_is_an_error(coco, tmp_path):
     shutil.rmtree(coco / SPLIT)
     (coco / SPLIT).mkdir()
-    with pytest.raises(DatasetError, match="no image is left"):
-        ingest_coco(_config(coco, tmp_path / "out", on_bad="drop"))
+    with pytest.raises(DatasetError, match="no valid image"):
+        ingest_dataset(_config(coco, tmp_path / "out", on_bad="drop"))
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
-def test_wrong_settings_are_told_together(tmp_path):
-    with pytest.raises(DatasetError, match=r"multiple of 32, got 33; max-pixels must be"):
+def test_wrong_settings_are_reported_together(tmp_path):
+    with pytest.raises(DatasetError, match=r"multiple of 32, got 33; max_pixels: must be"):
         _config(tmp_path, tmp_path, rows_per_shard=33, max_pixels=0)
 
 
-def test_the_command_to_go_on_is_the_users_own(tmp_path):
+def test_the_suggested_command_repeats_the_users_flags(tmp_path):
     config = _config("my photos", "out", max_pixels=1000, overwrite=True)
     assert config.command("drop") == (
         "python jobs/ingest.py coco --root 'my photos' --split tiny --out out "
@@ -273,21 +273,21 @@ def test_the_command_to_go_on_is_the_users_own(tmp_path):
     ("images", "rows"), [(1, 32), (2048, 32), (2049, 64), (5000, 96), (118_287, 512)]
 )
 def test_shards_grow_with_the_data_set(images, rows):
-    assert rows_per_shard(images) == rows
+    assert choose_rows_per_shard(images) == rows
 
 
-def test_a_bomb_is_refused_by_its_header():
+def test_refuses_a_decompression_bomb_by_its_header():
     bomb = bomb_png(9000, 10_000)
     assert len(bomb) < 500
     for side, limit in ((9000, 10**7), (9000, 89_478_485), (60_000, 89_478_485)):
         (found,) = check_image(bomb_png(side, 10_000), (10_000, side), max_pixels=limit)
         assert found[0] == "image_too_large"
-    # Within the limit it is decoded, and found to lack its pixels.
+    # Within the limit it is decoded, and has too little data.
     (found,) = check_image(bomb_png(500, 400), (400, 500), max_pixels=10**6)
     assert found[0] == "image_unreadable"
 
 
-def _examined(**changes):
+def _validate(**changes):
     image = {"id": 1, "file_name": "x.png", "height": 400, "width": 500}
     entry = {
         "id": 2,
@@ -302,7 +302,7 @@ def _examined(**changes):
     Image.new("L", (500, 400)).save(out, format="PNG")
     image |= {key: value for key, value in changes.items() if key in image}
     entry |= {key: value for key, value in changes.items() if key in entry}
-    found = examine({**image, "annotations": [entry]}, Found(out.getvalue()), {3: 0})
+    found = validate_image({**image, "annotations": [entry]}, FileContent(out.getvalue()), {3: 0})
     return found, [problem.kind for problem in found.problems]
 
 
@@ -310,30 +310,30 @@ def _examined(**changes):
     ("changes", "kinds"),
     [
         ({}, []),
-        # Empty only as float32, which is what a row stores.
+        # Empty only as float32, the type of a row.
         ({"bbox": [300, 10, 1e-6, 20]}, ["box_empty"]),
         ({"area": 1e300}, ["not_finite"]),
         ({"bbox": [10, 10, 1e308, 1e308]}, ["not_finite"]),
         ({"bbox": [-5, 10, 20, 20]}, ["box_outside"]),
         ({"bbox": [10, 10, 20, -5]}, ["box_empty"]),
-        # Hand-drawn boxes are a little off, and round a little over the border.
+        # Hand-drawn boxes are slightly off, and reach slightly over the border by rounding.
         ({"bbox": [12.9, 10, 17.1, 20]}, []),
         ({"bbox": [14, 10, 16, 20]}, ["box_off"]),
         ({"bbox": [25, 10, 20, 20]}, ["box_disagrees"]),
         ({"bbox": [-0.5, 0, 30, 30], "segmentation": [[0, 0, 30, 0, 30, 30]]}, ["box_rounding"]),
         ({"segmentation": [[-8, 10, 30, 10, 30, 30, -8, 30]]}, ["polygon_outside", "box_off"]),
-        # Painting such masks would take all memory.
+        # Decoding such masks would exhaust the memory.
         ({"height": 2**31 - 1, "width": 2**31 - 1}, ["image_too_large"]),
     ],
 )
-def test_examines_the_border_cases(changes, kinds):
-    found, seen = _examined(**changes)
+def test_validates_the_border_cases(changes, kinds):
+    found, seen = _validate(**changes)
     assert seen == kinds
     kept = found.row is not None and found.row["annotation_id"] == [2]
     assert kept == all(problem.severity == "notice" for problem in found.problems)
 
 
-def test_a_photo_that_exif_would_turn_is_noticed():
+def test_exif_orientation_is_a_notice():
     out = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6

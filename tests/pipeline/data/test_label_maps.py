@@ -1,4 +1,4 @@
-"""Label maps of anyone and of BDD100K, from folders and zips to rows, sound and broken."""
+"""Ingest of custom label maps and BDD100K from folders and zips, valid and broken."""
 
 import io
 import shutil
@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from pipeline.data.audit import audit
-from pipeline.data.ingest import ingest_bdd, ingest_semantic
+from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import BddIngest, SemanticIngest
 from pipeline.data.manifest import read_manifest
 from pipeline.data.schema import PLANES, SEMANTIC_SCHEMA
-from pipeline.data.semantic_fields import VOID, decode_plane, nearest_classes
+from pipeline.data.semantic_fields import VOID, decode_plane, find_nearest_classes
 from pipeline.errors import DatasetError
-from tests.pipeline.data.street_samples import bdd, blocks, label_maps, photo, png, zipped
+from tests.pipeline.data.street_samples import bdd, blocks, label_maps, photo, png, zip_folders
 
 
 def config(root, **changes) -> SemanticIngest:
@@ -39,7 +39,7 @@ def maps(tmp_path):
 
 
 def test_rows_hold_image_label_and_its_fields(maps):
-    result = ingest_semantic(config(maps))
+    result = ingest_dataset(config(maps))
     assert (result["images"], result["rejects"]) == (4, 0)
     found = rows(maps)
     assert pq.read_schema(maps / "out" / "part-00000.parquet").equals(SEMANTIC_SCHEMA)
@@ -49,7 +49,7 @@ def test_rows_hold_image_label_and_its_fields(maps):
         assert row["image"] == (maps / "images" / "train" / f"p{number}.jpg").read_bytes()
         label = blocks(number)
         assert (row["height"], row["width"]) == label.shape
-        for name, plane in zip(PLANES, (label, *nearest_classes(label)), strict=True):
+        for name, plane in zip(PLANES, (label, *find_nearest_classes(label)), strict=True):
             np.testing.assert_array_equal(decode_plane(row[name]), plane)
         counts = np.bincount(label.ravel(), minlength=256)[:3]
         assert row["category_index"] == np.flatnonzero(counts).tolist()
@@ -73,7 +73,7 @@ def test_values_may_be_any_and_void_may_be_several(maps):
     for number in range(4):
         Image.fromarray(values[blocks(number)]).save(maps / "labels" / "train" / f"p{number}.png")
     (maps / "names.txt").write_text("40 a tall house\n7 ground\n12 tree\n")
-    ingest_semantic(config(maps, classes_file=f"{maps}/names.txt", void=(9, 255)))
+    ingest_dataset(config(maps, classes_file=f"{maps}/names.txt", void=(9, 255)))
     named = [(e.category_id, e.name) for e in read_manifest(f"{maps}/out").categories]
     assert named == [(7, "ground"), (12, "tree"), (40, "a tall house")]
     index = np.array([0, 2, 1, *[VOID] * 253], np.uint8)
@@ -81,18 +81,18 @@ def test_values_may_be_any_and_void_may_be_several(maps):
     np.testing.assert_array_equal(label, index[blocks(0)])
 
 
-def test_folders_may_lie_in_other_ways(maps, tmp_path):
+def test_other_folder_layouts_are_accepted(maps, tmp_path):
     for kind in ("images", "labels"):
         shutil.copytree(maps / kind / "train", tmp_path / "by_split" / "train" / kind)
         shutil.copytree(maps / kind / "train", tmp_path / "flat" / kind)
-    for place in (tmp_path / "flat" / "labels").iterdir():
-        place.rename(place.with_name(place.stem + "_mask.png"))
+    for path in (tmp_path / "flat" / "labels").iterdir():
+        path.rename(path.with_name(path.stem + "_mask.png"))
     names = {"classes": ("a", "b", "c")}
-    assert ingest_semantic(config(tmp_path / "by_split", **names))["images"] == 4
+    assert ingest_dataset(config(tmp_path / "by_split", **names))["images"] == 4
     flat = config(tmp_path / "flat", label_ending="_mask.png", **names)
-    assert ingest_semantic(flat)["images"] == 4
-    zipped(maps, "all.zip", "images", "labels")
-    assert ingest_semantic(config(maps))["images"] == 4
+    assert ingest_dataset(flat)["images"] == 4
+    zip_folders(maps, "all.zip", "images", "labels")
+    assert ingest_dataset(config(maps))["images"] == 4
 
 
 def _jpeg(number: int) -> bytes:
@@ -123,17 +123,17 @@ _BROKEN = {
 
 
 @pytest.mark.parametrize("kind", _BROKEN)
-def test_each_kind_of_damage_is_named_and_leaves_out_what_it_concerns(maps, kind):
+def test_each_kind_of_damage_is_reported_and_dropped(maps, kind):
     name, data = _BROKEN[kind]
     (maps / name).unlink(missing_ok=True)
     if data is not None:
         (maps / name).write_bytes(data)
     with pytest.raises(DatasetError, match=kind) as caught:
-        ingest_semantic(config(maps))
+        ingest_dataset(config(maps))
     assert "python jobs/ingest.py semantic" in str(caught.value)
     assert not (maps / "out" / "dataset.json").exists()
 
-    result = ingest_semantic(config(maps, on_bad="drop"))
+    result = ingest_dataset(config(maps, on_bad="drop"))
     (reject,) = pq.read_table(maps / "out" / "rejects.parquet").to_pylist()
     assert (reject["kind"], reject["action"]) == (kind, "dropped")
     assert "p1" in reject["file_name"]
@@ -143,106 +143,106 @@ def test_each_kind_of_damage_is_named_and_leaves_out_what_it_concerns(maps, kind
     assert result["rejects"] == 1
 
 
-def test_values_outside_the_table_are_told_with_their_pixels(maps):
+def test_reports_unknown_values_with_their_pixels(maps):
     label = blocks(1)
     label[0, :7], label[1, 0] = 77, 99
     Image.fromarray(label).save(maps / "labels" / "train" / "p1.png")
-    told = (
+    message = (
         r"image 2, p1\.jpg: p1\.png: values 77 \(7 pixels\), 99 \(1 pixels\); classes have 0 to 2"
     )
-    with pytest.raises(DatasetError, match=told):
-        ingest_semantic(config(maps))
+    with pytest.raises(DatasetError, match=message):
+        ingest_dataset(config(maps))
 
 
-def test_a_palette_can_be_taken_as_it_is(maps):
+def test_fix_takes_palette_indices(maps):
     (maps / "labels" / "train" / "p1.png").write_bytes(_palette())
-    result = ingest_semantic(config(maps, on_bad="fix"))
+    result = ingest_dataset(config(maps, on_bad="fix"))
     assert (result["images"], result["fixed"], result["rejects"]) == (4, 1, 0)
     np.testing.assert_array_equal(decode_plane(rows(maps)[1]["label"]), blocks(1))
 
 
-def test_a_label_of_void_alone_is_noticed_and_kept(maps):
+def test_a_label_of_void_alone_is_kept_with_a_notice(maps):
     Image.fromarray(np.full_like(blocks(1), 255)).save(maps / "labels" / "train" / "p1.png")
-    assert ingest_semantic(config(maps))["notices"] == 1
+    assert ingest_dataset(config(maps))["notices"] == 1
     assert read_manifest(f"{maps}/out").notices == {"label_void": 1}
     assert rows(maps)[1]["category_index"] == []
 
 
-def test_what_was_mended_comes_in_with_the_next_run(maps):
-    place = maps / "labels" / "train" / "p1.png"
-    place.write_bytes(png(blocks(1))[:-60])
+def test_the_next_run_takes_a_repaired_label(maps):
+    path = maps / "labels" / "train" / "p1.png"
+    path.write_bytes(png(blocks(1))[:-60])
     with pytest.raises(DatasetError, match="label_unreadable"):
-        ingest_semantic(config(maps))
-    place.write_bytes(png(blocks(1)))
-    assert ingest_semantic(config(maps))["images"] == 4
+        ingest_dataset(config(maps))
+    path.write_bytes(png(blocks(1)))
+    assert ingest_dataset(config(maps))["images"] == 4
 
 
-def test_a_label_that_was_drawn_anew_is_another_data_set(maps):
-    ingest_semantic(config(maps))
+def test_an_edited_label_makes_another_data_set(maps):
+    ingest_dataset(config(maps))
     Image.fromarray(np.zeros_like(blocks(1))).save(maps / "labels" / "train" / "p1.png")
     with pytest.raises(DatasetError, match="--overwrite"):
-        ingest_semantic(config(maps))
-    ingest_semantic(config(maps, overwrite=True))
+        ingest_dataset(config(maps))
+    ingest_dataset(config(maps, overwrite=True))
     assert not decode_plane(rows(maps)[1]["label"]).any()
 
 
 @pytest.mark.parametrize(
     "changes", [{"classes": ("ground", "house", "bush")}, {"void": (254, 255)}]
 )
-def test_classes_of_another_meaning_are_another_data_set(maps, changes):
-    ingest_semantic(config(maps))
+def test_other_classes_make_another_data_set(maps, changes):
+    ingest_dataset(config(maps))
     with pytest.raises(DatasetError, match="--overwrite"):
-        ingest_semantic(config(maps, **changes))
+        ingest_dataset(config(maps, **changes))
 
 
 def test_swapped_folders_are_recognized(maps):
     swapped = {"images": f"{maps}/labels/train", "labels": f"{maps}/images/train"}
     with pytest.raises(DatasetError, match=r"no image has a label.*folders swapped"):
-        ingest_semantic(config(maps, **swapped))
-    for place in (maps / "images" / "train").iterdir():
-        Image.open(place).save(place.with_suffix(".png"))
-        place.unlink()
-    with pytest.raises(DatasetError, match=r"the folders of images and labels are swapped"):
-        ingest_semantic(config(maps, **swapped))
+        ingest_dataset(config(maps, **swapped))
+    for path in (maps / "images" / "train").iterdir():
+        Image.open(path).save(path.with_suffix(".png"))
+        path.unlink()
+    with pytest.raises(DatasetError, match="the folders are swapped"):
+        ingest_dataset(config(maps, **swapped))
     assert not (maps / "out").exists()
 
 
-def test_folders_and_classes_that_are_not_there_are_told_with_what_is(maps):
+def test_missing_folders_and_classes_are_reported_with_the_existing_ones(maps):
     with pytest.raises(DatasetError, match=r"neither images/val nor val/images.*train/.*--split"):
-        ingest_semantic(config(maps, split="val"))
-    with pytest.raises(DatasetError, match=r"nowhere is not there; .*--labels"):
-        ingest_semantic(config(maps, labels="nowhere"))
+        ingest_dataset(config(maps, split="val"))
+    with pytest.raises(DatasetError, match=r"nowhere does not exist; .*--labels"):
+        ingest_dataset(config(maps, labels="nowhere"))
     (maps / "classes.txt").unlink()
-    with pytest.raises(DatasetError, match=r"classes\.txt is not there; .*--classes"):
-        ingest_semantic(config(maps))
+    with pytest.raises(DatasetError, match=r"classes\.txt does not exist; .*--classes"):
+        ingest_dataset(config(maps))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "it is empty"),
-        ("a\nb\na\n", "a name stands there twice"),
-        ("1 a\n1 b\n", "a value stands there twice"),
-        ("300 a\n1 b\n", "values go from 0 to 254"),
-        ("255 a\n1 b\n", "values go from 0 to 254"),
+        ("a\nb\na\n", "a name is used twice"),
+        ("1 a\n1 b\n", "a value is used twice"),
+        ("300 a\n1 b\n", r"values must be in 0\.\.254"),
+        ("255 a\n1 b\n", r"values must be in 0\.\.254"),
     ],
 )
-def test_a_classes_file_that_is_wrong_says_what_to_write(maps, text, told):
+def test_an_invalid_classes_file_is_reported_with_the_format(maps, text, message):
     (maps / "classes.txt").write_text(text)
-    with pytest.raises(DatasetError, match=f"{told}.*VALUE NAME"):
-        ingest_semantic(config(maps))
+    with pytest.raises(DatasetError, match=f"{message}.*VALUE NAME"):
+        ingest_dataset(config(maps))
 
 
-def test_wrong_flags_are_told_together():
+def test_wrong_flags_are_reported_together():
     with pytest.raises(DatasetError) as caught:
         config("x", classes=("a", "a"), void=(256,), label_ending=".bmp", workers=-2)
-    for told in ("workers", "twice", "0..255", ".png"):
-        assert told in str(caught.value)
-    with pytest.raises(DatasetError, match="one of both"):
-        ingest_semantic(config("x", classes=("a", "b"), void=(1,)))
+    for message in ("workers", "repeat", "[0, 255]", ".png"):
+        assert message in str(caught.value)
+    with pytest.raises(DatasetError, match="one of the two"):
+        ingest_dataset(config("x", classes=("a", "b"), void=(1,)))
 
 
-def test_the_command_to_go_on_is_the_users_own():
+def test_the_suggested_command_repeats_the_users_flags():
     words = config("my maps", classes=("road", "tall house"), void=(0, 255)).command("drop")
     assert words == (
         "python jobs/ingest.py semantic --root 'my maps' --split train --out 'my maps/out' "
@@ -252,15 +252,15 @@ def test_the_command_to_go_on_is_the_users_own():
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_bdd_comes_in_both_layouts_unpacked_and_in_zips(tmp_path, old, packed):
+def test_bdd_is_read_in_both_layouts_unpacked_and_zipped(tmp_path, old, packed):
     root = bdd(tmp_path / "bdd", old=old)
     (root / ("seg" if old else "labels") / "colormaps").mkdir()
     if packed and old:
-        zipped(root, "bdd100k_seg.zip", "seg", under="bdd100k/")
+        zip_folders(root, "bdd100k_seg.zip", "seg", under="bdd100k/")
     elif packed:
-        zipped(root, "bdd100k_images_10k.zip", "images", under="bdd100k/")
-        zipped(root, "bdd100k_sem_seg_labels_trainval.zip", "labels", under="bdd100k/")
-    result = ingest_bdd(bdd_config(root))
+        zip_folders(root, "bdd100k_images_10k.zip", "images", under="bdd100k/")
+        zip_folders(root, "bdd100k_sem_seg_labels_trainval.zip", "labels", under="bdd100k/")
+    result = ingest_dataset(bdd_config(root))
     assert (result["images"], result["rejects"]) == (5, 0)
     manifest = read_manifest(f"{root}/out")
     assert [each.category_id for each in manifest.categories] == list(range(19))
@@ -269,34 +269,34 @@ def test_bdd_comes_in_both_layouts_unpacked_and_in_zips(tmp_path, old, packed):
     assert manifest.category_images[14] == 0
 
 
-def test_bdd_that_is_not_there_says_where_it_comes_from(tmp_path):
+def test_missing_bdd_is_reported_with_its_download(tmp_path):
     root = bdd(tmp_path / "bdd")
     shutil.rmtree(root / "labels")
-    told = r"labels/sem_seg/masks/train or seg/labels/train: not in .*has images/.*berkeley"
-    with pytest.raises(DatasetError, match=told):
-        ingest_bdd(bdd_config(root))
+    message = r"labels/sem_seg/masks/train or seg/labels/train: not in .*has images/.*berkeley"
+    with pytest.raises(DatasetError, match=message):
+        ingest_dataset(bdd_config(root))
 
 
-def test_half_of_bdd_is_told_with_counts_and_where_to_get_it(tmp_path, caplog):
+def test_an_incomplete_bdd_is_reported_with_counts_and_its_download(tmp_path, caplog):
     root = bdd(tmp_path / "bdd")
-    for place in list((root / "images" / "10k" / "train").iterdir())[:2]:
-        place.unlink()
+    for path in list((root / "images" / "10k" / "train").iterdir())[:2]:
+        path.unlink()
     with caplog.at_level("WARNING"), pytest.raises(DatasetError) as caught:
-        ingest_bdd(bdd_config(root))
-    assert "train has 5 images here, officially 7000" in caplog.text
+        ingest_dataset(bdd_config(root))
+    assert "train has 5 of the official 7000 images" in caplog.text
     assert "image_missing        2" in str(caught.value)
     assert "bdd100k_images_10k.zip" in str(caught.value)
 
 
-def test_bdd_with_masks_of_another_task_is_refused(tmp_path):
+def test_refuses_bdd_with_masks_of_another_task(tmp_path):
     root = bdd(tmp_path / "bdd")
-    for place in (root / "labels" / "sem_seg" / "masks" / "train").iterdir():
-        place.write_bytes(png(np.full((48, 96), 26, np.uint8)))
+    for path in (root / "labels" / "sem_seg" / "masks" / "train").iterdir():
+        path.write_bytes(png(np.full((48, 96), 26, np.uint8)))
     with pytest.raises(DatasetError, match=r"label_value +5 .*\n.*values 26 \(4608 pixels\)"):
-        ingest_bdd(bdd_config(root))
+        ingest_dataset(bdd_config(root))
 
 
 def test_real_bdd_layout(real_data, tmp_path):
-    result = ingest_bdd(bdd_config(real_data / "bdd_mini", out=str(tmp_path / "out")))
+    result = ingest_dataset(bdd_config(real_data / "bdd_mini", out=str(tmp_path / "out")))
     assert (result["images"], result["rejects"]) == (6, 0)
     assert audit(str(tmp_path / "out"), deep=True)["problems"] == 0

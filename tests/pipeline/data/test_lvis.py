@@ -1,4 +1,4 @@
-"""LVIS and LVIS*, from folders and zips to rows from which their truth can be rebuilt."""
+"""Ingest of LVIS and LVIS* from folders and zips; the annotations can be rebuilt from the rows."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.audit import audit
-from pipeline.data.ingest import ingest_coco, ingest_lvis
+from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CocoIngest, LvisIngest
 from pipeline.data.manifest import read_manifest
 from pipeline.data.schema import FEDERATED, FEDERATED_SCHEMA
@@ -19,7 +19,7 @@ from pipeline.errors import DatasetError, StorageError
 from pipeline.evaluation.split_reader import truth_from_shards
 from tests.pipeline.data.coco_samples import small_coco
 from tests.pipeline.data.lvis_samples import load, lvis, save
-from tests.pipeline.data.street_samples import zipped
+from tests.pipeline.data.street_samples import zip_folders
 
 
 def config(root, **changes) -> LvisIngest:
@@ -28,7 +28,7 @@ def config(root, **changes) -> LvisIngest:
 
 
 def truth_of(out: str) -> dict:
-    """What an evaluation gets from the shards alone, laid out to compare."""
+    """Read the truth of an evaluation from the shards, in a form to compare."""
     truth = truth_from_shards(out)
     images = {
         image["id"]: {**{key: image[key] for key in FEDERATED}, "annotations": []}
@@ -43,16 +43,16 @@ def truth_of(out: str) -> dict:
 
 
 def truth_in(doc: dict, new_id: dict[int, int] | None = None) -> dict:
-    """The same, from a file of LVIS whose category ids are exchanged or left out."""
+    """Make the same from an LVIS file, with category ids replaced or dropped by new_id."""
     new_id = new_id or {each["id"]: each["id"] for each in doc["categories"]}
 
-    def exchanged(old: list[int]) -> list[int]:
+    def remap(old: list[int]) -> list[int]:
         return [new_id[each] for each in old if each in new_id]
 
     return {
         "images": {
             image["id"]: {
-                **{key: exchanged(image[key]) for key in FEDERATED},
+                **{key: remap(image[key]) for key in FEDERATED},
                 "annotations": [
                     (new_id[each["category_id"]], each["area"])
                     for each in doc["annotations"]
@@ -75,9 +75,9 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["v1", "v0.5"])
-def test_a_truth_can_be_rebuilt_from_the_shards(tmp_path, version):
+def test_the_annotations_can_be_rebuilt_from_the_shards(tmp_path, version):
     root = lvis(tmp_path / "lvis", version=version)
-    result = ingest_lvis(config(root, version=version))
+    result = ingest_dataset(config(root, version=version))
     doc = load(root, version)
     assert (result["images"], result["annotations"]) == (6, len(doc["annotations"]))
     assert truth_of(f"{root}/out") == truth_in(doc)
@@ -93,25 +93,25 @@ def test_a_truth_can_be_rebuilt_from_the_shards(tmp_path, version):
     assert manifest.category_images == tuple(counts[each["id"]] for each in doc["categories"])
 
 
-def test_cocos_categories_keep_all_images_and_get_cocos_ids(root):
-    result = ingest_lvis(config(root, only_coco_categories=True))
+def test_lvis_star_keeps_all_images_under_cocos_ids(root):
+    result = ingest_dataset(config(root, only_coco_categories=True))
     doc = load(root)
     found = truth_of(f"{root}/out")
     expected = truth_in(doc, {2: 3, 3: 21, 5: 1, 9: 24})
     assert result["images"] == 6
     assert found["images"] == expected["images"]
     assert found["categories"] == expected["categories"]
-    # A model of COCO has all 80 categories, also those that LVIS lacks.
+    # Models trained on COCO have all 80 categories, even those that LVIS lacks.
     categories = read_manifest(f"{root}/out").categories
     assert [e.category_id for e in categories] == [e.category_id for e in COCO_CATEGORIES]
     names = {e.category_id: e.name for e in categories}
     assert (names[1], names[3], names[21]) == ("person", "car", "cow")
-    # The two are different data sets.
+    # LVIS and LVIS* are different data sets.
     with pytest.raises(DatasetError, match="--overwrite"):
-        ingest_lvis(config(root))
+        ingest_dataset(config(root))
 
 
-def test_cocos_categories_are_cocos(real_data):
+def test_coco_categories_equal_the_official_ones(real_data):
     doc = json.loads((real_data / "coco_mini/annotations/instances_val2017.json").read_text())
     listed = [(each["id"], each["name"]) for each in doc["categories"]]
     assert [each[:2] for each in COCO_CATEGORIES] == sorted(listed)
@@ -124,24 +124,24 @@ def test_cocos_categories_are_cocos(real_data):
 def test_images_and_annotations_may_stay_in_their_zips(root):
     with zipfile.ZipFile(root / "lvis_v1_val.json.zip", "w") as out:
         out.write(root / "lvis_v1_val.json", "lvis_v1_val.json")
-    before = ingest_lvis(config(root, out=f"{root}/before"))
+    before = ingest_dataset(config(root, out=f"{root}/before"))
     (root / "lvis_v1_val.json").unlink()
-    zipped(root, "train2017.zip", "train2017")
-    zipped(root, "val2017.zip", "val2017")
-    assert ingest_lvis(config(root))["fingerprint"] == before["fingerprint"]
+    zip_folders(root, "train2017.zip", "train2017")
+    zip_folders(root, "val2017.zip", "val2017")
+    assert ingest_dataset(config(root))["fingerprint"] == before["fingerprint"]
 
 
-def test_photos_may_lie_in_one_folder(root):
+def test_photos_may_be_in_one_folder(root):
     (root / "photos").mkdir()
     for part in ("train2017", "val2017"):
-        for place in (root / part).iterdir():
-            place.rename(root / "photos" / place.name)
+        for path in (root / part).iterdir():
+            path.rename(root / "photos" / path.name)
         (root / part).rmdir()
     with pytest.raises(
         DatasetError, match=r"(?s)train2017/ with 2 of the images is not in .*--images"
     ):
-        ingest_lvis(config(root))
-    assert ingest_lvis(config(root, images=f"{root}/photos"))["images"] == 6
+        ingest_dataset(config(root))
+    assert ingest_dataset(config(root, images=f"{root}/photos"))["images"] == 6
 
 
 def _unknown_category(doc):
@@ -169,13 +169,13 @@ def _polygon_short(doc):
         (_polygon_short, "polygon_short"),
     ],
 )
-def test_each_kind_of_damage_is_named_and_left_out(root, damage, kind):
+def test_each_kind_of_damage_is_reported_and_dropped(root, damage, kind):
     doc = load(root)
     damage(doc)
     save(root, doc)
     with pytest.raises(DatasetError, match=kind):
-        ingest_lvis(config(root))
-    ingest_lvis(config(root, on_bad="drop"))
+        ingest_dataset(config(root))
+    ingest_dataset(config(root, on_bad="drop"))
     assert read_manifest(f"{root}/out").rejects[kind] >= 1
     if kind == "unknown_category":
         assert truth_of(f"{root}/out")["images"][7001]["neg_category_ids"] == [1]
@@ -186,52 +186,52 @@ def test_a_category_without_a_known_frequency_always_stops(root):
     doc["categories"][0]["frequency"] = "often"
     save(root, doc)
     with pytest.raises(DatasetError, match=r"category_entry.*\n.*frequency is 'often'"):
-        ingest_lvis(config(root, on_bad="drop"))
+        ingest_dataset(config(root, on_bad="drop"))
 
 
-def test_a_file_of_another_data_set_says_which_verb_to_type(root, tmp_path):
+def test_a_file_of_another_format_is_reported_with_the_right_command(root, tmp_path):
     coco = small_coco(tmp_path / "coco", images=3)
     file = f"{coco}/annotations/instances_tiny.json"
     with pytest.raises(DatasetError, match=r"no neg_category_ids, .* no synset.*ingest\.py coco"):
-        ingest_lvis(config(root, annotations=file))
+        ingest_dataset(config(root, annotations=file))
     given = {"root": str(root), "split": "val2017", "out": f"{root}/out", "workers": 0}
-    with pytest.raises(DatasetError, match=r"is an LVIS file; type: python jobs/ingest\.py lvis"):
-        ingest_coco(CocoIngest(annotations=f"{root}/lvis_v1_val.json", **given))
+    with pytest.raises(DatasetError, match=r"is an LVIS file; use: python jobs/ingest\.py lvis"):
+        ingest_dataset(CocoIngest(annotations=f"{root}/lvis_v1_val.json", **given))
     panoptic = json.loads((coco / "annotations" / "instances_tiny.json").read_text())
     panoptic["annotations"] = [{"segments_info": [], "image_id": 1000, "file_name": "x.png"}]
     (root / "panoptic.json").write_text(json.dumps(panoptic))
     with pytest.raises(DatasetError, match="is a panoptic file"):
-        ingest_coco(CocoIngest(annotations=f"{root}/panoptic.json", **given))
+        ingest_dataset(CocoIngest(annotations=f"{root}/panoptic.json", **given))
 
 
-def test_what_is_not_there_is_told_with_what_is_and_where_it_comes_from(root):
+def test_missing_files_are_reported_with_the_existing_ones_and_the_download(root):
     with pytest.raises(DatasetError, match=r"lvis_v1_train\.json is not in .*lvis_v1_val\.json"):
-        ingest_lvis(config(root, split="train"))
-    with pytest.raises(DatasetError, match=r"nowhere is not there.*lvisdataset\.org"):
-        ingest_lvis(config(root, images="nowhere"))
+        ingest_dataset(config(root, split="train"))
+    with pytest.raises(DatasetError, match=r"nowhere does not exist.*lvisdataset\.org"):
+        ingest_dataset(config(root, images="nowhere"))
     shutil.rmtree(root / "val2017")
     with pytest.raises(DatasetError, match=r"(?s)val2017/ with 4 of the images .*cocodataset\.org"):
-        ingest_lvis(config(root))
+        ingest_dataset(config(root))
     (root / "val2017.zip").write_bytes(b"PK half of it")
-    with pytest.raises(StorageError, match=r"val2017\.zip is no whole zip"):
-        ingest_lvis(config(root))
+    with pytest.raises(StorageError, match=r"val2017\.zip is not a complete zip"):
+        ingest_dataset(config(root))
 
 
 def test_coco_may_stay_in_its_zips_too(tmp_path):
     root = small_coco(tmp_path / "coco", images=5)
     given = {"root": str(root), "split": "tiny", "workers": 0}
-    before = ingest_coco(CocoIngest(out=f"{root}/before", **given))
-    zipped(root, "annotations_trainval2017.zip", "annotations")
-    zipped(root, "tiny.zip", "tiny")
-    after = ingest_coco(CocoIngest(out=f"{root}/after", **given))
+    before = ingest_dataset(CocoIngest(out=f"{root}/before", **given))
+    zip_folders(root, "annotations_trainval2017.zip", "annotations")
+    zip_folders(root, "tiny.zip", "tiny")
+    after = ingest_dataset(CocoIngest(out=f"{root}/after", **given))
     assert before["fingerprint"] == after["fingerprint"]
 
 
 def test_real_lvis(real_data, tmp_path):
-    place = real_data / "lvis_mini"
+    path = real_data / "lvis_mini"
     given = {"split": "val_tiny", "version": "v0.5"}
-    ingest_lvis(config(place, out=f"{tmp_path}/all", **given))
-    doc = json.loads((place / "lvis_v0.5_val_tiny.json").read_text())
+    ingest_dataset(config(path, out=f"{tmp_path}/all", **given))
+    doc = json.loads((path / "lvis_v0.5_val_tiny.json").read_text())
     found, expected = truth_of(f"{tmp_path}/all"), truth_in(doc)
     assert found["categories"] == expected["categories"]
     for image_id, image in expected["images"].items():
@@ -241,7 +241,7 @@ def test_real_lvis(real_data, tmp_path):
             image["annotations"], mine["annotations"], strict=True
         ):
             assert kept == (category_id, np.float32(area))
-    only = ingest_lvis(config(place, out=f"{tmp_path}/coco", only_coco_categories=True, **given))
+    only = ingest_dataset(config(path, out=f"{tmp_path}/coco", only_coco_categories=True, **given))
     synset = {each.synset for each in COCO_CATEGORIES}
     kept = {each["id"] for each in doc["categories"] if each["synset"] in synset}
     assert only["annotations"] == sum(e["category_id"] in kept for e in doc["annotations"])

@@ -19,18 +19,18 @@ MANIFEST = Manifest(
 )
 
 
-def test_comes_back_as_written(tmp_path):
+def test_is_read_as_written(tmp_path):
     write_manifest(str(tmp_path), MANIFEST)
     assert read_manifest(str(tmp_path)) == MANIFEST
 
 
-def test_a_folder_without_one_is_incomplete_and_says_the_next_command(tmp_path):
+def test_a_folder_without_a_manifest_is_reported_with_the_next_command(tmp_path):
     with pytest.raises(DatasetError, match=r"ingest has not finished.*python jobs/ingest.py coco"):
         read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"images": 41}, "do not add up to 41 images"),
         ({"schema_version": 99}, "schema version 99"),
@@ -46,14 +46,14 @@ def test_a_folder_without_one_is_incomplete_and_says_the_next_command(tmp_path):
         ({"categories": MANIFEST.categories[1:]}, "category_index"),
     ],
 )
-def test_a_manifest_that_contradicts_itself_is_refused(tmp_path, changes, told):
+def test_refuses_a_manifest_that_contradicts_itself(tmp_path, changes, message):
     write_manifest(str(tmp_path), replace(MANIFEST, **changes))
-    with pytest.raises(DatasetError, match=told):
+    with pytest.raises(DatasetError, match=message):
         read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1}'])
-def test_a_damaged_file_is_an_error_of_the_data_not_a_traceback(tmp_path, text):
+def test_a_damaged_manifest_is_a_dataset_error(tmp_path, text):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DatasetError, match="ingest again"):
         read_manifest(str(tmp_path))
@@ -61,25 +61,25 @@ def test_a_damaged_file_is_an_error_of_the_data_not_a_traceback(tmp_path, text):
 
 def test_instance_shards_of_version_1_are_still_read(tmp_path):
     write_manifest(str(tmp_path), MANIFEST)
-    place = tmp_path / "dataset.json"
-    old = json.loads(place.read_text())
+    path = tmp_path / "dataset.json"
+    old = json.loads(path.read_text())
     for added in ("federated", "category_images", "category_px"):
         del old[added]
     old["categories"] = [
         {name: each[name] for name in ("category_id", "category_index", "name")}
         for each in old["categories"]
     ]
-    place.write_text(json.dumps({**old, "schema_version": 1}))
+    path.write_text(json.dumps({**old, "schema_version": 1}))
     assert read_manifest(str(tmp_path)) == replace(MANIFEST, schema_version=1)
 
 
-def test_categories_are_the_same_whatever_their_frequency():
+def test_categories_compare_equal_with_other_frequencies():
     category = MANIFEST.categories[0]
     assert replace(category, frequency="r") == category
     assert replace(category, name="bus") != category
 
 
-def test_holds_nothing_that_changes_from_run_to_run(tmp_path):
+def test_does_not_depend_on_the_location(tmp_path):
     write_manifest(str(tmp_path), MANIFEST)
     assert str(tmp_path) not in (tmp_path / "dataset.json").read_text()
     assert json.loads((tmp_path / "dataset.json").read_text())["fingerprint"] == "abc"

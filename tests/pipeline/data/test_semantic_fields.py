@@ -8,14 +8,14 @@ from pipeline.data.semantic_fields import (
     VOID,
     decode_plane,
     encode_plane,
-    nearest_classes,
+    find_nearest_classes,
 )
 
 KERNELS = (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
 
 
 def blobs(seed: int, *, classes: int, size_hw=(60, 80)) -> np.ndarray:
-    """Random regions with a few void ones."""
+    """Draw random regions, some of them void."""
     rng = np.random.default_rng(seed)
     noise = [cv2.GaussianBlur(rng.normal(size=size_hw), (0, 0), 6) for _ in range(classes + 1)]
     label = np.argmax(noise, axis=0).astype(np.uint8)
@@ -33,15 +33,15 @@ def farther_classes(label: np.ndarray, reach: int) -> np.ndarray:
 
 
 def by_morphology(label: np.ndarray, index: int, size: int) -> tuple[np.ndarray, ...]:
-    """Bands and boundary of a class as the paper makes them, void taken out."""
+    """Compute bands and boundary of a class as in the paper, without void."""
     kernel = np.ones((size, size), np.uint8)
     mask = (label == index).astype(np.uint8)
     filled = mask | (label == VOID).astype(np.uint8)
     valid = label != VOID
     contraction = (cv2.dilate(mask, kernel) > 0) & (mask == 0) & valid
     expansion = (mask > 0) & (cv2.erode(filled, kernel) == 0)
-    # 8 times a pixel minus its neighbors is positive where one of them is outside; what lies beyond
-    # the image is like the pixel beside it.
+    # 8 times a pixel minus its neighbors is positive if one of them is outside. The border is
+    # replicated beyond the image.
     weights = np.full((3, 3), -1)
     weights[1, 1] = 8
     laplacian = cv2.filter2D(filled.astype(np.int16), -1, weights, borderType=cv2.BORDER_REPLICATE)
@@ -49,7 +49,7 @@ def by_morphology(label: np.ndarray, index: int, size: int) -> tuple[np.ndarray,
 
 
 def check_bands(label: np.ndarray, kernels=KERNELS) -> None:
-    other_1, distance_1, other_2, distance_2 = nearest_classes(label)
+    other_1, distance_1, other_2, distance_2 = find_nearest_classes(label)
     for size in kernels:
         reach = (size - 1) // 2
         three = farther_classes(label, reach) <= 2
@@ -60,7 +60,7 @@ def check_bands(label: np.ndarray, kernels=KERNELS) -> None:
                 (other_2 == index) & (distance_2 <= reach)
             )
             np.testing.assert_array_equal(band[three], contraction[three])
-            # Nothing is ever added where more classes meet, only left out.
+            # Where more classes meet, pixels are only missing, never added.
             assert not (band & ~contraction).any()
             np.testing.assert_array_equal(own & (distance_1 <= reach), expansion)
             np.testing.assert_array_equal(own & (distance_1 == 1), boundary)
@@ -68,12 +68,12 @@ def check_bands(label: np.ndarray, kernels=KERNELS) -> None:
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("seed", range(3))
-def test_bands_of_every_kernel_are_those_of_morphology(classes, seed):
+def test_bands_of_every_kernel_equal_morphology(classes, seed):
     check_bands(blobs(seed, classes=classes))
 
 
 def by_search(label: np.ndarray) -> np.ndarray:
-    """The rule itself, pixel by pixel: (H, W, 4)."""
+    """Search the nearest classes pixel by pixel: (H, W, 4)."""
     found = np.full((*label.shape, 4), VOID)
     rows, columns = np.indices(label.shape)
     for row, column in np.argwhere(label != VOID):
@@ -83,45 +83,45 @@ def by_search(label: np.ndarray) -> np.ndarray:
             for index in np.unique(label)
             if index not in (VOID, label[row, column])
         )
-        for place, (far, index) in enumerate(others[:2]):
+        for path, (far, index) in enumerate(others[:2]):
             if far <= REACH_PX:
-                found[row, column, 2 * place : 2 * place + 2] = index, far
+                found[row, column, 2 * path : 2 * path + 2] = index, far
     return found
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_nearest_come_first_and_of_equally_near_ones_the_smaller_index(seed):
+def test_nearest_classes_equal_a_search(seed):
     label = blobs(seed, classes=5, size_hw=(22, 26))
-    np.testing.assert_array_equal(np.stack(nearest_classes(label), axis=2), by_search(label))
+    np.testing.assert_array_equal(np.stack(find_nearest_classes(label), axis=2), by_search(label))
 
 
-def test_ties_reach_and_void_have_their_rules():
+def test_ties_reach_and_void():
     label = np.full((1, 200), 4, np.uint8)
     label[0, 10], label[0, 12], label[0, 100] = 7, 2, VOID
-    other_1, distance_1, other_2, distance_2 = (plane[0] for plane in nearest_classes(label))
-    # Pixel 11 is as near to 7 as to 2.
+    other_1, distance_1, other_2, distance_2 = (plane[0] for plane in find_nearest_classes(label))
+    # Pixel 11 is equally near to 7 and 2.
     assert (other_1[11], distance_1[11], other_2[11], distance_2[11]) == (2, 1, 7, 1)
     assert (other_1[9], distance_1[9], other_2[9], distance_2[9]) == (7, 1, 2, 3)
     assert (other_1[12 + REACH_PX], distance_1[12 + REACH_PX]) == (2, REACH_PX)
     assert (other_2[12 + REACH_PX], distance_2[12 + REACH_PX]) == (VOID, VOID)
     assert (other_1[13 + REACH_PX], distance_1[13 + REACH_PX]) == (VOID, VOID)
-    # Void is far from everything and near to nothing.
+    # Void pixels have no nearest class, and void is not a class.
     assert [plane[100] for plane in (other_1, distance_1, other_2, distance_2)] == [VOID] * 4
     assert distance_1[99] == VOID
 
 
-def test_a_resize_to_a_quarter_still_knows_the_widest_kernel():
+def test_reach_suffices_for_the_largest_kernel_after_a_resize_to_a_quarter():
     assert REACH_PX * 0.25 >= (31 - 1) / 2
 
 
-def test_a_map_without_neighbors_has_no_field():
+def test_a_map_of_one_class_has_no_field():
     for label in (np.zeros((9, 9), np.uint8), np.full((9, 9), VOID, np.uint8)):
-        assert all((plane == VOID).all() for plane in nearest_classes(label))
+        assert all((plane == VOID).all() for plane in find_nearest_classes(label))
 
 
-def test_planes_come_back_as_written():
+def test_planes_are_decoded_as_encoded():
     label = blobs(0, classes=4)
-    for plane in (label, *nearest_classes(label)):
+    for plane in (label, *find_nearest_classes(label)):
         np.testing.assert_array_equal(decode_plane(encode_plane(plane)), plane)
     assert decode_plane(b"") is None
     assert decode_plane(b"\x89PNG no") is None
@@ -129,11 +129,11 @@ def test_planes_come_back_as_written():
     assert decode_plane(color) is None
 
 
-def test_bands_of_real_frames_are_those_of_morphology(real_data):
+def test_bands_of_real_frames_equal_morphology(real_data):
     train_id = np.full(256, VOID, np.uint8)
     for each in CLASSES:
         train_id[each.label_id] = each.train_id
     files = sorted((real_data / "cityscapes_mini" / "gtFine").rglob("*labelIds.png"))
-    for place in (files[0], files[-1]):
-        label = train_id[cv2.imread(str(place), cv2.IMREAD_UNCHANGED)]
+    for path in (files[0], files[-1]):
+        label = train_id[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)]
         check_bands(label[256:768, 512:1536], kernels=(3, 15, 31))

@@ -1,4 +1,4 @@
-"""The embedded data set is what COCO's reader expects, the same bytes each time, not trivial."""
+"""The embedded data set is valid COCO, reproducible and not trivial."""
 
 import hashlib
 import json
@@ -37,14 +37,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(root, tmp_pa
     assert all(other[name] != digest for name, digest in digests(root).items())
 
 
-def test_more_images_leave_the_first_ones_as_they_were(root, tmp_path):
+def test_more_images_do_not_change_the_first_ones(root, tmp_path):
     write_shapes(tmp_path, train_images=150, val_images=20, seed=3)
     before, after = digests(root / "train"), digests(tmp_path / "train")
     assert len(after) == 150
     assert {name: after[name] for name in before} == before
 
 
-def test_a_complete_folder_is_kept_and_a_broken_off_one_is_made_again(root, tmp_path):
+def test_a_complete_folder_is_kept_and_an_interrupted_one_is_made_again(root, tmp_path):
     write_shapes(tmp_path, train_images=5, val_images=2)
     complete = digests(tmp_path)
     (tmp_path / "train" / "000000000003.jpg").unlink()
@@ -56,7 +56,7 @@ def test_a_complete_folder_is_kept_and_a_broken_off_one_is_made_again(root, tmp_
     assert (tmp_path / "train" / "000000000003.jpg").stat().st_mtime_ns == stamp
 
 
-def test_coco_reads_it_and_every_number_agrees_with_the_mask(root, capsys):
+def test_pycocotools_reads_it_and_areas_and_boxes_match_the_masks(root, capsys):
     for split, count in (("train", 120), ("val", 20)):
         coco = COCO(str(root / "annotations" / f"instances_{split}.json"))
         assert len(coco.imgs) == count
@@ -70,7 +70,7 @@ def test_coco_reads_it_and_every_number_agrees_with_the_mask(root, capsys):
             assert coco_mask.toBbox(coco.annToRLE(annotation)).tolist() == annotation["bbox"]
 
 
-def test_it_holds_what_makes_boundaries_hard(root):
+def test_has_hard_boundaries(root):
     coco = COCO(str(root / "annotations" / "instances_train.json"))
     kinds = {type(a["segmentation"]) for a in coco.anns.values()}
     assert kinds == {list, dict}, "both polygons and run lengths"
@@ -83,10 +83,10 @@ def test_it_holds_what_makes_boundaries_hard(root):
             assert np.sum(masks, axis=0).max() <= 1, "masks are the visible parts"
             grown = [cv2.dilate(m, np.ones((3, 3), np.uint8)) for m in masks]
             touching += int(np.sum(grown, axis=0).max() > 1)
-    assert touching > 20, "shapes lie on one another"
+    assert touching > 20, "shapes overlap"
 
 
-def test_a_shape_stands_out_from_its_ground():
+def test_a_shape_contrasts_with_its_background():
     differences = []
     for image_id in range(1, 60):
         image = draw_image(seed=0, split="train", image_id=image_id)
@@ -103,6 +103,6 @@ def test_a_shape_stands_out_from_its_ground():
     assert np.median(differences) > 50
 
 
-def test_the_file_says_what_it_was_made_with(root):
+def test_info_records_the_arguments(root):
     info = json.loads((root / "annotations" / "instances_val.json").read_text())["info"]
     assert info == {"description": "shapes", "version": "1", "seed": 3, "images": 20}

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data.manifest import Manifest, ShardInfo
 from pipeline.data.plan import Chapter
-from pipeline.data.prefetch import ahead
+from pipeline.data.prefetch import prefetch
 from pipeline.data.read_rows import rows_per_item
 from pipeline.data.stream import _steps, local_batches
 from pipeline.errors import DatasetError, TrainingError
@@ -28,38 +28,40 @@ def split(tmp_path_factory):
 
 
 def ids_of(batches):
-    return [[int(i) for each in step.passes for i in each.image_id] for step in batches]
+    return [[int(i) for each in step.microbatches for i in each.image_id] for step in batches]
 
 
-def test_every_image_comes_once_an_epoch_in_passes(split):
+def test_every_image_is_trained_once_per_epoch_in_microbatches(split):
     steps = list(local_batches(split, DATA, **RUN, first_step=0, stop_step=24))
     assert [each.step for each in steps] == list(range(24))
     assert [each.epoch for each in steps] == [step * 4 // 32 for step in range(24)]
-    assert all([len(each.image_id) for each in step.passes] == [3, 1] for step in steps)
-    assert all([*step.passes[0].lanes, *step.passes[1].lanes] == [0, 1, 2, 3] for step in steps)
+    assert all([len(each.image_id) for each in step.microbatches] == [3, 1] for step in steps)
+    assert all(
+        [*step.microbatches[0].lanes, *step.microbatches[1].lanes] == [0, 1, 2, 3] for step in steps
+    )
     for epoch in range(3):
         seen = [i for step in ids_of(steps[8 * epoch : 8 * epoch + 8]) for i in step]
         assert sorted(seen) == list(range(100, 132))
 
 
-def test_a_resume_gives_the_rest_of_the_same_sequence(split):
+def test_a_resumed_stream_continues_the_same_sequence(split):
     whole = list(local_batches(split, DATA, **RUN, first_step=0, stop_step=12))
     rest = list(local_batches(split, DATA, **RUN, first_step=5, stop_step=12))
     assert [each.step for each in rest] == list(range(5, 12))
     for again, before in zip(rest, whole[5:], strict=True):
-        for one, other in zip(again.passes, before.passes, strict=True):
+        for one, other in zip(again.microbatches, before.microbatches, strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.targets.sample_seed, other.targets.sample_seed)
 
 
-def test_masks_come_when_asked_for(split):
+def test_masks_are_optional(split):
     run = {"first_step": 0, "stop_step": 1}
-    assert next(local_batches(split, DATA, **RUN, **run)).passes[0].targets.masks is None
-    with_masks = next(local_batches(split, DATA, **RUN, **run, with_masks=True)).passes[0]
+    assert next(local_batches(split, DATA, **RUN, **run)).microbatches[0].targets.masks is None
+    with_masks = next(local_batches(split, DATA, **RUN, **run, with_masks=True)).microbatches[0]
     assert with_masks.targets.masks.shape[2:] == with_masks.images.shape[2:]
 
 
-def test_label_maps_come_by_the_same_plan(tmp_path):
+def test_label_maps_follow_the_same_plan(tmp_path):
     maps = write_map_shards(tmp_path)
     data = DataConfig(crop_px=32, scale_range=(0.5, 2.0))
     whole = list(local_batches(maps, data, **RUN, first_step=0, stop_step=6))
@@ -68,13 +70,13 @@ def test_label_maps_come_by_the_same_plan(tmp_path):
         assert sorted(seen) == sorted([1, 2, 3, 4, 5, 6] * 2)
     rest = list(local_batches(maps, data, **RUN, first_step=2, stop_step=6))
     for again, before in zip(rest, whole[2:], strict=True):
-        for one, other in zip(again.passes, before.passes, strict=True):
+        for one, other in zip(again.microbatches, before.microbatches, strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.targets.label, other.targets.label)
             assert torch.equal(one.targets.zoom, other.targets.zoom)
 
 
-def test_a_task_reads_fewer_rows_where_they_are_large():
+def test_an_item_has_fewer_rows_if_they_are_large():
     def split(row_bytes):
         shard = ShardInfo(file="a", rows=320, row_groups=(32,) * 10, size_bytes=320 * row_bytes)
         return Manifest(categories=(), shards=(shard,), images=320, annotations=0, fingerprint="")
@@ -85,7 +87,7 @@ def test_a_task_reads_fewer_rows_where_they_are_large():
     assert rows_per_item(split(10**9)) == 1
 
 
-def test_nothing_runs_on_when_the_consumer_leaves(split):
+def test_all_threads_stop_when_the_consumer_leaves(split):
     before = set(threading.enumerate())
     batches = local_batches(split, DATA, **RUN, first_step=0, stop_step=10_000)
     next(batches)
@@ -94,7 +96,7 @@ def test_nothing_runs_on_when_the_consumer_leaves(split):
     assert set(threading.enumerate()) == before
 
 
-def test_a_folder_that_is_not_complete_or_damaged_is_refused(tmp_path):
+def test_incomplete_or_damaged_folders_are_rejected(tmp_path):
     run = {**RUN, "first_step": 0, "stop_step": 4}
     with pytest.raises(DatasetError, match=r"no dataset\.json"):
         local_batches(str(tmp_path), DATA, **run)
@@ -110,13 +112,13 @@ def test_a_folder_that_is_not_complete_or_damaged_is_refused(tmp_path):
         list(local_batches(split, DATA, **run))
 
 
-def test_a_shard_that_is_another_than_the_manifest_says_is_refused(tmp_path):
+def test_a_shard_that_differs_from_the_manifest_is_rejected(tmp_path):
     split = write_tiny_split(tmp_path / "train")
-    place = Path(split, "dataset.json")
-    manifest = json.loads(place.read_text())
+    path = Path(split, "dataset.json")
+    manifest = json.loads(path.read_text())
     manifest["shards"][0] |= {"rows": 25, "row_groups": [8, 8, 9]}
     manifest["images"] = 36
-    place.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))
     with pytest.raises(DatasetError, match=r"part-00000\.parquet, row group 2"):
         list(local_batches(split, DATA, **RUN, first_step=0, stop_step=9))
 
@@ -129,29 +131,29 @@ CHAPTER = Chapter("steps_00000002", 2, 4, 2)
 GOOD = [table((2, 1), (2, 3)), table((3, 1), (3, 3))]
 
 
-def test_steps_before_the_start_are_left_out():
+def test_steps_before_the_first_step_are_skipped():
     assert [step for step, _ in _steps(GOOD, CHAPTER, 3, lanes=range(1, 4, 2))] == [3]
 
 
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ([], "ended before step 2, it must go to step 3"),
+        ([], "ended before step 2, the last step is 3"),
         (GOOD[:1], "ended before step 3"),
-        (GOOD[1:], "step 3 arrived where step 2 is due"),
-        ([GOOD[0], *GOOD], "step 2 arrived where step 3 is due"),
-        ([*GOOD, table((4, 1), (4, 3))], "step 4 arrived where no more is due"),
-        ([table((2, 0), (2, 2)), GOOD[1]], r"step 2, .* lanes \[0, 2\] .* owns \[1, 3\]"),
+        (GOOD[1:], "got step 3, expected step 2"),
+        ([GOOD[0], *GOOD], "got step 2, expected step 3"),
+        ([*GOOD, table((4, 1), (4, 3))], "got step 4, expected the end"),
+        ([table((2, 0), (2, 2)), GOOD[1]], r"step 2: .* lanes \[0, 2\] .* owns lanes \[1, 3\]"),
         ([table((2, 1)), GOOD[1]], r"lanes \[1\]"),
-        ([table((2, 1), (3, 1))], "step 2, 3 arrived where step 2 is due"),
+        ([table((2, 1), (3, 1))], "got step 2, 3, expected step 2"),
     ],
 )
-def test_a_stream_that_leaves_the_plan_is_refused(tables, message):
+def test_a_stream_that_deviates_from_the_plan_is_rejected(tables, message):
     with pytest.raises(TrainingError, match=message):
         list(_steps(tables, CHAPTER, 2, lanes=range(1, 4, 2)))
 
 
-def test_work_ahead_keeps_order_and_bounds():
+def test_prefetch_keeps_the_order_and_the_bound():
     drawn = []
 
     def source():
@@ -163,20 +165,20 @@ def test_work_ahead_keeps_order_and_bounds():
         time.sleep(0.01 if each % 3 else 0.03)
         return each
 
-    results = ahead(source(), work, most=3, threads=3)
+    results = prefetch(source(), work, max_pending=3, threads=3)
     assert next(results) == 0
     time.sleep(0.3)
-    # One taken, three waiting, one more in the hand of the thread that draws.
+    # One taken, three pending, one held by the thread that iterates over the source.
     assert len(drawn) <= 6
     assert list(results) == list(range(1, 40))
 
 
-def test_an_error_comes_at_its_place():
+def test_errors_are_raised_in_order():
     def source():
         yield from range(5)
         raise TrainingError("of the source")
 
-    results = ahead(source(), lambda each: each, most=2, threads=1)
+    results = prefetch(source(), lambda each: each, max_pending=2, threads=1)
     assert [next(results) for _ in range(5)] == list(range(5))
     with pytest.raises(TrainingError, match="of the source"):
         next(results)
@@ -188,10 +190,10 @@ def test_an_error_comes_at_its_place():
 
     found = []
     with pytest.raises(DatasetError, match="of the work"):
-        found.extend(ahead((each for each in range(9)), work, most=4, threads=2))
+        found.extend(prefetch((each for each in range(9)), work, max_pending=4, threads=2))
 
 
-def test_prefetching_more_changes_nothing(split):
+def test_the_prefetch_depth_does_not_change_the_batches(split):
     run = {**RUN, "first_step": 0, "stop_step": 6}
     one = ids_of(local_batches(split, replace(DATA, prefetch_batches=1), **run))
     assert one == ids_of(local_batches(split, replace(DATA, prefetch_batches=8), **run))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.data.ingest import ingest_semantic
+from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import SemanticIngest
 from tests.pipeline.data.street_samples import label_maps
 
@@ -11,5 +11,5 @@ def write_map_shards(folder: Path, *, images: int = 6, split: str = "train") -> 
     """Draw and ingest maps of 3 classes, 48 x 96, with a stripe of void."""
     label_maps(folder / "maps", images=images, split=split)
     out = str(folder / "shards" / split)
-    ingest_semantic(SemanticIngest(root=str(folder / "maps"), split=split, out=out, workers=0))
+    ingest_dataset(SemanticIngest(root=str(folder / "maps"), split=split, out=out, workers=0))
     return out

@@ -1,4 +1,4 @@
-"""Detections come out at the size of the photo, in memory that does not grow with it."""
+"""Detections have the size of the original image, and memory does not grow with it."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from pipeline.data.batch import Batch
 from pipeline.evaluation.infer import detect, to_results
 
 
-class Fixed(nn.Module):
-    """Always finds the same boxes, each filled by its object."""
+class FixedBoxes(nn.Module):
+    """Returns the same boxes for every image, with full masks."""
 
     def __init__(self, boxes_xyxy: list[list[float]], valid: list[bool]) -> None:
         super().__init__()
@@ -44,10 +44,10 @@ def batch_of(input_hw: list[tuple[int, int]], original_hw: list[tuple[int, int]]
     )
 
 
-def test_boxes_and_masks_are_of_the_original_image() -> None:
-    # Twice as large along y, three times along x, and each image by its own factors.
+def test_boxes_and_masks_at_original_size() -> None:
+    # Each image has its own scale factors along x and y.
     batch = batch_of([(50, 60), (20, 60)], [(100, 180), (20, 30)])
-    model = Fixed([[10, 10, 30, 20], [0, 0, 9, 9]], [True, False])
+    model = FixedBoxes([[10, 10, 30, 20], [0, 0, 9, 9]], [True, False])
     first, second = detect(model, batch, paste_bytes=2**20)
 
     (found,) = first
@@ -65,23 +65,23 @@ def test_boxes_and_masks_are_of_the_original_image() -> None:
     assert other.size_hw == (20, 30)
 
 
-def test_boxes_are_clipped_and_empty_ones_left_out() -> None:
+def test_boxes_are_clipped_and_empty_boxes_dropped() -> None:
     batch = batch_of([(50, 60)], [(50, 60)])
-    model = Fixed([[-5, -5, 10, 10], [70, 10, 90, 20], [50, 40, 80, 70]], [True] * 3)
+    model = FixedBoxes([[-5, -5, 10, 10], [70, 10, 90, 20], [50, 40, 80, 70]], [True] * 3)
     (found,) = detect(model, batch, paste_bytes=2**20)
     assert [each.box_xyxy for each in found] == [(0, 0, 10, 10), (50, 40, 60, 50)]
     assert [each.category_index for each in found] == [0, 2]
 
 
-def test_an_image_without_detections_and_the_model_s_mode() -> None:
-    model = Fixed([[0, 0, 5, 5]], [False]).train()
+def test_no_detections_and_training_mode_is_restored() -> None:
+    model = FixedBoxes([[0, 0, 5, 5]], [False]).train()
     assert detect(model, batch_of([(50, 60)], [(50, 60)]), paste_bytes=1) == [[]]
     assert model.training
 
 
-def test_rows_are_those_of_a_coco_results_file() -> None:
+def test_to_results() -> None:
     (found,) = detect(
-        Fixed([[10, 10, 30, 20]], [True]), batch_of([(50, 60)], [(50, 60)]), paste_bytes=2**20
+        FixedBoxes([[10, 10, 30, 20]], [True]), batch_of([(50, 60)], [(50, 60)]), paste_bytes=2**20
     )
     (row,) = to_results(found, {0: 90})
     assert row["image_id"] == 40
@@ -92,15 +92,15 @@ def test_rows_are_those_of_a_coco_results_file() -> None:
     assert mask_api.area(row["segmentation"]) == 200
 
 
-_BIG = """
+_LARGE_IMAGE = """
 import resource, torch
-from tests.pipeline.evaluation.test_detect import Fixed, batch_of
+from tests.pipeline.evaluation.test_detect import FixedBoxes, batch_of
 from pipeline.evaluation.infer import detect
 
 torch.set_num_threads(1)
 boxes = [[(k * 7) % 60, (k * 3) % 40, (k * 7) % 60 + 15, (k * 3) % 40 + 12] for k in range(98)]
 boxes += [[0, 0, 80, 60]] * 2
-model = Fixed([[float(x) for x in box] for box in boxes], [True] * 100)
+model = FixedBoxes([[float(x) for x in box] for box in boxes], [True] * 100)
 warm = batch_of([(60, 80)], [(60, 80)])
 detect(model, warm, paste_bytes=2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -110,10 +110,14 @@ print(len(found), (after - before) // 1024)
 """
 
 
-def test_a_hundred_objects_on_a_photo_of_12_megapixels_fit_under_a_cap() -> None:
-    # As dense masks they would take 1.2 GB as bool and four times as much in float32.
+def test_memory_of_a_hundred_objects_at_12_megapixels() -> None:
+    # Dense masks would take 1.2 GB as bool and four times as much as float32.
     done = subprocess.run(
-        [sys.executable, "-c", _BIG], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", _LARGE_IMAGE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     count, grown_mib = map(int, done.stdout.split())

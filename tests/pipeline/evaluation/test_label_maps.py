@@ -1,4 +1,4 @@
-"""Mean IoU is cityscapesScripts', boundary F follows GSCNN's rule, folders tell their faults."""
+"""Mean IoU equals cityscapesScripts', boundary F its definition, and errors list all problems."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from skimage.morphology import disk
 
-from pipeline.data.cityscapes_classes import CLASSES, TRAINED
+from pipeline.data.cityscapes_classes import CLASSES, TRAIN_CLASSES
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.evaluation.boundary_fscore import RADII_PX, boundary_f, match_boundaries
 from pipeline.evaluation.class_table import format_boundary_f, format_miou
@@ -23,8 +23,8 @@ VOID = 255
 LABEL_IDS = [each.label_id for each in CLASSES if each.label_id >= 0]
 
 
-def drawn(seed: int, *, classes: list[int], size_hw: tuple[int, int] = (60, 80)) -> np.ndarray:
-    """Ellipses and rectangles of some classes, all over each other."""
+def draw(seed: int, *, classes: list[int], size_hw: tuple[int, int] = (60, 80)) -> np.ndarray:
+    """Draw overlapping ellipses of some classes."""
     g = np.random.default_rng(seed)
     labels = np.full(size_hw, classes[0], np.uint8)
     for value in g.choice(classes, 12):
@@ -34,8 +34,8 @@ def drawn(seed: int, *, classes: list[int], size_hw: tuple[int, int] = (60, 80))
     return labels
 
 
-def worse(labels: np.ndarray, seed: int, *, wrong: int) -> np.ndarray:
-    """What a model might give for it: moved by some pixels, a patch of another class."""
+def perturb(labels: np.ndarray, seed: int, *, wrong: int) -> np.ndarray:
+    """Shift a label map by some pixels, and add a patch of another class."""
     g = np.random.default_rng(seed)
     prediction = np.roll(labels, tuple(g.integers(-4, 5, 2)), (0, 1)).copy()
     y, x = int(g.integers(40)), int(g.integers(60))
@@ -54,7 +54,7 @@ def name_of(number: int) -> str:
     return f"ulm_{number:06d}_000019"
 
 
-def by_scripts(truth: Path, found: Path) -> dict[str, Any]:
+def run_cityscapesscripts(truth: Path, found: Path) -> dict[str, Any]:
     args = scripts.args
     args.evalInstLevelScore, args.JSONOutput, args.quiet = False, False, True
     files = sorted(truth.rglob("*_gtFine_labelIds.png"))
@@ -63,19 +63,17 @@ def by_scripts(truth: Path, found: Path) -> dict[str, Any]:
 
 
 def label_folders(folder: Path, truth: dict[str, np.ndarray]) -> tuple[Path, Path]:
-    found = {name: worse(labels, n, wrong=26) for n, (name, labels) in enumerate(truth.items())}
+    found = {name: perturb(labels, n, wrong=26) for n, (name, labels) in enumerate(truth.items())}
     return (
         save(truth, folder / "val", "_gtFine_labelIds.png"),
         save(found, folder / "found", "_pred.png"),
     )
 
 
-def test_mean_iou_is_that_of_cityscapesscripts(tmp_path: Path) -> None:
-    # Void, ignored classes and 13 of the 19 that count, in both.
+def test_mean_iou_equals_cityscapesscripts(tmp_path: Path) -> None:
+    # Void, ignored classes and 13 of the 19 evaluated classes, in both.
     classes = [0, 3, 9, 14, 29, *range(7, 9), 11, 12, 13, 17, *range(21, 27), 33]
-    truth, found = label_folders(
-        tmp_path, {name_of(n): drawn(n, classes=classes) for n in range(6)}
-    )
+    truth, found = label_folders(tmp_path, {name_of(n): draw(n, classes=classes) for n in range(6)})
     folders = LabelFolders(
         truth=str(truth),
         detections=str(found),
@@ -83,17 +81,15 @@ def test_mean_iou_is_that_of_cityscapesscripts(tmp_path: Path) -> None:
         truth_ids="label",
         detections_ids="label",
     )
-    measured, expected = evaluate_miou(folders), by_scripts(truth, found)
+    measured, expected = evaluate_miou(folders), run_cityscapesscripts(truth, found)
     assert measured.miou == expected["averageScoreClasses"]
-    theirs = {each.name: expected["classScores"][each.name] for each in TRAINED}
+    theirs = {each.name: expected["classScores"][each.name] for each in TRAIN_CLASSES}
     np.testing.assert_equal(measured.per_class, theirs)
     assert sum(map(math.isnan, theirs.values())) == 6
     assert 0.3 < measured.miou < 0.9
 
 
-def test_mean_iou_of_real_frames_is_that_of_cityscapesscripts(
-    real_data: Path, tmp_path: Path
-) -> None:
+def test_mean_iou_of_real_frames_equals_cityscapesscripts(real_data: Path, tmp_path: Path) -> None:
     files = sorted((real_data / "cityscapes_mini/gtFine/val").rglob("*_gtFine_labelIds.png"))[:4]
     truth, found = label_folders(
         tmp_path,
@@ -109,12 +105,12 @@ def test_mean_iou_of_real_frames_is_that_of_cityscapesscripts(
         truth_ids="label",
         detections_ids="label",
     )
-    measured, expected = evaluate_miou(folders), by_scripts(truth, found)
+    measured, expected = evaluate_miou(folders), run_cityscapesscripts(truth, found)
     assert measured.miou == expected["averageScoreClasses"]
     assert measured.images == 4
 
 
-def test_a_class_that_only_the_prediction_has_is_in_no_mean() -> None:
+def test_class_that_is_only_predicted_is_not_in_the_mean() -> None:
     truth = np.zeros((4, 4), np.uint8)
     truth[2:] = 1
     truth[3] = VOID
@@ -127,12 +123,12 @@ def test_a_class_that_only_the_prediction_has_is_in_no_mean() -> None:
     assert measured.miou == 5 / 22
     assert measured.pixels == {"a": 8, "b": 4, "c": 0}
     assert measured.notices[0].startswith("1 of 12 pixels have no class")
-    assert "c: predicted, but nowhere in the truth" in measured.notices[1]
-    assert "gives 0.1515" in measured.notices[1]
+    assert "c: predicted but not in the truth" in measured.notices[1]
+    assert "a mean of 0.1515" in measured.notices[1]
 
 
-def outline(mask: np.ndarray) -> np.ndarray:
-    """The map of boundaries as GSCNN makes it, from facts about its code."""
+def find_outline(mask: np.ndarray) -> np.ndarray:
+    """Find the outline as GSCNN does (seg2bmap)."""
     east, south, south_east = (np.zeros_like(mask) for _ in range(3))
     east[:, :-1] = mask[:, 1:]
     south[:-1] = mask[1:]
@@ -144,10 +140,10 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return found
 
 
-def f_of_one(truth: np.ndarray, prediction: np.ndarray, *, index: int, radius_px: int) -> float:
-    """F of a class in an image, step by step, by dilation with a disk."""
+def compute_f(truth: np.ndarray, prediction: np.ndarray, *, index: int, radius_px: int) -> float:
+    """Compute F of a class in an image from its definition, by dilation with a disk."""
     known = truth != VOID
-    of_truth, of_found = (outline((each == index) & known) for each in (truth, prediction))
+    of_truth, of_found = (find_outline((each == index) & known) for each in (truth, prediction))
     near_truth, near_found = (
         binary_dilation(each, disk(radius_px)) for each in (of_truth, of_found)
     )
@@ -171,7 +167,7 @@ def assert_f(pairs: list[tuple[np.ndarray, np.ndarray]], *, num_classes: int) ->
     measured = boundary_f(counts, names=[str(k) for k in range(num_classes)])
     for index in range(num_classes):
         expected = [
-            sum(f_of_one(t, p, index=index, radius_px=r) for t, p in pairs) / len(pairs)
+            sum(compute_f(t, p, index=index, radius_px=r) for t, p in pairs) / len(pairs)
             for r in RADII_PX
         ]
         assert measured.per_class[str(index)] == pytest.approx(expected, abs=1e-15), index
@@ -179,28 +175,28 @@ def assert_f(pairs: list[tuple[np.ndarray, np.ndarray]], *, num_classes: int) ->
     assert measured.f == pytest.approx(tuple(means), abs=1e-15)
 
 
-def test_boundary_f_follows_the_rule_step_by_step() -> None:
+def test_boundary_f_equals_definition() -> None:
     classes = [0, 1, 2, 3, VOID]
     pairs = []
     for seed in range(8):
-        truth = drawn(seed, classes=classes)
-        prediction = worse(truth, seed, wrong=4)
-        # A prediction has a class everywhere, or none where it says so.
+        truth = draw(seed, classes=classes)
+        prediction = perturb(truth, seed, wrong=4)
+        # Predictions of even seeds have a class everywhere, others have void.
         prediction[prediction == VOID] = seed % 2 * VOID
         pairs.append((truth, prediction))
-    # Nothing but one class: there is no outline.
+    # One class only: no outline.
     pairs.append((np.zeros((60, 80), np.uint8), np.zeros((60, 80), np.uint8)))
     pairs.append((np.full((60, 80), VOID, np.uint8), np.zeros((60, 80), np.uint8)))
     assert_f(pairs, num_classes=6)
 
 
-def test_boundary_f_of_real_frames_follows_the_rule(real_data: Path) -> None:
+def test_boundary_f_of_real_frames_equals_definition(real_data: Path) -> None:
     files = sorted((real_data / "bdd_mini/labels/sem_seg/masks/val").glob("*.png"))
     truth = [np.asarray(Image.open(each))[300:420, 500:700] for each in files]
-    assert_f([(each, worse(each, 3, wrong=13)) for each in truth], num_classes=19)
+    assert_f([(each, perturb(each, 3, wrong=13)) for each in truth], num_classes=19)
 
 
-def test_images_without_a_class_count_as_one_or_not_at_all() -> None:
+def test_absent_one_and_skip() -> None:
     truth = np.zeros((40, 40), np.uint8)
     truth[10:30, 10:30] = 1
     counts = [
@@ -222,8 +218,8 @@ def test_images_without_a_class_count_as_one_or_not_at_all() -> None:
     assert "(absent=skip)" in format_boundary_f(skip)
 
 
-def test_any_share_of_the_images_gives_the_same_numbers() -> None:
-    pairs = [(t := drawn(n, classes=[0, 1, 2, VOID]), worse(t, n, wrong=1)) for n in range(9)]
+def test_order_of_images_does_not_change_scores() -> None:
+    pairs = [(t := draw(n, classes=[0, 1, 2, VOID]), perturb(t, n, wrong=1)) for n in range(9)]
     tables = [count_pixels(t, p, num_classes=3) for t, p in pairs]
     counts = [match_boundaries(t, p, num_classes=3) for t, p in pairs]
     names = ["a", "b", "c"]
@@ -234,7 +230,7 @@ def test_any_share_of_the_images_gives_the_same_numbers() -> None:
     assert boundary_f([counts[n] for n in order], names=names) == whole[1]
 
 
-def test_label_maps_that_cannot_be_compared_are_refused() -> None:
+def test_incomparable_label_maps_raise() -> None:
     truth = np.array([[0, 7, 254]], np.uint8)
     with pytest.raises(DatasetError, match="a truth holds 7, 254: classes are 0 to 6, 255 is void"):
         count_pixels(truth, truth, num_classes=7)
@@ -244,10 +240,10 @@ def test_label_maps_that_cannot_be_compared_are_refused() -> None:
         match_boundaries(truth, truth.T, num_classes=255)
 
 
-def test_bdd_and_any_number_of_classes_are_read_by_their_names(tmp_path: Path) -> None:
-    labels = drawn(0, classes=[0, 1, 2, VOID])
+def test_file_names_of_bdd_and_of_other_datasets(tmp_path: Path) -> None:
+    labels = draw(0, classes=[0, 1, 2, VOID])
     truth = save({"a_train_id": labels, "b_train_id": labels}, tmp_path / "truth", ".png")
-    found = save({"a": labels, "b": worse(labels, 0, wrong=1)}, tmp_path / "found", ".png")
+    found = save({"a": labels, "b": perturb(labels, 0, wrong=1)}, tmp_path / "found", ".png")
     bdd = LabelFolders(truth=str(truth), detections=str(found), classes="bdd")
     measured = evaluate_miou(bdd)
     assert list(measured.per_class)[:3] == ["road", "sidewalk", "building"]
@@ -263,14 +259,14 @@ def test_bdd_and_any_number_of_classes_are_read_by_their_names(tmp_path: Path) -
     assert "mean" in text
 
 
-def told(folders: LabelFolders) -> str:
+def catch_error(folders: LabelFolders) -> str:
     with pytest.raises(DatasetError) as caught:
         evaluate_miou(folders)
     return str(caught.value)
 
 
-def test_everything_wrong_with_two_folders_is_told_at_once(tmp_path: Path) -> None:
-    labels = drawn(0, classes=[7, 8, 26])
+def test_all_problems_of_two_folders(tmp_path: Path) -> None:
+    labels = draw(0, classes=[7, 8, 26])
     truth, found = label_folders(tmp_path, {name_of(n): labels for n in range(8)})
     Image.fromarray(labels.astype(np.uint16)).save(found / f"{name_of(0)}_pred.png")
     Image.fromarray(labels).convert("RGB").save(found / f"{name_of(1)}_pred.png")
@@ -282,7 +278,7 @@ def test_everything_wrong_with_two_folders_is_told_at_once(tmp_path: Path) -> No
     Image.fromarray(labels).save(found / "overview.png")
     Image.fromarray(labels).save(found / f"{name_of(7)}_gtFine_color.png")
     Image.fromarray(labels + 230).save(truth / f"{name_of(7)}_gtFine_labelIds.png")
-    text = told(
+    text = catch_error(
         LabelFolders(
             truth=str(truth),
             detections=str(found),
@@ -293,38 +289,40 @@ def test_everything_wrong_with_two_folders_is_told_at_once(tmp_path: Path) -> No
     )
     pred = "_pred.png"
     for expected in (
-        f"val: label value outside the table, 1 in all\n    {name_of(7)}_gtFine_labelIds.png: 237",
-        f"label map that is not of 8 bits, 1 in all\n    {name_of(0)}{pred}: uint16",
-        f"image that cannot be read, 2 in all\n    {name_of(1)}{pred}: it is a picture in color",
-        f"label map of another size, 1 in all\n    {name_of(2)}{pred}: 30 x 80, the truth has 60",
-        f"label value outside the table, 1 in all\n    {name_of(4)}{pred}: 46, read as label ids",
-        f"frame without detections, 1 in all\n    {name_of(5)}\n",
-        f"frame that the truth does not have, 1 in all\n    {name_of(55)}{pred}",
-        f"several files of one frame, 1 in all\n    {name_of(6)}: ",
-        "name that tells no frame, 1 in all\n    overview.png",
-        f"truth given as detections, 1 in all\n    {name_of(7)}_gtFine_color.png",
+        f"val: unknown label value (1)\n    {name_of(7)}_gtFine_labelIds.png: 237",
+        f"label map is not 8-bit (1)\n    {name_of(0)}{pred}: uint16",
+        f"unreadable image (2)\n    {name_of(1)}{pred}: it has 3 color channels",
+        f"wrong label map size (1)\n    {name_of(2)}{pred}: 30 x 80, the truth has 60",
+        f"unknown label value (1)\n    {name_of(4)}{pred}: 46, read as label ids",
+        f"frame without detections (1)\n    {name_of(5)}\n",
+        f"frame not in the truth (1)\n    {name_of(55)}{pred}",
+        f"several files for one frame (1)\n    {name_of(6)}: ",
+        "no frame in the file name (1)\n    overview.png",
+        f"ground truth among the detections (1)\n    {name_of(7)}_gtFine_color.png",
     ):
         assert expected in text, expected
-    assert text.startswith("10 kinds of fault")
+    assert text.startswith("10 kinds of problem")
 
 
-def test_ids_of_the_other_kind_are_told(tmp_path: Path) -> None:
-    truth, found = label_folders(tmp_path, {name_of(0): drawn(0, classes=[7, 26])})
-    text = told(LabelFolders(truth=str(truth), detections=str(found), classes="cityscapes"))
+def test_wrong_kind_of_ids(tmp_path: Path) -> None:
+    truth, found = label_folders(tmp_path, {name_of(0): draw(0, classes=[7, 26])})
+    text = catch_error(LabelFolders(truth=str(truth), detections=str(found), classes="cityscapes"))
     assert "none is *_gtFine_labelTrainIds.png; there are labelIds.png" in text
     train = LabelFolders(
         truth=str(truth), detections=str(found), classes="cityscapes", truth_ids="label"
     )
-    assert f"{name_of(0)}_pred.png: 26, read as train ids" in told(train)
+    assert f"{name_of(0)}_pred.png: 26, read as train ids" in catch_error(train)
     (tmp_path / "empty").mkdir()
     none = LabelFolders(truth=str(tmp_path / "empty"), detections=str(found), classes="3")
-    assert "folder without label maps, 1 in all\n    0 files; none is *.png" in told(none)
+    assert "no label maps in the folder (1)\n    0 files; none is *.png" in catch_error(none)
 
 
-def test_choices_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"classes 'ade': take cityscapes, bdd, or.*same"):
+def test_invalid_settings_raise(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"classes 'ade': use cityscapes, bdd, or.*same"):
         LabelFolders(truth=str(tmp_path), detections=str(tmp_path / "."), classes="ade")
-    with pytest.raises(RecipeError, match="only Cityscapes has label ids; classes bdd"):
+    with pytest.raises(
+        RecipeError, match="only Cityscapes has label ids; use train ids with classes bdd"
+    ):
         LabelFolders(truth="a", detections="b", classes="bdd", truth_ids="label")
     with pytest.raises(RecipeError, match=r"radii \[3, 0\]"):
         evaluate_boundary_f(LabelFolders(truth="a", detections="b", classes="bdd"), radii_px=(3, 0))

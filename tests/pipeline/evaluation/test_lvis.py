@@ -1,10 +1,11 @@
-"""LVIS AP is the lvis package's, boundary AP included, and a truth that is none of LVIS says so."""
+"""LVIS AP equals the lvis package's, also for boundary AP, and errors list all problems."""
 
 import copy
 import json
 import math
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from pycocotools import mask as mask_api
 
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.evaluation.bands import band_px
-from pipeline.evaluation.lvis import evaluate_lvis
-from pipeline.evaluation.table import format_lvis
+from pipeline.evaluation.metrics import evaluate_detections
+from pipeline.evaluation.table import format_metrics
+
+evaluate_lvis = partial(evaluate_detections, rules="lvis")
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")
 
 
 @pytest.fixture(autouse=True)
-def _old_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package is of 2020.
+def _restore_np_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The lvis package uses np.float, which numpy removed.
     monkeypatch.setattr(np, "float", float, raising=False)
 
 
@@ -33,13 +36,13 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": packed["counts"].decode()}
 
 
-def area_and_box(segmentation: dict[str, Any]) -> dict[str, Any]:
+def compute_area_and_box(segmentation: dict[str, Any]) -> dict[str, Any]:
     box = mask_api.toBbox(segmentation).tolist()
     return {"area": int(mask_api.area(segmentation)), "bbox": box}
 
 
 def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Few images and categories, rectangles, scores with ties, every federated case."""
+    """Make rectangles with tied scores, and every case of the federated rules."""
     g = np.random.default_rng(seed)
     size_hw = (int(g.integers(30, 160)), int(g.integers(30, 160)))
     ids = [3 * n + 1 for n in range(int(g.integers(2, 6)))]
@@ -62,7 +65,7 @@ def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 "id": image_id,
                 "height": size_hw[0],
                 "width": size_hw[1],
-                # Also contradictions: absent yet annotated, not exhaustive yet nowhere.
+                # Also contradictions: absent but annotated, not exhaustive but not present.
                 "neg_category_ids": [n for n in ids if g.random() < (0.1 if n in present else 0.5)],
                 "not_exhaustive_category_ids": [n for n in ids if g.random() < 0.3],
             }
@@ -70,7 +73,7 @@ def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         for mask, category in objects:
             entry = {"image_id": image_id, "category_id": category, "segmentation": rle(mask)}
             annotations.append(
-                {"id": len(annotations) + 1, **entry, **area_and_box(entry["segmentation"])}
+                {"id": len(annotations) + 1, **entry, **compute_area_and_box(entry["segmentation"])}
             )
         for _ in range(int(g.integers(0, 14))):
             mask, category = objects[g.integers(len(objects))]
@@ -80,13 +83,13 @@ def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 entry |= {"category_id": int(g.choice(ids)), "segmentation": rle(rectangle())}
             if g.random() < 0.05:
                 entry |= {"segmentation": rle(np.zeros(size_hw))}
-            box = area_and_box(entry["segmentation"])["bbox"]
+            box = compute_area_and_box(entry["segmentation"])["bbox"]
             found.append(entry | {"bbox": box, "score": float(np.round(g.random(), 1))})
     return {"images": images, "categories": categories, "annotations": annotations}, found
 
 
 class BoundaryEval(lvis.LVISEval):
-    """The lvis package with the overlap of boundary-iou-api, written down from its definition."""
+    """The lvis package with the overlap of boundary-iou-api, from its definition."""
 
     def __init__(self, truth: str, found: list[dict[str, Any]], *, dilation_ratio: float) -> None:
         super().__init__(truth, found, "segm")
@@ -109,7 +112,7 @@ class BoundaryEval(lvis.LVISEval):
         return mask_api.encode(np.asfortranarray(mask - inside[1:-1, 1:-1]))
 
 
-def lvis_numbers(
+def run_lvis_package(
     truth: dict[str, Any],
     found: list[dict[str, Any]],
     *,
@@ -118,7 +121,7 @@ def lvis_numbers(
     dilation_ratio: float = 0.02,
 ) -> dict[str, float]:
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    # Without a bbox, the package counts a mask as small or large by the mask.
+    # Without a bbox, the package uses the area of the mask.
     keys = {"image_id", "category_id", "score", "bbox" if metric == "bbox" else "segmentation"}
     rows = [{k: copy.deepcopy(v) for k, v in row.items() if k in keys} for row in found]
     path = str(tmp_path / "truth.json")
@@ -133,20 +136,20 @@ def lvis_numbers(
 
 
 @pytest.mark.parametrize("metric", ["segm", "bbox", "boundary"])
-def test_all_numbers_are_those_of_the_lvis_package(metric: str, tmp_path: Path) -> None:
+def test_scores_equal_the_lvis_package(metric: str, tmp_path: Path) -> None:
     for seed in range(12):
         truth, found = random_files(seed)
         measured = evaluate_lvis(truth, found, metric=metric, dilation_ratio=0.03)
-        expected = lvis_numbers(truth, found, metric=metric, tmp_path=tmp_path, dilation_ratio=0.03)
+        expected = run_lvis_package(
+            truth, found, metric=metric, tmp_path=tmp_path, dilation_ratio=0.03
+        )
         assert len(expected) == 13
-        # Not one bit apart.
-        np.testing.assert_equal(measured.by_lvis_name(), expected, err_msg=f"seed {seed}")
+        # Equal to the last bit.
+        np.testing.assert_equal(measured.by_published_name(), expected, err_msg=f"seed {seed}")
         assert measured.engine == "vernier 0.5.4"
 
 
-def test_a_real_truth_gives_the_numbers_of_the_lvis_package(
-    real_data: Path, tmp_path: Path
-) -> None:
+def test_scores_of_a_real_truth_equal_the_lvis_package(real_data: Path, tmp_path: Path) -> None:
     (path,) = (real_data / "lvis_mini").rglob("*.json")
     truth = json.loads(path.read_text())
     g = np.random.default_rng(0)
@@ -162,20 +165,20 @@ def test_a_real_truth_gives_the_numbers_of_the_lvis_package(
                 "image_id": entry["image_id"],
                 "category_id": category,
                 "segmentation": moved,
-                "bbox": area_and_box(moved)["bbox"],
+                "bbox": compute_area_and_box(moved)["bbox"],
                 "score": float(g.random()),
             }
             for category in (entry["category_id"], other)
         ]
     for metric in ("segm", "bbox", "boundary"):
         measured = evaluate_lvis(truth, found, metric=metric)
-        expected = lvis_numbers(truth, found, metric=metric, tmp_path=tmp_path)
-        np.testing.assert_equal(measured.by_lvis_name(), expected)
+        expected = run_lvis_package(truth, found, metric=metric, tmp_path=tmp_path)
+        np.testing.assert_equal(measured.by_published_name(), expected)
         assert 0 < measured.ap < 1
 
 
-def simple(*, categories: str = "rcf") -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One image; category 1 is in it, 2 is surely not, 3 was never looked for."""
+def make_files(*, categories: str = "rcf") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make one image with category 1, without category 2; category 3 was not checked."""
     mask = np.zeros((64, 64), bool)
     mask[5:45, 5:45] = True
     truth = {
@@ -194,41 +197,41 @@ def simple(*, categories: str = "rcf") -> tuple[dict[str, Any], list[dict[str, A
         ],
         "annotations": [
             {"id": 0, "image_id": 7, "category_id": 1, "segmentation": rle(mask)}
-            | area_and_box(rle(mask))
+            | compute_area_and_box(rle(mask))
         ],
     }
     row = {"image_id": 7, "category_id": 1, "score": 0.5, "segmentation": rle(mask)}
-    return truth, [row | {"bbox": area_and_box(rle(mask))["bbox"]}]
+    return truth, [row | {"bbox": compute_area_and_box(rle(mask))["bbox"]}]
 
 
-def test_a_detection_counts_only_where_somebody_looked() -> None:
-    truth, (right,) = simple()
+def test_detections_of_unchecked_categories_are_ignored() -> None:
+    truth, (right,) = make_files()
     wrong = right | {"segmentation": rle(np.eye(64)), "score": 0.9}
-    # Of a category that is here: precision is 1/2 at every recall.
+    # Its category is present: precision is 1/2 at every recall.
     assert evaluate_lvis(truth, [right, wrong], metric="segm").ap == pytest.approx(0.5)
-    nobody = evaluate_lvis(truth, [right, wrong | {"category_id": 3}], metric="segm")
-    assert nobody.ap == pytest.approx(1)
-    assert "1 of 2 detections are of categories that nobody looked for" in nobody.notices[0]
+    unchecked = evaluate_lvis(truth, [right, wrong | {"category_id": 3}], metric="segm")
+    assert unchecked.ap == pytest.approx(1)
+    assert "1 of 2 detections are of categories that were not checked" in unchecked.notices[0]
 
     truth["images"][0]["not_exhaustive_category_ids"] = [1]
     assert evaluate_lvis(truth, [right, wrong], metric="segm").ap == pytest.approx(1)
 
 
-def test_rare_common_and_frequent_stand_apart() -> None:
-    truth, (right,) = simple(categories="frc")
+def test_rare_common_and_frequent() -> None:
+    truth, (right,) = make_files(categories="frc")
     measured = evaluate_lvis(truth, [right], metric="segm")
     assert measured.ap_frequent == pytest.approx(1)
     assert math.isnan(measured.ap_rare)
     assert math.isnan(measured.ap_common)
     assert measured.objects == {"kind1": 1, "kind2": 0, "kind3": 0}
     assert measured.flat()["mask_ap_frequent"] == pytest.approx(1)
-    text = format_lvis(measured, categories="all")
+    text = format_metrics(measured, categories="all")
     assert "LVIS mask AP by vernier" in text
     assert re.search(r"kind1 +1 +1.0000", text)
 
 
-def test_only_the_best_300_of_an_image_count() -> None:
-    truth, (right,) = simple()
+def test_best_300_detections_per_image() -> None:
+    truth, (right,) = make_files()
     wrong = right | {"category_id": 2, "score": 0.9}
     assert evaluate_lvis(truth, [*[wrong] * 299, right], metric="segm").ap == pytest.approx(1)
     cut = evaluate_lvis(truth, [*[wrong] * 300, right], metric="segm")
@@ -236,19 +239,19 @@ def test_only_the_best_300_of_an_image_count() -> None:
     assert cut.notices[0].startswith("1 detections are beyond the best 300")
 
 
-def test_detections_of_categories_that_the_truth_lacks_are_counted_and_left_out() -> None:
-    truth, (right,) = simple()
+def test_detections_of_unknown_categories() -> None:
+    truth, (right,) = make_files()
     measured = evaluate_lvis(truth, [right, right | {"category_id": 80}], metric="segm")
     assert measured.ap == pytest.approx(1)
     assert measured.notices[0].startswith("1 detections are of 1 categories that the truth does")
-    with pytest.raises(DatasetError, match=r"unknown category_id, 1 in all\n    entry 1: .* 0\n"):
+    with pytest.raises(DatasetError, match=r"unknown category_id \(1\)\n    entry 1: .* 0\n"):
         evaluate_lvis(truth, [right, right | {"category_id": 0}], metric="segm")
     with pytest.raises(DatasetError, match="unknown category_id"):
         evaluate_lvis(truth, [right | {"category_id": 80}], metric="segm")
 
 
-def test_a_truth_of_coco_is_told_from_one_of_lvis() -> None:
-    truth, found = simple()
+def test_coco_truth_raises() -> None:
+    truth, found = make_files()
     del truth["images"][0]["neg_category_ids"], truth["categories"][1]["frequency"]
     truth["images"][0]["not_exhaustive_category_ids"] = ["1"]
     found[0]["score"] = math.inf
@@ -256,18 +259,18 @@ def test_a_truth_of_coco_is_told_from_one_of_lvis() -> None:
         evaluate_lvis(truth, found, metric="segm")
     text = str(caught.value)
     for expected in (
-        "image that is not of LVIS, 1 in all\n    image 7: no neg_category_ids",
-        "for a truth of COCO take --metric segm",
-        "category without frequency, 1 in all\n    category 2: frequency None",
-        "id that is not a number, 1 in all\n    image 7: not_exhaustive_category_ids holds '1'",
-        "detections: score that is not a finite number",
+        "image without LVIS fields (1)\n    image 7: no neg_category_ids",
+        "for COCO annotations use --metric segm",
+        "category without frequency (1)\n    category 2: frequency None",
+        "id is not an integer (1)\n    image 7: not_exhaustive_category_ids holds '1'",
+        "detections: score is not finite",
     ):
         assert expected in text, expected
 
 
-def test_a_band_wider_than_the_image_is_refused_before_files_are_read() -> None:
+def test_invalid_dilation_ratio_raises_before_reading_files() -> None:
     assert band_px(height=480, width=640) == 16
     assert band_px(height=480, width=640, dilation_ratio=0.0001) == 1
     for ratio in (0.0, 2.0, math.nan):
-        with pytest.raises(RecipeError, match="as a share of the image's diagonal"):
+        with pytest.raises(RecipeError, match="as a share of the image diagonal"):
             evaluate_lvis("none.json", "none.json", metric="boundary", dilation_ratio=ratio)

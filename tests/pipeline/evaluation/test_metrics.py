@@ -1,4 +1,4 @@
-"""The numbers are the published ones, and files that cannot give a number say why."""
+"""COCO AP equals published scores and pycocotools, and errors list all problems."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def detection(x: int, y: int, side: int, score: float = 0.9, **more: object) -> 
     } | more
 
 
-def test_the_twelve_published_mask_numbers(real_data: Path) -> None:
+def test_mask_ap_equals_published(real_data: Path) -> None:
     folder = real_data / "evaluators" / "coco_fakesegm100"
     text = (folder / "val2014_fake_eval_res.txt").read_text()
     segm = text.split("type=segm")[1].split("type=bbox")[0]
@@ -69,12 +69,12 @@ def test_the_twelve_published_mask_numbers(real_data: Path) -> None:
     )
 
     assert len(published) == 12
-    assert [round(value, 3) for value in measured.by_coco_name().values()] == published
+    assert [round(value, 3) for value in measured.by_published_name().values()] == published
     assert measured.engine == "vernier 0.5.4"
 
 
 def random_files(seed: int) -> tuple[dict, list[dict]]:
-    """Rectangles of all sizes, crowds, scores with ties, more than 100 detections on an image."""
+    """Make rectangles of all sizes, crowds, tied scores, more than 100 detections per image."""
     g = np.random.default_rng(seed)
     size_hw = (int(g.integers(60, 200)), int(g.integers(60, 200)))
 
@@ -110,8 +110,8 @@ def random_files(seed: int) -> tuple[dict, list[dict]]:
     return truth, found
 
 
-def by_pycocotools(truth: dict, found: list[dict], *, metric: str) -> COCOeval:
-    # With a bbox beside the mask, its loader would count a mask as small or large by the bbox.
+def run_pycocotools(truth: dict, found: list[dict], *, metric: str) -> COCOeval:
+    # With a bbox, the loader would use its area instead of the mask's.
     key = "bbox" if metric == "bbox" else "segmentation"
     keep = {"image_id", "category_id", "score", key}
     rows = [{name: row[name] for name in row if name in keep} for row in found]
@@ -126,21 +126,21 @@ def by_pycocotools(truth: dict, found: list[dict], *, metric: str) -> COCOeval:
 
 
 @pytest.mark.parametrize("metric", ["segm", "bbox"])
-def test_all_numbers_are_those_of_pycocotools(metric: str) -> None:
+def test_scores_equal_pycocotools(metric: str) -> None:
     for seed in range(10):
         truth, found = random_files(seed)
         measured = evaluate_detections(truth, found, metric=metric)
-        expected = by_pycocotools(truth, found, metric=metric)
+        expected = run_pycocotools(truth, found, metric=metric)
         twelve = [math.nan if value == -1 else value for value in expected.stats]
-        # Not one bit apart.
-        np.testing.assert_equal(list(measured.by_coco_name().values()), twelve)
+        # Equal to the last bit.
+        np.testing.assert_equal(list(measured.by_published_name().values()), twelve)
         precision = expected.eval["precision"][:, :, :, 0, -1]
         for place, ap in enumerate(measured.per_category.values()):
             known = precision[:, :, place][precision[:, :, place] > -1]
             np.testing.assert_equal(ap, known.mean() if known.size else math.nan)
 
 
-def test_the_published_boundary_numbers(real_data: Path) -> None:
+def test_boundary_ap_equals_published(real_data: Path) -> None:
     folder = real_data / "evaluators" / "boundary_small"
     measured = evaluate_detections(
         str(folder / "gt_dataset.json"), str(folder / "dt_dataset.json"), metric="boundary"
@@ -152,7 +152,7 @@ def test_the_published_boundary_numbers(real_data: Path) -> None:
     assert measured.engine == "vernier 0.5.4"
 
 
-def test_perfect_detections_reach_1_and_categories_without_objects_have_no_number() -> None:
+def test_perfect_detections_and_category_without_objects() -> None:
     truth = truth_of([(2, 2, 20), (30, 30, 25)])
     found = [detection(2, 2, 20), detection(30, 30, 25)]
     for measured in evaluate_metrics(truth, found, metrics=("segm", "bbox", "boundary")).values():
@@ -163,7 +163,7 @@ def test_perfect_detections_reach_1_and_categories_without_objects_have_no_numbe
         assert measured.objects == {"car": 2, "brush": 0}
 
 
-def test_boundary_ap_punishes_an_outline_that_mask_ap_forgives() -> None:
+def test_boundary_ap_is_stricter_than_mask_ap() -> None:
     size_hw = (400, 400)
     truth = truth_of([(0, 0, 1)])
     truth["images"][0] |= {"height": 400, "width": 400}
@@ -175,13 +175,13 @@ def test_boundary_ap_punishes_an_outline_that_mask_ap_forgives() -> None:
     both = evaluate_metrics(truth, [shifted], metrics=("segm", "boundary"))
     assert band_px(height=400, width=400) == 11
     assert both["segm"].ap == pytest.approx(0.9)
-    # Bands of 11 px, 5 px apart on every side, overlap by less than a half.
+    # Bands of 11 px, shifted by 5 px on every side, overlap by less than half.
     assert both["boundary"].ap < 0.2
 
 
-def test_all_forms_of_a_segmentation_give_the_same_numbers() -> None:
+def test_all_segmentation_formats_give_the_same_scores() -> None:
     polygon = [[2.0, 2.0, 22.0, 2.0, 22.0, 22.0, 2.0, 22.0]]
-    plain = {"size": [SIDE, SIDE], "counts": _uncompressed(2, 2, 20)}
+    plain = {"size": [SIDE, SIDE], "counts": _encode_runs(2, 2, 20)}
     truth = truth_of([(2, 2, 20)])
     forms = [square(2, 2, 20), plain, polygon]
     for form in forms:
@@ -192,7 +192,7 @@ def test_all_forms_of_a_segmentation_give_the_same_numbers() -> None:
             assert evaluate_detections(truth, found, metric="boundary").ap == pytest.approx(1)
 
 
-def _uncompressed(x: int, y: int, side: int) -> list[int]:
+def _encode_runs(x: int, y: int, side: int) -> list[int]:
     runs = [x * SIDE + y]
     for _ in range(side - 1):
         runs += [side, SIDE - side]
@@ -200,14 +200,14 @@ def _uncompressed(x: int, y: int, side: int) -> list[int]:
     return [*runs, SIDE * SIDE - sum(runs)]
 
 
-def test_an_annotation_with_id_0_can_be_matched() -> None:
+def test_annotation_with_id_0_is_matched() -> None:
     truth = truth_of([(2, 2, 20)])
     assert truth["annotations"][0]["id"] == 0
     assert evaluate_detections(truth, [detection(2, 2, 20)], metric="segm").ap == pytest.approx(1)
 
 
-def test_a_mask_counts_by_its_own_area_also_where_a_bbox_stands_beside_it() -> None:
-    # A bbox of 40 x 40 is medium, the mask of 20 x 20 small: by the bbox it would not be looked at.
+def test_area_of_the_mask_wins_over_area_of_the_bbox() -> None:
+    # The bbox of 40 x 40 is medium, the mask of 20 x 20 small.
     truth = truth_of([(2, 2, 20)])
     found = [detection(2, 2, 20, bbox=[2, 2, 40, 40]), detection(40, 40, 20, score=0.95)]
     with_bbox = evaluate_detections(truth, found, metric="segm")
@@ -218,7 +218,7 @@ def test_a_mask_counts_by_its_own_area_also_where_a_bbox_stands_beside_it() -> N
     )
 
 
-def test_what_a_truth_leaves_out_is_filled_in_and_said() -> None:
+def test_missing_area_and_iscrowd_are_filled_in_with_a_notice() -> None:
     truth = truth_of([(2, 2, 20)])
     del truth["annotations"][0]["area"], truth["annotations"][0]["iscrowd"]
     measured = evaluate_detections(truth, [detection(2, 2, 20)], metric="segm")
@@ -229,33 +229,33 @@ def test_what_a_truth_leaves_out_is_filled_in_and_said() -> None:
     ]
 
 
-def test_no_detections_are_ap_0_with_a_notice() -> None:
+def test_no_detections_give_ap_0() -> None:
     for metric in ("segm", "bbox", "boundary"):
         measured = evaluate_detections(truth_of([(2, 2, 20)]), [], metric=metric)
         assert measured.ap == 0
-        assert "no detections at all" in measured.notices[0]
+        assert "no detections: " in measured.notices[0]
 
 
-def test_an_empty_mask_is_a_detection_like_any_other() -> None:
+def test_empty_mask_is_a_detection() -> None:
     nothing = {"size": [SIDE, SIDE], "counts": [SIDE * SIDE]}
     found = [detection(2, 2, 20), detection(0, 0, 1, score=0.99, segmentation=nothing)]
-    # The empty mask comes first and is wrong: precision is 1/2 at every recall.
+    # The empty mask is first and wrong: precision is 1/2 at every recall.
     for metric in ("segm", "boundary"):
         measured = evaluate_detections(truth_of([(2, 2, 20)]), found, metric=metric)
         assert measured.ap == pytest.approx(0.5)
 
 
-def test_a_crowd_is_no_object() -> None:
+def test_crowds_are_not_objects() -> None:
     truth = truth_of([(2, 2, 20), (30, 30, 25)])
     truth["annotations"][1]["iscrowd"] = 1
-    # The second detection lies in the crowd: neither right nor wrong.
+    # The second detection is in the crowd: ignored.
     found = [detection(2, 2, 20), detection(32, 32, 8, score=0.99)]
     for measured in evaluate_metrics(truth, found, metrics=("segm", "bbox", "boundary")).values():
         assert measured.ap == pytest.approx(1)
         assert measured.objects["car"] == 1
 
 
-def test_small_objects_warn_that_boundary_ap_is_mask_ap() -> None:
+def test_thin_objects_give_a_notice() -> None:
     truth = {
         "images": [{"id": 7, "height": 480, "width": 640}],
         "categories": [{"id": 3, "name": "car"}],
@@ -276,19 +276,19 @@ def test_small_objects_warn_that_boundary_ap_is_mask_ap() -> None:
     assert "1 of 1 objects are no wider than twice the boundary band" in both["boundary"].notices[0]
     assert both["segm"].notices == ()
 
-    # One pixel more, and there is an inside that the band does not reach.
+    # One pixel more leaves an interior outside the band.
     truth["annotations"][0]["segmentation"] = square(5, 5, 33, size_hw=(480, 640))
     assert evaluate_detections(truth, found, metric="boundary").notices == ()
 
 
-def test_many_images_without_detections_are_said() -> None:
+def test_many_images_without_detections_give_a_notice() -> None:
     truth = truth_of([(2, 2, 20)])
     truth["images"] += [{"id": 100 + n, "height": SIDE, "width": SIDE} for n in range(4)]
     (notice,) = evaluate_detections(truth, [detection(2, 2, 20)], metric="segm").notices
     assert notice.startswith("4 of the truth's 5 images have no detection")
 
 
-def test_everything_wrong_is_told_at_once_with_place_and_rule() -> None:
+def test_all_problems_of_detections() -> None:
     cut = square(2, 2, 20)["counts"][:-3] + "o"
     found = [
         detection(2, 2, 20, image_id=8),
@@ -307,23 +307,23 @@ def test_everything_wrong_is_told_at_once_with_place_and_rule() -> None:
         evaluate_detections(truth_of([(2, 2, 20)]), found, metric="segm")
     text = str(caught.value)
     for expected in (
-        "detections: unknown image_id, 6 in all\n    entry 0: image_id 8\n    entry 10: ",
-        "unknown category_id, 1 in all\n    entry 1: category_id 0",
-        "score that is not a finite number, 6 in all\n    entry 2: score nan",
-        "missing key, 1 in all\n    entry 3: no segmentation",
+        "detections: unknown image_id (6)\n    entry 0: image_id 8\n    entry 10: ",
+        "unknown category_id (1)\n    entry 1: category_id 0",
+        "score is not finite (6)\n    entry 2: score nan",
+        "missing key (1)\n    entry 3: no segmentation",
         "entry 4, image 7: size [64, 128], the image has [64, 64]",
-        "broken run lengths, 1 in all\n    entry 5, image 7",
-        "broken polygon, 1 in all\n    entry 6, image 7",
-        "segmentation of no known form, 1 in all\n    entry 7, image 7: None",
-        "id that is not a number, 1 in all\n    entry 8: image_id '7'",
-        "not an object, 1 in all\n    entry 9: 'car'",
+        "invalid RLE (1)\n    entry 5, image 7",
+        "invalid polygon (1)\n    entry 6, image 7",
+        "unknown segmentation format (1)\n    entry 7, image 7: None",
+        "id is not an integer (1)\n    entry 8: image_id '7'",
+        "not an object (1)\n    entry 9: 'car'",
     ):
         assert expected in text, expected
     assert text.count("rule: ") == 10
-    assert text.startswith("10 kinds of fault; nothing was evaluated")
+    assert text.startswith("10 kinds of problem; nothing was evaluated")
 
 
-def test_a_broken_truth_is_told_beside_the_detections() -> None:
+def test_all_problems_of_a_truth() -> None:
     truth = truth_of([(2, 2, 20), (30, 30, 25), (5, 40, 10)])
     del truth["images"][0]["height"]
     truth["images"].append({"id": 7, "height": 4, "width": True})
@@ -334,12 +334,12 @@ def test_a_broken_truth_is_told_beside_the_detections() -> None:
         evaluate_metrics(truth, [detection(2, 2, 20, bbox=[1, 2])], metrics=("segm", "bbox"))
     text = str(caught.value)
     for expected in (
-        "truth: same id twice, 2 in all\n    images: id 7\n    annotations: id 1",
-        "truth: image without size, 1 in all\n    image 7",
-        "truth: broken iscrowd, 1 in all\n    annotations[0] (id 0): iscrowd 2",
-        "truth: broken area, 1 in all\n    annotations[1] (id 1): area -1",
-        "truth: broken bbox, 1 in all\n    annotations[1] (id 1): bbox [0, 0, -3, 5]",
-        "detections: broken bbox, 1 in all\n    entry 0: bbox [1, 2]",
+        "truth: duplicate id (2)\n    images: id 7\n    annotations: id 1",
+        "truth: image without size (1)\n    image 7",
+        "truth: invalid iscrowd (1)\n    annotations[0] (id 0): iscrowd 2",
+        "truth: invalid area (1)\n    annotations[1] (id 1): area -1",
+        "truth: invalid bbox (1)\n    annotations[1] (id 1): bbox [0, 0, -3, 5]",
+        "detections: invalid bbox (1)\n    entry 0: bbox [1, 2]",
     ):
         assert expected in text, expected
 
@@ -347,39 +347,39 @@ def test_a_broken_truth_is_told_beside_the_detections() -> None:
 @pytest.mark.parametrize(
     ("truth", "detections", "expected"),
     [
-        ([], [], "truth: not a truth, 1 in all\n    it holds a list"),
+        ([], [], "truth: not an annotation file (1)\n    it holds a list"),
         ({"images": []}, [], "it holds keys ['images']"),
-        (truth_of([(2, 2, 20)]), {"annotations": []}, "detections: not a list, 1 in all"),
-        (truth_of([]), [], "nothing to evaluate against"),
+        (truth_of([(2, 2, 20)]), {"annotations": []}, "detections: not a list (1)"),
+        (truth_of([]), [], "no annotations"),
         (truth_of([(2, 2, 20)]), None, "it is a NoneType"),
     ],
 )
-def test_files_of_the_wrong_kind(truth: object, detections: object, expected: str) -> None:
+def test_wrong_kind_of_file(truth: object, detections: object, expected: str) -> None:
     with pytest.raises(DatasetError, match=re.escape(expected)):
         evaluate_detections(truth, detections, metric="segm")
 
 
-def test_a_file_cut_short_and_a_missing_one(tmp_path: Path) -> None:
+def test_truncated_and_missing_files(tmp_path: Path) -> None:
     whole = json.dumps(truth_of([(2, 2, 20)]))
     (tmp_path / "truth.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(
-        DatasetError, match=r"truth\.json \(\d+ bytes\) is not valid JSON.*cut short"
+        DatasetError, match=r"truth\.json \(\d+ bytes\) is not valid JSON.*truncated"
     ):
         evaluate_detections(str(tmp_path / "truth.json"), [], metric="segm")
     with pytest.raises(StorageError, match=r"none\.json"):
         evaluate_detections(str(tmp_path / "none.json"), [], metric="segm")
 
 
-def test_a_polygon_far_away_is_refused_and_not_painted() -> None:
-    # The painter would ask for memory by the length of the outline.
+def test_polygon_far_outside_raises() -> None:
+    # Rasterizing would allocate memory for the length of the outline.
     far = [[0.0, 0.0, 1e12, 0.0, 1e12, 1e12]]
-    with pytest.raises(DatasetError, match="broken polygon"):
+    with pytest.raises(DatasetError, match="invalid polygon"):
         evaluate_detections(
             truth_of([(2, 2, 20)]), [detection(0, 0, 1, segmentation=far)], metric="segm"
         )
 
 
-def test_nothing_is_printed_and_the_inputs_are_left_alone(capfd: pytest.CaptureFixture) -> None:
+def test_no_output_and_inputs_unchanged(capfd: pytest.CaptureFixture) -> None:
     truth, found = truth_of([(2, 2, 20)]), [detection(2, 2, 20)]
     before = json.dumps([truth, found])
     evaluate_metrics(truth, found, metrics=("segm", "bbox", "boundary"))
@@ -387,7 +387,7 @@ def test_nothing_is_printed_and_the_inputs_are_left_alone(capfd: pytest.CaptureF
     assert json.dumps([truth, found]) == before
 
 
-def test_the_table_shows_sizes_extremes_and_dashes() -> None:
+def test_format_metrics() -> None:
     truth = truth_of([])
     truth["categories"] = [{"id": n, "name": f"kind{n:02}"} for n in range(1, 21)]
     truth["annotations"] = [
@@ -398,15 +398,15 @@ def test_the_table_shows_sizes_extremes_and_dashes() -> None:
     text = format_metrics(measured)
     assert "boundary AP by vernier 0.5.4, band 2% of the diagonal" in text
     assert re.search(r"AP +0\.4737 +0\.4737 +0\.4737 +0\.4737 +- +-", text)
-    assert "... 9 more between ..." in text
-    assert "1 categories without objects" in text
+    assert "... 9 more ..." in text
+    assert "categories without objects in the truth: 1" in text
     assert re.search(r"kind01 +1 +1\.0000", text)
     assert "kind15" not in format_metrics(measured, categories="none")
     every = format_metrics(measured, categories="all")
     assert all(f"kind{n:02}" in every for n in range(1, 20))
 
 
-def test_the_summary_puts_all_metrics_of_a_category_on_one_line() -> None:
+def test_format_summary() -> None:
     measured = evaluate_metrics(
         truth_of([(2, 2, 20)]), [detection(2, 2, 20)], metrics=("segm", "boundary")
     )

@@ -1,4 +1,4 @@
-"""Warm-up is left out, functions take turns, and quantiles are those of single calls."""
+"""Timing skips warm-up calls, alternates functions, and returns quantiles of single calls."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from pipeline.evaluation import timing
 from pipeline.evaluation.timing import time_calls
 
 
-def test_warm_up_is_not_counted_and_functions_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_calls_skips_warm_up_and_alternates(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     order = []
     # The first two calls are slow, then each takes longer than the one before.

@@ -1,6 +1,6 @@
-"""A split of label maps whose photos show the classes as brightness, and a model that reads them.
+"""A split of label maps whose images encode the class as brightness, and a model that decodes it.
 
-The model sees pixel by pixel, so windows and neighbors change nothing for it.
+The model works on single pixels, so a sliding window does not change its output.
 """
 
 from pathlib import Path
@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.data.ingest import ingest_semantic
+from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import SemanticIngest
 
 VALUES = (7, 12, 40)
-"""Of the classes, in the label files."""
+"""Pixel values of the classes in the label files."""
 SIZE_HW = (48, 96)
 
 
-def labels_of(number: int) -> np.ndarray:
-    """Draw blocks of three classes, and void; the third class is missing in every second image."""
+def draw_labels(number: int) -> np.ndarray:
+    """Draw blocks of three classes, and void; every second image lacks the third class."""
     rng = np.random.default_rng(number)
     label = rng.integers(0, 3 - number % 2, (SIZE_HW[0] // 8, SIZE_HW[1] // 8), dtype=np.uint8)
     label = np.kron(label, np.ones((8, 8), np.uint8))
@@ -33,19 +33,19 @@ def write_maps_split(folder: Path, *, images: int = 11) -> str:
     (folder / "classes.txt").write_text("7 ground\n12 house\n40 tree\n")
     values = np.array([*VALUES, *[255] * 253], np.uint8)
     for number in range(images):
-        label = labels_of(number)
+        label = draw_labels(number)
         shown = np.where(label == 255, 0, label * 60)
         Image.fromarray(np.stack([shown] * 3, axis=2).astype(np.uint8)).save(
             folder / "images" / "val" / f"p{number}.png"
         )
         Image.fromarray(values[label]).save(folder / "labels" / "val" / f"p{number}.png")
     out = str(folder / "shards")
-    ingest_semantic(SemanticIngest(root=str(folder), split="val", out=out, workers=0))
+    ingest_dataset(SemanticIngest(root=str(folder), split="val", out=out, workers=0))
     return out
 
 
-class Reading(nn.Module):
-    """Reads the class of each pixel from its brightness, or so many pixels beside it."""
+class BrightnessModel(nn.Module):
+    """Reads the class of a pixel from its brightness, optionally shifted by some pixels."""
 
     def __init__(self, *, shift_px: int = 0, num_classes: int = 3, offset: int = 0) -> None:
         super().__init__()

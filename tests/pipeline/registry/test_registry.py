@@ -1,4 +1,4 @@
-"""A model goes into the registry and comes out in a clean process, the same and without pickle."""
+"""A model is registered and loaded in a clean process, with equal predictions and no pickle."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pipeline.data.collate import collate_images
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.evaluation.infer import detect
-from pipeline.registry.provenance import Measured
+from pipeline.registry.provenance import EvaluationRecord
 from pipeline.registry.register import register
 
 LIGHT_IMPORT = """
@@ -66,18 +66,18 @@ def photo(tmp_path):
     return array
 
 
-def files_of(registered):
+def find_files(registered):
     run = MlflowClient(registered.handle.tracking_uri).get_run(registered.handle.run_id)
     return Path(run.info.artifact_uri.removeprefix("file://")) / "models"
 
 
 def test_the_artifact_is_code_and_safetensors(registered_model):
-    files = [path for path in files_of(registered_model).rglob("*") if path.is_file()]
+    files = [path for path in find_files(registered_model).rglob("*") if path.is_file()]
     assert files
     plain = {".py", ".json", ".txt", ".yaml", ".md", ""}
     assert {path.suffix for path in files} <= plain | {".safetensors"}
     assert not any(path.suffix == ".pyc" for path in files)
-    # A pickle begins with its protocol, whatever the file is called.
+    # A pickle starts with its protocol, whatever the file name.
     assert not any(path.read_bytes()[:2] in {b"\x80\x04", b"\x80\x05"} for path in files)
     assert any(path.name == "squeeze.py" for path in files)
     pins = next(path for path in files if path.name == "requirements.txt").read_text().split()
@@ -104,7 +104,7 @@ def test_a_clean_process_predicts_what_the_trained_model_predicts(
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    loaded = json.loads(done.stdout.splitlines()[-1])
 
     model = build_model(registered_model.recipe.model)
     load_weights(model, registered_model.weights)
@@ -112,7 +112,7 @@ def test_a_clean_process_predicts_what_the_trained_model_predicts(
     expected = detect(model, batch, paste_bytes=2**20)[0]
     assert len(expected) > 2
     for image_index in range(4):
-        rows = [row for row in told["rows"] if row["image_index"] == image_index]
+        rows = [row for row in loaded["rows"] if row["image_index"] == image_index]
         assert [row["rle"]["counts"].encode() for row in rows] == [e.rle_counts for e in expected]
         assert rows[0]["rle"]["size"] == [72, 96]
         for row, each in zip(rows, expected, strict=True):
@@ -120,23 +120,23 @@ def test_a_clean_process_predicts_what_the_trained_model_predicts(
             assert row["category_index"] == each.category_index
             np.testing.assert_allclose(row["score"], each.score, rtol=1e-5)
             np.testing.assert_allclose(row["box_xyxy"], each.box_xyxy, rtol=1e-4, atol=1e-3)
-    assert told["table_rows"] == len(expected)
-    assert told["likely_rows"] == 0
-    assert "ray" not in told["modules"]
-    # The code that ran came with the model, not from the checkout.
-    assert all(path.startswith(str(files_of(registered_model))) for path in told["files"])
-    pins = next(files_of(registered_model).rglob("requirements.txt")).read_text().lower().split()
+    assert loaded["table_rows"] == len(expected)
+    assert loaded["likely_rows"] == 0
+    assert "ray" not in loaded["modules"]
+    # The code of the model was used, not the checkout.
+    assert all(path.startswith(str(find_files(registered_model))) for path in loaded["files"])
+    pins = next(find_files(registered_model).rglob("requirements.txt")).read_text().lower().split()
     pinned = {pin.partition("==")[0].replace("_", "-") for pin in pins}
-    assert {name.replace("_", "-") for name in told["distributions"]} <= pinned
-    assert done.stderr == "", "a user who pulls a model reads nothing but the answer"
+    assert {name.replace("_", "-") for name in loaded["distributions"]} <= pinned
+    assert done.stderr == "", "loading a model prints no warnings"
 
 
-def measured(*, on="val, 60 images", **metrics):
-    return Measured(evaluated_on=on, metrics=metrics)
+def make_record(*, on="val, 60 images", **metrics):
+    return EvaluationRecord(evaluated_on=on, metrics=metrics)
 
 
-def again(registered_model, tmp_path, **changes):
-    """Register other weights under the same name."""
+def register_again(registered_model, tmp_path, **changes):
+    """Register other weights."""
     model = build_model(registered_model.recipe.model)
     save_weights(model, tmp_path / "other.safetensors")
     arguments = {
@@ -144,7 +144,7 @@ def again(registered_model, tmp_path, **changes):
         "weights_path": tmp_path / "other.safetensors",
         "recipe": registered_model.recipe,
         "categories": registered_model.categories,
-        "measured": measured(boundary_ap=0.3),
+        "evaluation": make_record(boundary_ap=0.3),
     }
     return register(registered_model.handle, **(arguments | changes))
 
@@ -154,22 +154,24 @@ def champion(registered_model):
     return store.get_model_version_by_alias(registered_model.name, "champion")
 
 
-def test_champion_moves_only_when_the_metric_improves(registered_model, tmp_path):
+def test_only_a_better_version_becomes_the_champion(registered_model, tmp_path):
     name = f"{registered_model.name}-contest"
 
-    def made(**metrics):
-        return again(registered_model, tmp_path, name=name, measured=measured(**metrics))
+    def register_with(**metrics):
+        return register_again(
+            registered_model, tmp_path, name=name, evaluation=make_record(**metrics)
+        )
 
-    none = made(boundary_ap=float("nan"))
-    first = made(boundary_ap=0.3)
-    equal = made(boundary_ap=0.3)
-    better = made(boundary_ap=0.35)
-    unknown = made(boundary_ap=float("nan"))
-    elsewhere = made(on="others, 60 images", boundary_ap=0.9)
+    none = register_with(boundary_ap=float("nan"))
+    first = register_with(boundary_ap=0.3)
+    equal = register_with(boundary_ap=0.3)
+    better = register_with(boundary_ap=0.35)
+    unknown = register_with(boundary_ap=float("nan"))
+    elsewhere = register_with(on="others, 60 images", boundary_ap=0.9)
     versions = (none, first, equal, better, unknown, elsewhere)
     assert [each.version for each in versions] == ["1", "2", "3", "4", "5", "6"]
     assert [each.is_champion for each in versions] == [False, True, False, True, False, False]
-    assert none.decision.endswith("nothing that decides was measured")
+    assert none.decision.endswith("no deciding metric was measured")
     assert first.decision.endswith("is the first champion: boundary_ap 0.3000")
     assert equal.decision == (
         f"{name} version 3 is not the champion: boundary_ap 0.3000 is not above the 0.3000 of "
@@ -186,15 +188,15 @@ def test_champion_moves_only_when_the_metric_improves(registered_model, tmp_path
     assert held.tags["champion_decision"] == better.decision
 
 
-def test_the_same_weights_under_another_name_leave_the_first_alone(registered_model):
-    before = {path: path.read_bytes() for path in files_of(registered_model).rglob("*.*")}
+def test_the_same_weights_under_another_name_do_not_change_the_first(registered_model):
+    before = {path: path.read_bytes() for path in find_files(registered_model).rglob("*.*")}
     other = register(
         registered_model.handle,
         name="tiny-renamed",
         weights_path=registered_model.weights,
         recipe=registered_model.recipe,
         categories=[Category(category_id=i, category_index=i, name=f"n{i}") for i in range(3)],
-        measured=measured(boundary_ap=0.2),
+        evaluation=make_record(boundary_ap=0.2),
     )
     assert other.is_champion
     assert before == {path: path.read_bytes() for path in before}
@@ -206,16 +208,16 @@ def test_the_same_weights_of_a_run_are_one_version(registered_model):
         "weights_path": registered_model.weights,
         "recipe": registered_model.recipe,
         "categories": registered_model.categories,
-        "measured": measured(boundary_ap=0.25),
+        "evaluation": make_record(boundary_ap=0.25),
     }
     repeated = register(registered_model.handle, **arguments)
     assert repeated.version == str(champion(registered_model).version) == "1"
     assert repeated.is_champion
 
 
-def test_all_that_is_wrong_is_said_at_once(registered_model, tmp_path):
+def test_all_problems_are_reported_at_once(registered_model, tmp_path):
     with pytest.raises(RegistryError) as raised:
-        again(
+        register_again(
             registered_model, tmp_path, name="a/b", weights_path=tmp_path / "model.pth",
             categories=registered_model.categories[:2],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every form in which photos are handed over gives the same pixels, and every fault is named."""
+"""Photos in every form give the same pixels, and every unreadable one is reported."""
 
 import base64
 import io
@@ -16,17 +16,17 @@ def photo():
     return np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8)
 
 
-def encoded(array, kind="PNG"):
+def encode(array, kind="PNG"):
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, kind)
     return stream.getvalue()
 
 
 def test_all_forms_give_the_same_pixels(photo, tmp_path):
-    data = encoded(photo)
+    data = encode(photo)
     (tmp_path / "a.png").write_bytes(data)
     text = base64.b64encode(data).decode()
-    jpeg = base64.b64encode(encoded(photo, "JPEG")).decode()
+    jpeg = base64.b64encode(encode(photo, "JPEG")).decode()
     for form in (photo, data, bytearray(data), tmp_path / "a.png", str(tmp_path / "a.png"), text):
         np.testing.assert_array_equal(read_photo(form, name="it"), photo)
     assert read_photo(jpeg, name="it").shape == photo.shape
@@ -35,13 +35,13 @@ def test_all_forms_give_the_same_pixels(photo, tmp_path):
 def test_gray_and_transparent_images_become_rgb(photo):
     gray = np.ascontiguousarray(photo[:, :, 0])
     assert read_photo(gray, name="it").shape == (72, 96, 3)
-    assert read_photo(encoded(gray), name="it").shape == (72, 96, 3)
+    assert read_photo(encode(gray), name="it").shape == (72, 96, 3)
     alpha = np.dstack([photo, np.zeros((72, 96), np.uint8)])
-    np.testing.assert_array_equal(read_photo(encoded(alpha), name="it"), photo)
+    np.testing.assert_array_equal(read_photo(encode(alpha), name="it"), photo)
 
 
-def test_all_faults_are_named_at_once(photo, tmp_path):
-    cut = encoded(photo, "JPEG")[:30]
+def test_all_unreadable_photos_are_reported_at_once(photo, tmp_path):
+    cut = encode(photo, "JPEG")[:30]
     photos = [photo, "no/such.jpg", b"text", 7, photo.astype(np.float32), cut, photo]
     with pytest.raises(DatasetError) as raised:
         check_photos(photos)
@@ -49,8 +49,8 @@ def test_all_faults_are_named_at_once(photo, tmp_path):
     assert text.startswith("5 of 7 images cannot be read, nothing was predicted:")
     for part in (
         "image 1 (no/such.jpg): No such file",
-        "image 2: no image file (4 bytes)",
-        "image 3: is a int, not a path",
+        "image 2: not an image file (4 bytes)",
+        "image 3: int is not a path",
         "image 4 is an array of float32",
         "image 5",
     ):
@@ -61,4 +61,4 @@ def test_all_faults_are_named_at_once(photo, tmp_path):
 def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DatasetError, match="could be decompression bomb"):
-        read_photo(encoded(np.zeros((100, 100, 3), np.uint8)), name="it")
+        read_photo(encode(np.zeros((100, 100, 3), np.uint8)), name="it")

@@ -1,68 +1,68 @@
-"""What a user would miss: points lost, doubled or out of order, steps that wait for a server."""
+"""No point is lost, duplicated or out of order, and no step waits for a server."""
 
 import time
 
 import pytest
 
 from pipeline.tracking import metric_log
-from pipeline.tracking.metric_log import MetricLog, send_spooled
+from pipeline.tracking.metric_log import MetricLog, deliver_spools
 from pipeline.tracking.spool import Point, Spool
 
 HTTP = "http://tracking.invalid"
 
 
 class FakeStore:
-    """Stands in for an MLflow client whose server can be away, or dies in the middle of a call."""
+    """Fakes an MLflow client whose server can be unreachable or fail during a call."""
 
     def __init__(self):
         self.metrics = []
-        self.away = False
+        self.is_down = False
         self.apply_then_fail = 0
         self.seconds_per_call = 0.0
 
     def get_metric_history(self, run_id, name):
-        self._answer()
+        self._respond()
         return [m for m in self.metrics if m.key == name]
 
     def log_batch(self, run_id, *, metrics):
-        self._answer()
+        self._respond()
         assert len(metrics) <= 1000, "MLflow refuses larger batches"
-        # As MLflow's store: the same key, time, step and value is stored once.
+        # Like MLflow, store equal points once.
         seen = {(m.key, m.timestamp, m.step) for m in self.metrics}
         self.metrics += [m for m in metrics if (m.key, m.timestamp, m.step) not in seen]
         if self.apply_then_fail:
             self.apply_then_fail -= 1
-            raise ConnectionError("the answer was lost")
+            raise ConnectionError("the response was lost")
 
     def steps(self, name="loss"):
         return [m.step for m in self.metrics if m.key == name]
 
-    def _answer(self):
+    def _respond(self):
         time.sleep(self.seconds_per_call)
-        if self.away:
+        if self.is_down:
             raise ConnectionError("connection refused")
 
 
 @pytest.fixture
 def store(monkeypatch):
     fake = FakeStore()
-    monkeypatch.setattr(metric_log, "client", lambda uri: fake)
+    monkeypatch.setattr(metric_log, "create_client", lambda uri: fake)
     return fake
 
 
 @pytest.fixture
 def lost_log():
-    """Give a log whose process is killed: its thread has no turn, and nobody closes it.
+    """Open logs as if their process were killed: the thread never runs, and nobody closes them.
 
-    It is closed once the test is over, or it would have its turn in the middle of a later one.
+    They are closed after the test, so that no thread runs during a later one.
     """
     logs = []
 
-    def opened(spool_uri):
+    def open_lost(spool_uri):
         logs.append(MetricLog(HTTP, "run1", spool_uri, pause_s=60))
         return logs[-1]
 
-    yield opened
+    yield open_lost
     for log in logs:
         log.close()
 
@@ -88,54 +88,54 @@ def test_all_points_arrive_and_no_file_is_left(store, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_points_wait_on_disk_and_arrive_in_order_when_the_store_is_back(store, tmp_path):
+def test_points_wait_on_disk_and_arrive_in_order_after_an_outage(store, tmp_path):
     log = open_log(tmp_path)
     log.log(0, {"loss": 1.0})
     wait_until(lambda: store.steps() == [0])
-    store.away = True
+    store.is_down = True
     for step in range(1, 50):
         log.log(step, {"loss": 1.0})
     spool = Spool(next(tmp_path.glob("*.jsonl")))
     wait_until(lambda: spool.count_pending() == 49)
-    store.away = False
+    store.is_down = False
     log.log(50, {"loss": 1.0})
     assert log.close() == 0
     assert store.steps() == list(range(51))
 
 
-def test_what_is_left_at_close_is_sent_by_the_driver(store, tmp_path):
-    store.away = True
+def test_points_left_at_close_are_sent_by_the_driver(store, tmp_path):
+    store.is_down = True
     log = open_log(tmp_path)
     for step in range(30):
         log.log(step, {"loss": 1.0})
     assert log.close(timeout_s=5) == 30
-    assert send_spooled(HTTP, "run1", str(tmp_path)) == 30
-    store.away = False
-    assert send_spooled(HTTP, "another_run", str(tmp_path)) == 0
+    assert deliver_spools(HTTP, "run1", str(tmp_path)) == 30
+    store.is_down = False
+    assert deliver_spools(HTTP, "another_run", str(tmp_path)) == 0
     assert store.steps() == []
-    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
+    assert deliver_spools(HTTP, "run1", str(tmp_path)) == 0
     assert store.steps() == list(range(30))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_checkpoint_follows_survives_a_kill(store, tmp_path, lost_log):
-    """A resume goes on after the checkpoint: the points before it are never logged again."""
+def test_points_before_a_checkpoint_survive_a_kill(store, tmp_path, lost_log):
+    """A resumed run never logs the points before its checkpoint again."""
     log = lost_log(str(tmp_path))
     log.log(1, {"loss": 1.0})
-    log.keep()
+    log.persist()
     assert store.steps() == []
-    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
+    assert deliver_spools(HTTP, "run1", str(tmp_path)) == 0
     assert store.steps() == [1]
 
 
-def test_a_lost_answer_and_repeated_steps_double_nothing(store, tmp_path):
+def test_a_lost_response_and_repeated_steps_duplicate_nothing(store, tmp_path):
     store.apply_then_fail = 1
     first = open_log(tmp_path)
     for step in range(20):
         first.log(step, {"loss": 1.0})
     assert first.close() in {0, 20}
-    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
-    # The run crashed after step 19, and starts again from its checkpoint at step 12.
+    assert deliver_spools(HTTP, "run1", str(tmp_path)) == 0
+    # The run crashed after step 19 and resumes from its checkpoint at step 12.
     second = open_log(tmp_path)
     for step in range(12, 25):
         second.log(step, {"loss": 2.0})
@@ -162,7 +162,7 @@ def test_nothing_raises_when_disk_and_store_are_gone(store, tmp_path, monkeypatc
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Spool, "append", full)
-    store.away = True
+    store.is_down = True
     log = open_log(tmp_path)
     log.log(0, {"loss": 1.0})
     log.log(1, {"loss": "not a number"})
@@ -176,7 +176,7 @@ def test_a_file_cut_off_by_a_crash_gives_all_its_whole_lines(store, tmp_path):
     spool.append([Point(1, step, {"loss": 1.0}) for step in range(3)])
     with spool.path.open("a") as stream:
         stream.write('[1, 3, {"lo')
-    assert send_spooled(HTTP, "run1", str(tmp_path)) == 0
+    assert deliver_spools(HTTP, "run1", str(tmp_path)) == 0
     assert store.steps() == [0, 1, 2]
 
 
@@ -189,7 +189,7 @@ def test_an_sqlite_file_of_another_machine_is_not_created(tmp_path):
 
 
 class FakeBucket:
-    """Stands in for an object store: whole objects only."""
+    """Fakes an object store: whole objects only."""
 
     def __init__(self, monkeypatch):
         self.objects = {}
@@ -209,28 +209,28 @@ class FakeBucket:
 
 def test_points_of_a_worker_elsewhere_wait_in_the_object_store(store, monkeypatch):
     bucket = FakeBucket(monkeypatch)
-    store.away = True
+    store.is_down = True
     log = MetricLog(HTTP, "run1", "s3://bucket/runs/r/spool", pause_s=0.02)
     log.log(0, {"loss": 1.0})
-    # Copied while the worker lives: it may lose its disk with its machine.
+    # Copied while the worker runs, as its disk may be lost with its machine.
     wait_until(lambda: len(bucket.objects) == 1)
     for step in range(1, 10):
         log.log(step, {"loss": 1.0})
     assert log.close() == 10
-    assert send_spooled(HTTP, "run1", "s3://bucket/runs/r/spool") == 10
-    store.away = False
-    assert send_spooled(HTTP, "run1", "s3://bucket/runs/r/spool") == 0
+    assert deliver_spools(HTTP, "run1", "s3://bucket/runs/r/spool") == 10
+    store.is_down = False
+    assert deliver_spools(HTTP, "run1", "s3://bucket/runs/r/spool") == 0
     assert store.steps() == list(range(10))
     assert bucket.objects == {}
 
 
 def test_nothing_is_left_in_the_object_store_once_the_store_is_back(store, monkeypatch):
     bucket = FakeBucket(monkeypatch)
-    store.away = True
+    store.is_down = True
     log = MetricLog(HTTP, "run1", "s3://bucket/runs/r/spool", pause_s=0.02)
     log.log(0, {"loss": 1.0})
     wait_until(lambda: len(bucket.objects) == 1)
-    store.away = False
+    store.is_down = False
     assert log.close() == 0
     assert store.steps() == [0]
     assert bucket.objects == {}
@@ -241,10 +241,10 @@ def test_points_of_a_checkpoint_outlive_the_machine_that_logged_them(store, monk
     log = lost_log("s3://bucket/runs/r/spool")
     for step in range(3):
         log.log(step, {"loss": 1.0})
-    log.keep()
+    log.persist()
     log.log(3, {"loss": 1.0})
-    # The machine is lost here, before anything was sent.
+    # The machine is lost here, before anything is sent.
     assert store.steps() == []
-    assert send_spooled(HTTP, "run1", "s3://bucket/runs/r/spool") == 0
+    assert deliver_spools(HTTP, "run1", "s3://bucket/runs/r/spool") == 0
     assert store.steps() == [0, 1, 2]
     assert bucket.objects == {}

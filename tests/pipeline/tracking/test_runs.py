@@ -1,4 +1,4 @@
-"""The embedded store, resume, and what is said when a store is away."""
+"""The embedded store, resume, and messages about unreachable stores."""
 
 import json
 import shutil
@@ -16,29 +16,29 @@ from pipeline.tracking.runs import (
     log_artifacts,
     log_metrics,
     open_run,
-    tracking_uri,
+    resolve_tracking_uri,
 )
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """One embedded store for the module: making its tables takes seconds."""
+    """One embedded store for the module, as creating its tables takes seconds."""
     return Recipe(name="first", storage=str(tmp_path_factory.mktemp("runs")))
 
 
-def away():
+def unreachable_uri():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://user:sesame@127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture
-def impatient(monkeypatch):
+def short_timeouts(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
-def test_a_run_holds_what_made_it(recipe, tmp_path):
+def test_a_run_records_recipe_versions_and_data(recipe, tmp_path):
     handle = open_run(recipe, data_fingerprint="d4t4")
     log_metrics(handle, {"mask_ap": 0.31}, step=10)
     picture = tmp_path / "picture.png"
@@ -63,7 +63,7 @@ def test_a_run_holds_what_made_it(recipe, tmp_path):
     assert run.info.artifact_uri.startswith(f"file://{recipe.storage}/mlartifacts/")
 
 
-def test_the_same_name_goes_on_with_the_same_run(recipe):
+def test_the_same_name_resumes_the_same_run(recipe):
     recipe = replace(recipe, name="twice")
     first = open_run(recipe)
     log = MetricLog(first.tracking_uri, first.run_id, first.spool_uri)
@@ -81,16 +81,18 @@ def test_the_same_name_goes_on_with_the_same_run(recipe):
     assert run.data.metrics == {"loss": 2.0}
 
 
-def test_a_run_that_ends_closes_those_below_it_that_nobody_closed(recipe):
-    """As the trials of a sweep whose processes were stopped with it."""
+def test_a_run_that_ends_closes_its_open_children(recipe):
+    """Like the trials of a sweep whose processes were stopped with it."""
     sweep = open_run(replace(recipe, name="sweep"))
-    below = {"parent_run_id": sweep.run_id}
-    ended, left = (open_run(replace(recipe, name=name), **below) for name in ("s-1", "s-2"))
-    beside = open_run(replace(recipe, name="beside"))
+    parent = {"parent_run_id": sweep.run_id}
+    ended, still_open = (open_run(replace(recipe, name=name), **parent) for name in ("s-1", "s-2"))
+    unrelated = open_run(replace(recipe, name="unrelated"))
     assert finish(ended, "FAILED")
     assert finish(sweep, "KILLED")
     store = MlflowClient(sweep.tracking_uri)
-    states = [store.get_run(run.run_id).info.status for run in (sweep, ended, left, beside)]
+    states = [
+        store.get_run(run.run_id).info.status for run in (sweep, ended, still_open, unrelated)
+    ]
     assert states == ["KILLED", "FAILED", "KILLED", "RUNNING"]
 
 
@@ -103,10 +105,8 @@ def test_a_deleted_folder_starts_a_fresh_run(recipe):
     assert second.experiment_id == first.experiment_id
 
 
-def test_a_store_away_at_the_first_start_is_an_error_with_the_way_out(
-    tmp_path, impatient, monkeypatch
-):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", away())
+def test_an_unreachable_store_is_an_error_at_the_first_start(tmp_path, short_timeouts, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable_uri())
     recipe = Recipe(name="new", storage=str(tmp_path))
     with pytest.raises(StorageError) as raised:
         open_run(recipe)
@@ -117,21 +117,21 @@ def test_a_store_away_at_the_first_start_is_an_error_with_the_way_out(
     assert raised.value.__cause__ is None
 
 
-def test_a_store_away_at_a_later_start_does_not_stop_the_run(
-    tmp_path, impatient, caplog, monkeypatch
+def test_an_unreachable_store_does_not_stop_a_resumed_run(
+    tmp_path, short_timeouts, caplog, monkeypatch
 ):
-    uri = away()
+    uri = unreachable_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     recipe = Recipe(name="old", storage=str(tmp_path))
-    masked_uri = uri.replace("user:sesame", "***")
+    redacted_uri = uri.replace("user:sesame", "***")
     ids = {"experiment_id": "1", "run_id": "abc"}
     (tmp_path / "old").mkdir()
-    record = {"key": "k", "runs": {masked_uri: ids}}
+    record = {"key": "k", "runs": {redacted_uri: ids}}
     (tmp_path / "old" / "tracking.json").write_text(json.dumps(record))
 
     handle = open_run(recipe)
     assert handle.run_id == "abc"
-    assert handle.url == f"{masked_uri}/#/experiments/1/runs/abc"
+    assert handle.url == f"{redacted_uri}/#/experiments/1/runs/abc"
     log_metrics(handle, {"mask_ap": 0.3}, step=5)
     assert not log_artifacts(handle, __file__)
     assert not finish(handle)
@@ -149,17 +149,17 @@ def test_a_store_away_at_a_later_start_does_not_stop_the_run(
         "https://host?access_token=sesame",
     ],
 )
-def test_a_recipe_carries_no_password(uri):
+def test_a_recipe_must_not_contain_a_password(uri):
     with pytest.raises(RecipeError, match="MLFLOW_TRACKING_PASSWORD") as raised:
         TrackingConfig(uri=uri)
     assert "sesame" not in str(raised.value)
     TrackingConfig(uri="postgresql://me@db.example/mlflow")
 
 
-def test_the_environment_may_name_the_store_and_its_password(tmp_path, monkeypatch, caplog):
+def test_the_environment_may_set_the_store_and_its_password(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:sesame@host:5000")
-    assert tracking_uri("", storage_uri="runs") == "http://me:sesame@host:5000"
-    assert tracking_uri("http://other:5000", storage_uri="runs") == "http://other:5000"
+    assert resolve_tracking_uri("", storage_uri="runs") == "http://me:sesame@host:5000"
+    assert resolve_tracking_uri("http://other:5000", storage_uri="runs") == "http://other:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/my.db")
     recipe = Recipe(name="env", storage=str(tmp_path / "runs"))
     handle = open_run(recipe)
@@ -168,14 +168,17 @@ def test_the_environment_may_name_the_store_and_its_password(tmp_path, monkeypat
     assert handle.tracking_uri == f"sqlite:///{tmp_path}/my.db"
 
 
-def test_uris_become_absolute_and_unknown_ones_are_refused(tmp_path, monkeypatch, caplog):
+def test_uris_become_absolute_and_unknown_schemes_are_refused(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    assert tracking_uri("", storage_uri="runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracking_uri("sqlite:///my.db", storage_uri="runs") == f"sqlite:///{tmp_path}/my.db"
-    assert tracking_uri("http://host:5000", storage_uri="runs") == "http://host:5000"
+    assert resolve_tracking_uri("", storage_uri="runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert (
-        tracking_uri("", storage_uri="s3://bucket/runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+        resolve_tracking_uri("sqlite:///my.db", storage_uri="runs") == f"sqlite:///{tmp_path}/my.db"
+    )
+    assert resolve_tracking_uri("http://host:5000", storage_uri="runs") == "http://host:5000"
+    assert (
+        resolve_tracking_uri("", storage_uri="s3://bucket/runs")
+        == f"sqlite:///{tmp_path}/runs/mlflow.db"
     )
     assert "set --tracking.uri" in caplog.text
     with pytest.raises(StorageError, match="must start with one of http"):
-        tracking_uri("host:5000", storage_uri="runs")
+        resolve_tracking_uri("host:5000", storage_uri="runs")

@@ -1,4 +1,4 @@
-"""A real MLflow server is killed in the middle of a run, and comes back."""
+"""A real MLflow server is killed during a run, and restarted."""
 
 import os
 import signal
@@ -15,15 +15,15 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.recipe import TrackingConfig
-from pipeline.registry.predict import pull
-from pipeline.registry.provenance import Measured
+from pipeline.registry.predict import load_registered_model
+from pipeline.registry.provenance import EvaluationRecord
 from pipeline.registry.register import register
-from pipeline.tracking.runs import MetricLog, finish, log_metrics, open_run, send_spooled
+from pipeline.tracking.runs import MetricLog, deliver_spools, finish, log_metrics, open_run
 
 pytestmark = pytest.mark.slow
 
 
-def free_port():
+def find_free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -42,7 +42,7 @@ def mlflow_server(folder, port):
         wait_until_healthy(port, server, folder)
         yield
     finally:
-        # The whole process group, as a machine that loses power would.
+        # Kill the whole process group, as in a power failure.
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(timeout=30)
 
@@ -65,7 +65,7 @@ def steps(store, run_id, name):
 
 @pytest.mark.timeout(600)
 def test_metrics_survive_a_killed_server(tmp_path, registered_model):
-    port = free_port()
+    port = find_free_port()
     uri = f"http://127.0.0.1:{port}"
     recipe = replace(
         registered_model.recipe,
@@ -81,7 +81,7 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
         while len(steps(store, handle.run_id, "nan")) < 20:
             time.sleep(0.2)
 
-    # Gone. Steps go on at their own pace, and so do the end of the worker and the driver's reports.
+    # The server is down: neither steps, nor the worker's end, nor the driver wait for it.
     started = time.monotonic()
     for step in range(20, 40):
         log.log(step, {"loss": float(step)})
@@ -91,7 +91,7 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
     assert not finish(handle)
     assert time.monotonic() - started < 60
 
-    # A restarted attempt of the same run, with the server still away, repeats some steps.
+    # A second attempt of the run, with the server still down, repeats some steps.
     assert open_run(recipe) == handle
     second = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri, pause_s=0.1)
     for step in range(30, 50):
@@ -100,7 +100,7 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
 
     with mlflow_server(tmp_path, port):
         assert second.close(timeout_s=60) == 0
-        assert send_spooled(handle.tracking_uri, handle.run_id, handle.spool_uri) == 0
+        assert deliver_spools(handle.tracking_uri, handle.run_id, handle.spool_uri) == 0
         assert finish(handle)
         history = store.get_metric_history(handle.run_id, "loss")
         assert sorted(metric.step for metric in history) == list(range(50))
@@ -110,18 +110,18 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
         assert run.info.status == "FINISHED"
         assert len(store.search_runs([handle.experiment_id])) == 1
 
-        # The registry of a server takes the model, too, and gives it back.
+        # The server's registry also stores the model and returns it.
         version = register(
             handle,
             name="served",
             weights_path=registered_model.weights,
             recipe=recipe,
             categories=registered_model.categories,
-            measured=Measured(evaluated_on="val", metrics={"boundary_ap": 0.3}),
+            evaluation=EvaluationRecord(evaluated_on="val", metrics={"boundary_ap": 0.3}),
         )
         assert version.is_champion
-        pulled = pull("models:/served@champion", tracking=uri)
-        assert pulled.uri == version.uri == "models:/served/1"
+        registered = load_registered_model("models:/served@champion", tracking=uri)
+        assert registered.uri == version.uri == "models:/served/1"
         photo = np.zeros((64, 64, 3), np.uint8)
-        rows = pulled.model.predict([photo], params={"score_threshold": 0.0})
+        rows = registered.model.predict([photo], params={"score_threshold": 0.0})
         assert len(rows) > 0

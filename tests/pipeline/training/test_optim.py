@@ -22,7 +22,7 @@ OPTIM = OptimConfig(
     ("step", "rate"),
     [(0, 0.008), (5, 0.044), (10, 0.08), (49, 0.08), (50, 0.008), (79, 0.008), (80, 0.0008)],
 )
-def test_rate_follows_warmup_and_decay_and_grows_with_the_batch(step, rate):
+def test_the_rate_follows_warmup_and_decay_and_scales_with_the_batch(step, rate):
     assert learning_rate(OPTIM, step=step) == pytest.approx(rate)
 
 
@@ -38,16 +38,16 @@ def test_a_poly_rate_falls_from_warmup_to_zero_at_the_last_step(step, rate):
     assert learning_rate(poly, step=step) == pytest.approx(rate)
 
 
-def test_the_power_bends_a_poly_rate():
+def test_poly_power_changes_the_curve():
     straight = replace(OPTIM, schedule="poly", poly_power=1.0, warmup_steps=0)
     assert learning_rate(straight, step=25) == pytest.approx(0.08 * 0.75)
-    assert learning_rate(straight, step=101) == 0  # a run that goes on too long does not fail here
+    assert learning_rate(straight, step=101) == 0  # no error after the last step
 
 
 @pytest.mark.parametrize(
     ("step", "rate"), [(0, 0.008), (10, 0.08), (55, 0.04), (77, 0.08 * 0.1520), (100, 0), (120, 0)]
 )
-def test_a_cosine_rate_falls_from_the_end_of_warmup_on(step, rate):
+def test_a_cosine_rate_falls_after_warmup(step, rate):
     cosine = replace(OPTIM, schedule="cosine")
     assert learning_rate(cosine, step=step) == pytest.approx(rate, rel=1e-2)
 
@@ -73,7 +73,7 @@ def test_norms_do_not_decay_but_biases_do_and_frozen_parameters_are_left_out():
     }
 
 
-def test_clipping_scales_to_the_norm_and_tells_the_norm_before():
+def test_clipping_scales_to_the_norm_and_returns_the_norm_before():
     layer = nn.Linear(2, 1, bias=False)
     layer.weight.grad = torch.tensor([[3.0, 4.0]])
     assert clip_gradients(layer, max_norm=1.0).item() == pytest.approx(5.0)

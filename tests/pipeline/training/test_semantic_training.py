@@ -1,4 +1,4 @@
-"""Semantic models train, resume, are measured and registered as instance models are."""
+"""Semantic models train, resume, are evaluated and registered like instance models."""
 
 import json
 import logging
@@ -14,9 +14,9 @@ from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import ColorConfig
 from pipeline.training import checkpoint, launch
 from pipeline.training.loop import Hooks, TrainJob, train
-from pipeline.training.preflight import check
-from pipeline.training.sample_log import merge
-from pipeline.training.step import World
+from pipeline.training.preflight import prepare_run
+from pipeline.training.sample_log import merge_sample_lists
+from pipeline.training.step import WorkerContext
 from tests.pipeline.training.tiny_semantic_run import semantic_recipe, write_shards
 
 
@@ -31,7 +31,7 @@ def shards(folder) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_all_that_it_promises(shards, folder, caplog):
+def test_a_run_writes_all_its_outputs(shards, folder, caplog):
     recipe = semantic_recipe(shards, folder / "runs", name="whole", num_workers=0)
     tracking = replace(recipe.tracking, model_name="maps")
     recipe = replace(
@@ -50,39 +50,41 @@ def test_a_run_ends_with_all_that_it_promises(shards, folder, caplog):
     assert len(Path(result["samples"]).read_text().splitlines()) == 1 + 8 * 4
     assert result["is_champion"]
     for line in ("(seg ", "F-score; ", "(absent=one)", "version 1 is the first", "label maps in"):
-        assert any(line in said for said in caplog.messages), line
+        assert any(line in message for message in caplog.messages), line
 
 
 @pytest.mark.parametrize("crash_after", [3, 5])
-def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_ends(shards, folder, crash_after):
+def test_a_resumed_run_ends_bit_for_bit_like_an_unbroken_one(shards, folder, crash_after):
     recipe = semantic_recipe(shards, folder / "runs", name=f"s{crash_after}", num_workers=0)
-    straight, broken = check(recipe), check(replace(recipe, name=f"b{crash_after}"))
+    straight, broken = prepare_run(recipe), prepare_run(replace(recipe, name=f"b{crash_after}"))
     train_until(straight, 8)
     with pytest.raises(TrainingError, match=f"ended before step {crash_after}"):
         train_until(broken, crash_after)
     train_until(broken, 8)
-    samples = [merge(each.run_uri, steps=8, global_batch=4)[1] for each in (straight, broken)]
+    samples = [
+        merge_sample_lists(each.run_uri, steps=8, global_batch=4)[1] for each in (straight, broken)
+    ]
     assert samples[0] == samples[1]
     one, two = (
         checkpoint.load(checkpoint.find_latest(each.run_uri))["model"]
         for each in (straight, broken)
     )
-    # Running statistics of batch norm are among them.
+    # The running statistics of batch norm are included.
     assert any("running_mean" in name for name in one)
     for name, weight in one.items():
         assert torch.equal(weight, two[name]), name
 
 
-def train_until(checked, stop):
-    recipe = checked.recipe
+def train_until(prepared, stop):
+    recipe = prepared.recipe
     job = TrainJob(
-        recipe=recipe, identity=checked.identity, run_uri=checked.run_uri, resume_command="again"
+        recipe=recipe, identity=prepared.identity, run_uri=prepared.run_uri, resume_command="again"
     )
     return train(
         job,
-        world=World(),
+        worker=WorkerContext(),
         batches=lambda first: local_batches(
-            checked.train_uri,
+            prepared.train_uri,
             recipe.data,
             seed=recipe.seed,
             global_batch=4,
@@ -91,11 +93,11 @@ def train_until(checked, stop):
             stop_step=stop,
         ),
         hooks=Hooks(),
-        place=checkpoint.find_latest(checked.run_uri),
+        resume_from=checkpoint.find_latest(prepared.run_uri),
     )
 
 
-def test_shards_of_the_other_kind_are_refused_with_what_to_type(shards, folder):
+def test_shards_of_another_task_are_refused_with_the_command_to_use(shards, folder):
     recipe = semantic_recipe(shards, folder / "none", name="other", num_workers=0)
     instance = replace(
         recipe,
@@ -104,13 +106,13 @@ def test_shards_of_the_other_kind_are_refused_with_what_to_type(shards, folder):
         evaluation=replace(recipe.evaluation, radii_px=(3, 5, 9, 12)),
     )
     with pytest.raises(RecipeError) as error:
-        check(instance)
+        prepare_run(instance)
     assert "holds semantic shards; this recipe trains instance models" in str(error.value)
     assert f"python jobs/cityscapes_semantic_r50.py --data.root {shards}" in str(error.value)
     assert "num_classes" not in str(error.value)
 
 
-def test_all_that_is_wrong_with_a_semantic_recipe_comes_in_one_error(shards, folder):
+def test_all_problems_of_a_semantic_recipe_are_reported_at_once(shards, folder):
     recipe = semantic_recipe(shards, folder / "none", name="wrong", num_workers=1)
     head = replace(recipe.model.head, targets=replace(recipe.model.head.targets, kernel_size=101))
     wrong = replace(
@@ -125,14 +127,15 @@ def test_all_that_is_wrong_with_a_semantic_recipe_comes_in_one_error(shards, fol
         evaluation=replace(recipe.evaluation, boxes="truth", submission=True, window_px=64),
     )
     with pytest.raises(RecipeError) as error:
-        check(wrong)
+        prepare_run(wrong)
     for part in (
         "Type: --model.num-classes 3",
-        "kernel_size 101 reaches 50 px, and shards know 63 px around a border, which are 47.25",
+        "kernel_size 101 reaches 50 px, but shards store distances up to 63 px around a border, "
+        "which become 47.25 px",
         "norm is sync",
-        "data.short_edge_px is read for instance models, and this one is semantic",
-        "evaluation.boxes is read for instance models",
-        "evaluation.submission is read for instance models",
-        "evaluation.window_px looks at images at their own size",
+        "data.short_edge_px is only for instance models, and this is a semantic model",
+        "evaluation.boxes is only for instance models",
+        "evaluation.submission is only for instance models",
+        "evaluation.window_px",
     ):
         assert part in str(error.value), part

@@ -12,60 +12,60 @@ from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import CheckpointConfig, OptimConfig, ScaleConfig
 from pipeline.training import checkpoint, loop
 from pipeline.training.loop import Hooks, train
-from pipeline.training.sample_log import merge
-from pipeline.training.step import World, train_step
+from pipeline.training.sample_log import merge_sample_lists
+from pipeline.training.step import WorkerContext, train_step
 from tests.pipeline.training.tiny_training import TinyModel, fake_steps, job_of
 
 
 def run(job, *, steps=10, hooks=None, **stream):
-    """Train from the latest checkpoint; `steps` below the recipe's is a crash after so many."""
+    """Train from the latest checkpoint; fewer `steps` than the recipe's simulate a crash."""
     return train(
         job,
-        world=World(),
+        worker=WorkerContext(),
         batches=partial(fake_steps, steps=steps, **stream),
         hooks=hooks or Hooks(build=lambda _: TinyModel()),
-        place=checkpoint.find_latest(job.run_uri),
+        resume_from=checkpoint.find_latest(job.run_uri),
     )
 
 
-def weights(job):
-    place = checkpoint.find_latest(job.run_uri)
-    assert place.step == 10
-    return checkpoint.load(place)
+def load_final(job):
+    latest = checkpoint.find_latest(job.run_uri)
+    assert latest.step == 10
+    return checkpoint.load(latest)
 
 
-def files(job, folder):
+def read_sample_lists(job):
     return {
-        path.name: path.read_bytes() for path in sorted(Path(job.run_uri, folder).glob("*.csv"))
+        path.name: path.read_bytes() for path in sorted(Path(job.run_uri, "samples").glob("*.csv"))
     }
 
 
 @pytest.mark.parametrize(
     ("crash_after", "optimizer"), [(4, "sgd"), (5, "sgd"), (7, "adamw"), (9, "sgd")]
 )
-def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_ends(recipe, crash_after, optimizer):
+def test_a_resumed_run_ends_bit_for_bit_like_an_unbroken_one(recipe, crash_after, optimizer):
     recipe = replace(recipe, optim=replace(recipe.optim, optimizer=optimizer))
     straight, broken = job_of(recipe, name="straight"), job_of(recipe, name="broken")
     run(straight)
     with pytest.raises(TrainingError, match=f"ended before step {crash_after}"):
         run(broken, steps=crash_after)
     assert run(broken).step == 10
-    one, two = weights(straight), weights(broken)
+    one, two = load_final(straight), load_final(broken)
     for name, weight in one["model"].items():
         assert torch.equal(weight, two["model"][name]), name
     for index, state in one["optimizer"]["state"].items():
         for key, value in state.items():
             assert torch.equal(value, two["optimizer"]["state"][index][key]), key
-    assert files(straight, "samples") == files(broken, "samples")
+    assert read_sample_lists(straight) == read_sample_lists(broken)
     assert (
-        merge(straight.run_uri, steps=10, global_batch=4)[1]
-        == merge(broken.run_uri, steps=10, global_batch=4)[1]
+        merge_sample_lists(straight.run_uri, steps=10, global_batch=4)[1]
+        == merge_sample_lists(broken.run_uri, steps=10, global_batch=4)[1]
     )
 
 
-def test_the_sample_list_is_what_the_batches_held(job):
+def test_the_sample_list_matches_the_batches(job):
     run(job)
-    uri, _ = merge(job.run_uri, steps=10, global_batch=4)
+    uri, _ = merge_sample_lists(job.run_uri, steps=10, global_batch=4)
     rows = [line.split(",") for line in storage.read_bytes(uri).decode().splitlines()]
     assert rows[0] == ["step", "epoch", "lane", "image_id"]
     assert [int(row[3]) for row in rows[1:]] == [i % 10 for i in range(40)]
@@ -75,10 +75,10 @@ def test_a_missing_step_in_the_sample_list_is_an_error(job):
     run(job)
     next(Path(job.run_uri, "samples").glob("steps-00000004-*.csv")).unlink()
     with pytest.raises(TrainingError, match="has 24 rows"):
-        merge(job.run_uri, steps=10, global_batch=4)
+        merge_sample_lists(job.run_uri, steps=10, global_batch=4)
 
 
-def test_accumulated_passes_give_the_gradient_of_the_whole_batch(recipe):
+def test_microbatches_give_the_gradient_of_the_whole_batch(recipe):
     gradients = []
     for images_per_microbatch in (1, 2, 4):
         torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(recipe):
         train_step(
             model,
             optimizer,
-            passes=item.passes,
+            microbatches=item.microbatches,
             step=0,
             optim=recipe.optim,
             device=torch.device("cpu"),
@@ -98,13 +98,13 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(recipe):
     torch.testing.assert_close(gradients[1], gradients[2])
 
 
-def test_a_bad_batch_is_named_saved_and_never_stepped_on(job):
-    outcome = run(job, steps=10, poisoned=frozenset({8}))
-    assert outcome.step == 3
-    assert "step 2 (epoch 0" in outcome.bad
-    assert "loss_mask" in outcome.bad
-    assert "8, 9, 0, 1" in outcome.bad
-    assert job.resume_command in outcome.bad
+def test_a_bad_batch_is_reported_and_saved_and_does_not_update_the_weights(job):
+    result = run(job, steps=10, poisoned=frozenset({8}))
+    assert result.step == 3
+    assert "step 2 (epoch 0" in result.error
+    assert "loss_mask" in result.error
+    assert "8, 9, 0, 1" in result.error
+    assert job.resume_command in result.error
     record = json.loads(Path(job.run_uri, "bad_batch.json").read_text())
     assert record["step"] == 2
     assert record["image_ids"] == [8, 9, 0, 1]
@@ -113,38 +113,41 @@ def test_a_bad_batch_is_named_saved_and_never_stepped_on(job):
     assert record["lr"] == pytest.approx(0.2 * (0.001 + 0.999 * 2 / 3))
 
 
-def test_a_bad_batch_is_found_at_the_next_look_where_looking_costs(job, monkeypatch):
-    """As on a GPU: nobody looks before step 6, and step 5 is still the one that is named."""
-    monkeypatch.setattr(loop.Window, "looks_bad", lambda _: False)
+def test_a_bad_batch_is_found_at_the_next_log_line_on_a_gpu(job, monkeypatch):
+    """The numbers are read after step 6 only, and the error still names step 5."""
+    monkeypatch.setattr(loop.StepMetrics, "has_bad_step", lambda _: False)
     seen = []
     monkeypatch.setattr(loop.checkpoint, "save", lambda *_a, **k: seen.append(k["step"]))
-    outcome = run(job, poisoned=frozenset({21}), samples=22)
-    assert "step 5 (epoch 0" in outcome.bad
-    assert "20, 21, 0, 1" in outcome.bad
+    result = run(job, poisoned=frozenset({21}), samples=22)
+    assert "step 5 (epoch 0" in result.error
+    assert "20, 21, 0, 1" in result.error
     assert seen == [4]
 
 
 def test_progress_line_and_metrics(job):
     lines, points = [], []
     hooks = Hooks(
-        build=lambda _: TinyModel(), say=lines.append, log=lambda step, m: points.append((step, m))
+        build=lambda _: TinyModel(),
+        print_line=lines.append,
+        log=lambda step, m: points.append((step, m)),
     )
     run(job, hooks=hooks)
     assert [step for step, _ in points] == [1, 3, 4, 6, 8, 9, 10]
-    assert lines[3].startswith("step 6/10  eta 0s  loss ")
+    assert lines[3].startswith("step 6/10  loss ")
+    assert lines[3].endswith("  eta 0:00:00")
     assert "(mask " in lines[3]
     assert " box " in lines[3]
-    assert "lr 2.0e-01" in lines[3]
-    assert "lr 2.0e-02" in lines[-1]
+    assert "lr 0.2  " in lines[3]
+    assert "lr 0.02  " in lines[-1]
     assert "img/s  data " in lines[3]
     assert points[-1][1]["loss"] == pytest.approx(
         points[-1][1]["loss_mask"] + points[-1][1]["loss_box"]
     )
 
 
-def test_only_the_newest_checkpoints_stay_and_half_written_ones_do_not_count(job):
+def test_old_checkpoints_are_pruned_and_incomplete_ones_ignored(job):
     run(job)
-    assert [place.step for place in checkpoint.find_all(job.run_uri)] == [8, 10]
+    assert [ref.step for ref in checkpoint.find_all(job.run_uri)] == [8, 10]
     last = Path(checkpoint.find_latest(job.run_uri).uri)
     (last / "checkpoint.json").rename(last / "elsewhere.json")
     assert checkpoint.find_latest(job.run_uri).step == 8
@@ -153,16 +156,16 @@ def test_only_the_newest_checkpoints_stay_and_half_written_ones_do_not_count(job
     assert checkpoint.find_latest(job.run_uri) is None
 
 
-def test_a_damaged_checkpoint_says_what_to_delete(job):
+def test_a_damaged_checkpoint_names_the_folder_to_delete(job):
     run(job)
-    place = checkpoint.find_latest(job.run_uri)
-    weights_file = Path(place.uri, "checkpoint.pt")
+    latest = checkpoint.find_latest(job.run_uri)
+    weights_file = Path(latest.uri, "checkpoint.pt")
     weights_file.write_bytes(b"x" * weights_file.stat().st_size)
     with pytest.raises(TrainingError, match="Delete this folder"):
         run(job)
 
 
-def test_a_checkpoint_loads_without_running_code(job):
+def test_a_checkpoint_has_plain_content(job):
     run(job)
     content = checkpoint.load(checkpoint.find_latest(job.run_uri))
     assert content["step"] == 10
@@ -172,7 +175,7 @@ def test_a_checkpoint_loads_without_running_code(job):
 
 def test_another_recipe_under_the_same_name_is_refused_with_the_difference(job):
     run(job)
-    place = checkpoint.find_latest(job.run_uri)
+    latest = checkpoint.find_latest(job.run_uri)
     optim = replace(job.identity.recipe.optim, lr_per_image=0.1)
     other = replace(
         job.identity,
@@ -181,7 +184,7 @@ def test_another_recipe_under_the_same_name_is_refused_with_the_difference(job):
         categories=((7, 0, "cat"), (9, 1, "wolf")),
     )
     with pytest.raises(RecipeError) as error:
-        checkpoint.require_same(place, identity=other)
+        checkpoint.require_same(latest, identity=other)
     for part in (
         "optim.lr_per_image: 0.05 -> 0.1",
         "seed: 0 -> 3",
@@ -192,7 +195,7 @@ def test_another_recipe_under_the_same_name_is_refused_with_the_difference(job):
         assert part in str(error.value)
 
 
-def test_scale_and_bookkeeping_may_change_in_a_resume(job):
+def test_scale_and_paths_may_change_in_a_resume(job):
     run(job)
     free = replace(
         job.identity.recipe,
@@ -207,17 +210,17 @@ def test_scale_and_bookkeeping_may_change_in_a_resume(job):
 
 
 def test_a_stream_that_skips_a_step_is_an_error(job):
-    with pytest.raises(TrainingError, match="gave step 1 where step 0 was due"):
+    with pytest.raises(TrainingError, match="gave step 1 instead of step 0"):
         train(
             job,
-            world=World(),
+            worker=WorkerContext(),
             batches=lambda _: fake_steps(1, steps=10),
             hooks=Hooks(build=lambda _: TinyModel()),
-            place=None,
+            resume_from=None,
         )
 
 
-def test_clipping_holds_the_update_down(recipe):
+def test_clipping_limits_the_update(recipe):
     moved = []
     for clip in (None, 1e-3):
         optim = OptimConfig(
@@ -227,6 +230,6 @@ def test_clipping_holds_the_update_down(recipe):
         torch.manual_seed(recipe.seed)
         before = TinyModel().state_dict()
         run(job)
-        after = weights(job)["model"]
+        after = load_final(job)["model"]
         moved.append(max((after[k] - before[k]).abs().max().item() for k in before))
     assert moved[1] < 0.2 * 10 * 2e-3 < moved[0]

@@ -1,10 +1,10 @@
-"""A whole run that takes seconds: drawn shapes in real shards, and the smallest Mask R-CNN."""
+"""A whole run that takes seconds: shapes in real shards, and a very small Mask R-CNN."""
 
 from pathlib import Path
 
 from bsm.configs.instance import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from bsm.configs.shared import FpnBackboneConfig
-from pipeline.data.ingest import CocoIngest, ingest_coco
+from pipeline.data.ingest import CocoIngest, ingest_dataset
 from pipeline.data.manifest import read_manifest
 from pipeline.data.sources.shapes import write_shapes
 from pipeline.recipe import (
@@ -19,10 +19,10 @@ from pipeline.recipe import (
 
 
 def write_shards(folder: Path, *, train_images: int = 44, val_images: int = 4) -> Path:
-    """Draw and ingest; 44 images and batches of 4 end an epoch at step 11."""
+    """Generate and ingest images; with 44 images and batches of 4 an epoch ends at step 11."""
     write_shapes(folder / "coco", train_images=train_images, val_images=val_images)
     for split in ("train", "val"):
-        ingest_coco(
+        ingest_dataset(
             CocoIngest(
                 root=str(folder / "coco"),
                 split=split,

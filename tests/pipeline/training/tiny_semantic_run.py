@@ -1,4 +1,4 @@
-"""A whole semantic run that takes seconds: drawn label maps in real shards, and a small DeepLab."""
+"""A whole semantic run that takes seconds: label maps in real shards, and a small DeepLab."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.pipeline.data.tiny_maps import write_map_shards
 
 
 def write_shards(folder: Path) -> Path:
-    """Draw and ingest; 10 images and batches of 4 end an epoch in the middle of a step."""
+    """Generate and ingest images; with 10 images and batches of 4 an epoch ends inside a step."""
     write_map_shards(folder / "train", images=10, split="train")
     write_map_shards(folder / "val", images=3, split="val")
     shards = folder / "shards"

@@ -1,4 +1,4 @@
-"""A model of a few weights and a stream of a few images: the loop without Ray or shards."""
+"""A tiny model and a stream of a few images, to run the loop without Ray or shards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from pipeline.training.loop import TrainJob
 
 
 class TinyModel(nn.Module):
-    """Two losses, a norm layer, dropout, and NaN for images that hold 255."""
+    """Two losses, a norm layer, dropout, and a NaN loss for images that contain 255."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,17 +45,17 @@ class FakeBatch:
 class FakeStep:
     step: int
     epoch: int
-    passes: tuple[FakeBatch, ...]
+    microbatches: tuple[FakeBatch, ...]
 
 
 def fake_batch(ids: list[int], lanes: list[int], *, poisoned: frozenset[int]) -> FakeBatch:
     images = torch.stack(
-        [torch.randint(0, 255, (3, 8, 8), generator=_seeded(i), dtype=torch.uint8) for i in ids]
+        [torch.randint(0, 255, (3, 8, 8), generator=_generator(i), dtype=torch.uint8) for i in ids]
     )
-    for place, image in enumerate(ids):
+    for index, image in enumerate(ids):
         if image in poisoned:
-            images[place, 0, 0, 0] = 255
-    targets = torch.stack([torch.rand(2, generator=_seeded(1000 + i)) for i in ids])
+            images[index, 0, 0, 0] = 255
+    targets = torch.stack([torch.rand(2, generator=_generator(1000 + i)) for i in ids])
     sizes = torch.full((len(ids), 2), 8)
     return FakeBatch(images, sizes, targets, torch.tensor(ids), torch.tensor(lanes))
 
@@ -71,10 +71,10 @@ def fake_steps(
     world_size: int = 1,
     poisoned: frozenset[int] = frozenset(),
 ) -> Iterator[FakeStep]:
-    """Give image (step * G + lane) mod samples: with 10 images an epoch ends inside a step."""
+    """Yield image (step * G + lane) mod samples; with 10 images an epoch ends inside a step."""
     lanes = list(range(rank, global_batch, world_size))
     for step in range(first_step, steps):
-        passes = [
+        microbatches = [
             lanes[i : i + images_per_microbatch]
             for i in range(0, len(lanes), images_per_microbatch)
         ]
@@ -87,12 +87,12 @@ def fake_steps(
                     part,
                     poisoned=poisoned,
                 )
-                for part in passes
+                for part in microbatches
             ),
         )
 
 
-def _seeded(seed: int) -> torch.Generator:
+def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 

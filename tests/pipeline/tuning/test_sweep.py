@@ -1,7 +1,8 @@
-"""A sweep goes on only as it began, and never by accident."""
+"""A sweep resumes only unchanged, and only on request."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,36 +18,45 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def begun(sweep, tmp_path):
+def declared(sweep, tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
     (folder / "sweep.json").write_text(json.dumps(to_plain(sweep)))
     return str(folder)
 
 
-def test_a_sweep_that_never_began_cannot_go_on(sweep, tmp_path):
-    with pytest.raises(RecipeError, match=r"there is no sweep sweep in .* to go on with"):
-        sweeps._has_begun(sweep, str(tmp_path / "sweep"), resume=True)
-    assert not sweeps._has_begun(sweep, str(tmp_path / "sweep"), resume=False)
+def test_a_sweep_that_was_never_started_cannot_resume(sweep, tmp_path):
+    with pytest.raises(RecipeError, match=r"there is no sweep sweep in .* to resume"):
+        sweeps._check_declaration(sweep, str(tmp_path / "sweep"), resume=True)
+    assert not sweeps._check_declaration(sweep, str(tmp_path / "sweep"), resume=False)
 
 
-def test_a_sweep_is_not_started_over_an_old_one(sweep, begun):
-    with pytest.raises(RecipeError, match="Go on with it: --resume"):
-        sweeps._has_begun(sweep, begun, resume=False)
+def test_a_sweep_does_not_overwrite_another(sweep, declared):
+    with pytest.raises(RecipeError, match="Resume it with: --resume"):
+        sweeps._check_declaration(sweep, declared, resume=False)
 
 
-def test_a_sweep_goes_on_with_other_workers_but_not_with_other_trials(sweep, begun):
+def test_a_sweep_resumes_with_other_workers_but_not_with_other_trials(sweep, declared):
     recipe = sweep.recipe
     wider = replace(recipe, scale=replace(recipe.scale, num_workers=4))
-    assert sweeps._has_begun(replace(sweep, recipe=wider, parallel=3), begun, resume=True)
+    assert sweeps._check_declaration(
+        replace(sweep, recipe=wider, parallel=3), declared, resume=True
+    )
     longer = replace(recipe, optim=replace(recipe.optim, steps=200))
-    with pytest.raises(RecipeError) as told:
-        sweeps._has_begun(replace(sweep, recipe=longer, trials=20), begun, resume=True)
-    assert "  recipe.optim.steps: 180 -> 200\n  trials: 12 -> 20\n" in str(told.value)
+    with pytest.raises(RecipeError) as error:
+        sweeps._check_declaration(replace(sweep, recipe=longer, trials=20), declared, resume=True)
+    assert "  recipe.optim.steps: 180 -> 200\n  trials: 12 -> 20\n" in str(error.value)
 
 
-def test_what_is_wrong_before_it_starts_leaves_no_sweep_behind(sweep, tmp_path):
-    """Else the corrected command would be told that the sweep has begun."""
+def test_a_sweep_with_old_field_names_resumes(sweep, declared):
+    path = Path(declared, "sweep.json")
+    old = path.read_text().replace("images_per_microbatch", "images_per_pass")
+    path.write_text(old.replace("box_convention", "geometry"))
+    assert sweeps._check_declaration(sweep, declared, resume=True)
+
+
+def test_a_problem_before_the_start_leaves_no_sweep_behind(sweep, tmp_path):
+    """Otherwise the corrected command would be refused."""
     recipe = sweep.recipe
     nowhere = replace(sweep, recipe=replace(recipe, data=replace(recipe.data, root="/nowhere")))
     for _ in range(2):
@@ -55,12 +65,12 @@ def test_what_is_wrong_before_it_starts_leaves_no_sweep_behind(sweep, tmp_path):
     assert not (tmp_path / "sweep" / "sweep.json").exists()
 
 
-def test_a_failed_trial_says_why_in_a_line():
+def test_the_reason_of_a_failed_trial_is_one_line():
     traceback = """ray::ImplicitFunc.train() (pid=7, ip=192.0.2.2)
   File "pipeline/training/launch.py", line 181, in _train
-    raise TrainingError(outcome.bad)
+    raise TrainingError(result.error)
 pipeline.errors.TrainingError: step 1: loss_mask not finite. Images of the batch: 8, 16.
 Look at these images first."""
-    told = "TrainingError: step 1: loss_mask not finite. Images of the batch: 8, 16."
-    assert sweeps._reason(RuntimeError(traceback)) == told
-    assert sweeps._reason(RuntimeError("")) == "RuntimeError"
+    reason = "TrainingError: step 1: loss_mask not finite. Images of the batch: 8, 16."
+    assert sweeps._extract_reason(RuntimeError(traceback)) == reason
+    assert sweeps._extract_reason(RuntimeError("")) == "RuntimeError"

@@ -1,0 +1,26 @@
+"""Tables are aligned in columns, and NaN is shown as a dash."""
+
+import math
+
+from pipeline.text import format_count, format_score, format_table
+
+
+def test_format_table() -> None:
+    rows = [["name", "AP", "AP50"], ["a long name", "0.1234", "-"], ["b", "0.5", "0.25"]]
+    assert format_table(rows, align="<>", min_width=7) == [
+        "name              AP     AP50",
+        "a long name   0.1234        -",
+        "b                0.5     0.25",
+    ]
+    # Without trailing blanks.
+    assert format_table([["a", "bcd"], ["ab", "c"]]) == ["a   bcd", "ab  c"]
+
+
+def test_format_score() -> None:
+    assert format_score(0.5) == "0.5000"
+    assert format_score(math.nan) == "-"
+
+
+def test_format_count() -> None:
+    counts = [format_count(1, "worker"), format_count(0, "worker"), format_count(2, "category")]
+    assert counts == ["1 worker", "0 workers", "2 categories"]

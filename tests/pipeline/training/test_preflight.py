@@ -1,0 +1,190 @@
+"""Problems of a run that are found before it starts, each with what to type."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bsm.build import build_model
+from bsm.configs.semantic import DeepLabConfig
+from pipeline.data.manifest import Category, read_manifest
+from pipeline.errors import DatasetError, RecipeError
+from pipeline.training import preflight
+from pipeline.training.preflight import prepare_run
+from pipeline.training.start_weights import StartWeights
+from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("preflight")
+
+
+@pytest.fixture(scope="module")
+def shards(folder) -> Path:
+    return write_shards(folder, train_images=12)
+
+
+def change_manifest(monkeypatch, split: str, **changes) -> None:
+    """Let preflight read a split's manifest with other values."""
+
+    def read(uri):
+        manifest = read_manifest(uri)
+        return replace(manifest, **changes) if uri.endswith(f"/{split}") else manifest
+
+    monkeypatch.setattr(preflight, "read_manifest", read)
+
+
+def test_a_wrong_number_of_classes_names_the_flag(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="classes", num_workers=0)
+    with pytest.raises(RecipeError, match=r"has 5 categories .*blob.*--model\.num-classes 5"):
+        prepare_run(replace(recipe, model=replace(recipe.model, num_classes=80)))
+    assert not (folder / "none").exists()
+
+
+def test_all_problems_are_reported_at_once(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="all", num_workers=2)
+    backbone = replace(recipe.model.backbone, norm="sync")
+    wrong = replace(
+        recipe,
+        model=replace(recipe.model, backbone=backbone),
+        data=replace(recipe.data, train_split="trian", val_split="vla"),
+    )
+    with pytest.raises(RecipeError) as error:
+        prepare_run(wrong)
+    for part in ("norm is sync", "shards/trian", "shards/vla", "jobs/ingest.py"):
+        assert part in str(error.value)
+
+
+def test_a_semantic_model_is_refused_on_instance_shards(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="semantic", num_workers=0)
+    with pytest.raises(RecipeError) as error:
+        prepare_run(replace(recipe, model=DeepLabConfig(num_classes=5)))
+    for part in (
+        "train holds instance shards; this recipe trains semantic models",
+        "val holds instance shards",
+        "data.short_edge_px is only for instance models, and this is a semantic model",
+    ):
+        assert part in str(error.value)
+
+
+def test_an_unknown_backbone_is_a_recipe_error(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="backbone", num_workers=0)
+    backbone = replace(recipe.model.backbone, name="resnet5000")
+    with pytest.raises(RecipeError, match="resnet5000"):
+        prepare_run(replace(recipe, model=replace(recipe.model, backbone=backbone)))
+
+
+def test_weights_that_do_not_fit_are_a_recipe_error(shards, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    recipe = tiny_recipe(shards, folder / "none", name="weights", num_workers=0)
+    other = build_model(replace(recipe.model, num_classes=2))
+    torch.save(other.state_dict(), "other.pth")
+    with pytest.raises(RecipeError, match=r"other\.pth.*--model\.weights-leave-out box_head"):
+        prepare_run(replace(recipe, model=replace(recipe.model, weights="other.pth")))
+    with pytest.raises(RecipeError, match=rf"{folder}/nowhere\.pth.*no such file"):
+        prepare_run(replace(recipe, model=replace(recipe.model, weights="nowhere.pth")))
+
+
+def test_shards_that_changed_after_ingest_are_refused(tmp_path):
+    shards = write_shards(tmp_path, train_images=8)
+    next((shards / "train").glob("part-*.parquet")).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet"):
+        prepare_run(tiny_recipe(shards, tmp_path / "runs", name="cut", num_workers=0))
+
+
+def test_paths_become_absolute(shards, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    recipe = replace(tiny_recipe(shards, folder, name="paths", num_workers=0), storage="runs_here")
+    prepared = prepare_run(replace(recipe, data=replace(recipe.data, root="shards")))
+    assert prepared.run_uri == str(folder / "runs_here" / "paths")
+    assert prepared.recipe.data.root == str(folder / "shards")
+    assert prepared.identity.recipe.storage == "runs_here"
+
+
+def test_splits_with_different_categories_are_refused(shards, folder, monkeypatch):
+    recipe = tiny_recipe(shards, folder / "none", name="categories", num_workers=0)
+    change_manifest(monkeypatch, "val", categories=name_categories("wolf", "dog"))
+    with pytest.raises(RecipeError, match=r"/val has other categories \(wolf, dog\) than .*/train"):
+        prepare_run(recipe)
+
+
+def test_long_lists_of_categories_are_cut(shards, folder, monkeypatch):
+    recipe = tiny_recipe(shards, folder / "none", name="long", num_workers=0)
+    change_manifest(monkeypatch, "train", categories=name_categories(*"abcdefghijk"))
+    with pytest.raises(RecipeError, match=r"11 categories \(a, b, c, d, e, f, g, h, and 3 more\)"):
+        prepare_run(recipe)
+
+
+def test_only_cityscapes_has_a_submission_format(shards, folder, monkeypatch):
+    recipe = tiny_recipe(shards, folder / "none", name="submission", num_workers=0)
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, submission=True))
+    with pytest.raises(RecipeError, match=r"/val was made from coco\. Type: --evaluation\.no-sub"):
+        prepare_run(recipe)
+    change_manifest(monkeypatch, "val", source="")
+    with pytest.raises(RecipeError, match=r"/val was made from another source"):
+        prepare_run(recipe)
+
+
+def test_a_gpu_that_is_missing_is_a_recipe_error(shards, folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = tiny_recipe(shards, folder / "none", name="gpu", num_workers=0)
+    with pytest.raises(RecipeError, match=r"finds no GPU .*Type: --scale\.no-use-gpu"):
+        prepare_run(replace(recipe, scale=replace(recipe.scale, use_gpu=True)))
+
+
+@pytest.mark.parametrize(
+    ("rejects", "fixed", "text"),
+    [
+        ({}, {}, "ok, nothing dropped at ingest"),
+        ({"empty": 2, "tiny": 1}, {}, "ok, dropped at ingest: 2 empty, 1 tiny"),
+        ({}, {"clipped": 3}, "ok, nothing dropped at ingest; fixed: 3 clipped"),
+    ],
+)
+def test_the_audit_lists_what_ingest_dropped_and_fixed(shards, rejects, fixed, text):
+    train = read_manifest(f"{shards}/train")
+    assert preflight._summarize_audit(replace(train, rejects=rejects, fixed=fixed)) == text
+
+
+def test_equally_many_other_categories_are_a_warning(shards, caplog):
+    train = replace(read_manifest(f"{shards}/train"), categories=name_categories("cat", "dog"))
+
+    def warn(*names: str) -> str:
+        caplog.clear()
+        model = DeepLabConfig()
+        start = StartWeights(
+            model=model,
+            local_model=model,
+            version="models:/far/1",
+            categories=name_categories(*names),
+        )
+        with caplog.at_level(logging.WARNING, logger="pipeline"):
+            preflight._warn_of_other_categories(start, train)
+        return caplog.text
+
+    assert "models:/far/1 was trained on other categories (cat, cow) than the data has" in warn(
+        "cat", "cow"
+    )
+    assert warn("cat", "dog") == ""
+    # Heads for another number of categories do not fit, which is an error.
+    assert warn("cat") == ""
+
+
+def name_categories(*names: str) -> tuple[Category, ...]:
+    return tuple(
+        Category(category_id=index + 1, category_index=index, name=name)
+        for index, name in enumerate(names)
+    )
+
+
+def test_a_prepared_run_has_values_only(shards, folder):
+    recipe = tiny_recipe(shards, folder / "runs", name="prepared", num_workers=0)
+    prepared = prepare_run(recipe)
+    model = build_model(recipe.model)
+    assert prepared.parameters == sum(p.numel() for p in model.parameters())
+    assert prepared.trained_parameters == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+    assert (prepared.train_images, prepared.resume_from, prepared.started_from) == (12, None, "")

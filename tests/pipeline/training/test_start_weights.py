@@ -1,0 +1,133 @@
+"""Start weights: files are made local, and a registered version is resolved once."""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.semantic import DeepLabConfig
+from pipeline import storage
+from pipeline.data.manifest import Category
+from pipeline.errors import RegistryError
+from pipeline.registry.versions import Version
+from pipeline.serving.artifacts import categories_to_json
+from pipeline.training import start_weights
+from pipeline.training.start_weights import (
+    read_start_version,
+    resolve_start_weights,
+    to_absolute,
+    with_local_weights,
+)
+
+CATEGORIES = (Category(category_id=7, category_index=0, name="cat"),)
+MODEL = MaskRCNNConfig(weights="models:/far@champion")
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A registry whose only version is models:/far/1."""
+    file = tmp_path / "version" / "model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"registered")
+    tags = {"weights_sha256": hashlib.sha256(b"registered").hexdigest()}
+    version = Version(
+        registry="sqlite://", name="far", version="1", source="", run_id="", created_ms=0, tags=tags
+    )
+
+    @contextmanager
+    def download(found, name):
+        yield file
+
+    monkeypatch.setattr(start_weights, "find_version", lambda model, *, registry: version)
+    monkeypatch.setattr(start_weights, "download_file", download)
+    monkeypatch.setattr(
+        start_weights, "read_file", lambda *_: categories_to_json(CATEGORIES).encode()
+    )
+    return file
+
+
+@pytest.fixture
+def run_uri(tmp_path) -> str:
+    return str(tmp_path / "run")
+
+
+def test_paths_become_absolute_but_names_do_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert to_absolute("start.pth") == str(tmp_path / "start.pth")
+    for name in ("", "timm", "models:/far@champion", "s3://bucket/start.pth"):
+        assert to_absolute(name) == name
+
+
+def test_remote_weights_are_downloaded_while_the_model_is_built(tmp_path, monkeypatch):
+    remote = tmp_path / "remote" / "start.pth"
+    remote.parent.mkdir()
+    remote.write_bytes(b"weights")
+    monkeypatch.setattr(storage, "is_local", lambda _: False)
+    model = replace(DeepLabConfig(), weights=str(remote))
+    with with_local_weights(model) as local_model:
+        local = Path(local_model.weights)
+        assert (local.name, local.read_bytes()) == ("start.pth", b"weights")
+        assert local != remote
+        # The weights of the whole model include the backbone's.
+        assert local_model.backbone.weights == ""
+    assert not local.exists()
+
+
+def test_local_weights_are_used_in_place(tmp_path):
+    backbone = replace(MaskRCNNConfig().backbone, weights=str(tmp_path / "backbone.pth"))
+    model = MaskRCNNConfig(backbone=backbone)
+    with with_local_weights(model) as local_model:
+        assert local_model == model
+
+
+def test_a_registered_version_is_pinned_and_no_longer_looked_up(
+    recipe, registry, run_uri, monkeypatch
+):
+    with resolve_start_weights(MODEL, recipe, run_uri=run_uri) as start:
+        assert Path(start.local_model.weights).read_bytes() == b"registered"
+        assert (start.version, start.categories) == ("models:/far/1", CATEGORIES)
+        assert start.name_version(f"{registry}: no key") == "models:/far/1: no key"
+        assert read_start_version(run_uri) == ""
+        start.pin()
+    assert read_start_version(run_uri) == "models:/far/1"
+    record = json.loads(Path(run_uri, "start.json").read_text())
+    assert record == {"typed": "models:/far@champion", "version": "models:/far/1"}
+
+    def fail(*_args, **_kwargs):
+        raise AssertionError("the registry must not be asked again")
+
+    monkeypatch.setattr(start_weights, "find_version", fail)
+    with resolve_start_weights(MODEL, recipe, run_uri=run_uri) as again:
+        assert again.version == "models:/far/1"
+        assert again.model.weights == f"{run_uri}/start.safetensors"
+        assert Path(again.local_model.weights).read_bytes() == b"registered"
+    # Another reference is looked up.
+    other = replace(MODEL, weights="models:/far/2")
+    with (
+        pytest.raises(AssertionError, match="asked again"),
+        resolve_start_weights(other, recipe, run_uri=run_uri),
+    ):
+        pass
+
+
+def test_weights_that_changed_after_registration_are_refused(recipe, registry, run_uri):
+    registry.write_bytes(b"changed")
+    with (
+        pytest.raises(RegistryError, match=r"models:/far/1: its weights were changed"),
+        resolve_start_weights(MODEL, recipe, run_uri=run_uri),
+    ):
+        pass
+
+
+def test_other_weights_need_no_registry(recipe, tmp_path, run_uri):
+    model = replace(MODEL, weights=str(tmp_path / "start.pth"))
+    with resolve_start_weights(model, recipe, run_uri=run_uri) as start:
+        assert start.model == model
+        assert start.version == ""
+        assert start.name_version("start.pth: no key") == "start.pth: no key"
+        start.pin()
+    assert read_start_version(run_uri) == ""

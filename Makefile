@@ -25,9 +25,9 @@ setup: $(READY)
 quickstart: $(READY)
 	@$(BIN)/python jobs/quickstart.py $(ARGS)
 
-# One thread for each process: the tests start several of them.
+# Two processes, of which one runs all tests that start Ray; one thread in each.
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""The code of the README does what the text around it says."""
+"""The Python code of docs/embed.md runs and works."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+TEXT = (Path(__file__).parents[1] / "docs" / "embed.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def run(marker: str, **names) -> dict:
-    """Execute the one block with a marker in it, with what the reader has."""
+    """Run the block that contains a marker, with the given names defined."""
     (block,) = [block for block in BLOCKS if marker in block]
-    exec(block, names)  # noqa: S102  our own text
+    exec(block, names)  # noqa: S102  our own code
     return names
 
 
-def test_the_squeeze_is_plugged_into_a_model_in_five_lines():
+def test_the_squeeze_is_added_to_a_model_in_five_lines():
     (block,) = [block for block in BLOCKS if "roi_features" in block]
     assert len([line for line in block.splitlines() if line and "import" not in line]) == 5
     names = run(

@@ -27,7 +27,7 @@ quickstart: $(READY)
 
 # Two processes, of which one runs all tests that start Ray; one thread in each.
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

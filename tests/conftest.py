@@ -7,14 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 
+RAY_TESTS = (
+    "tests/system/",
+    "tests/jobs/test_quickstart.py",
+    "tests/pipeline/evaluation/test_evaluate_model.py::test_ray_workers",
+)
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that start Ray in the same one of the parallel processes (pytest-xdist)."""
-    for item in items:
-        uses_ray = "one_ray" in getattr(item, "fixturenames", ())
-        if uses_ray or item.path.parent.name == "system" or item.path.name == "test_quickstart.py":
-            item.add_marker(pytest.mark.xdist_group("ray"))
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Run all tests that start Ray in the same one of the parallel processes, before others."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(RAY_TESTS) else nodeid
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def make_inside_mask(
 
 
 def build_backbone(
-    config: BackboneConfig, *, output_stride: int = 32
+    config: BackboneConfig, *, output_stride: int = 32, dilate_first_blocks: bool = False
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Build the timm model that a config names: its weights, its norms, its first parts frozen.
 
@@ -107,6 +107,7 @@ def build_backbone(
         config: name, weights, norms and frozen parts.
         output_stride: the coarsest stride; below 32 the stages beyond it keep their resolution and
             dilate their kernels instead, with the same weights.
+        dilate_first_blocks: dilate the first block of a stage like its others.
 
     Returns:
         A module for `extract_features`, with features at strides 4 to 32, none coarser than the
@@ -137,6 +138,8 @@ def build_backbone(
         ) from error
     if config.stride_in_1x1:
         _move_strides_to_1x1(backbone, name=config.name)
+    if dilate_first_blocks:
+        _dilate_first_blocks(backbone, name=config.name)
     if config.norm_eps is not None:
         _set_norm_eps(backbone, config.norm_eps, name=config.name)
     if config.weights not in {"", "timm"}:
@@ -228,6 +231,20 @@ def _move_strides_to_1x1(backbone: nn.Module, *, name: str) -> None:
         )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _dilate_first_blocks(backbone: nn.Module, *, name: str) -> None:
+    """Dilate the first bottleneck of each stage like the second."""
+    children = [m for m in backbone.children() if isinstance(m, nn.Sequential)]
+    blocks = [[block for block in m if isinstance(block, Bottleneck)] for m in children]
+    stages = [stage for stage in blocks if len(stage) > 1]
+    if not stages:
+        raise ValueError(
+            f"dilate_first_blocks: {name} has no stages of several bottlenecks; ResNets such as "
+            "resnet50 and resnet50s have. Type: --model.no-dilate-first-blocks"
+        )
+    for first, second, *_ in stages:
+        first.conv2.dilation, first.conv2.padding = second.conv2.dilation, second.conv2.padding
 
 
 def _set_norm_eps(backbone: nn.Module, eps: float, *, name: str) -> None:

@@ -5,6 +5,9 @@ ray job submit --working-dir . -- python jobs/cityscapes_semantic_r50.py --data.
 
 Images are tested whole, at their own size. The paper resizes them to 832 x 832, which would change
 their shape and the meaning of a pixel in boundary F; to do that: --data.test-size-hw 832 832
+
+The ResNet is timm's. To train with the stem and the dilations of the same authors' DeepLabV3+:
+--model.backbone.name resnet50s --model.dilate-first-blocks
 """
 
 from collections.abc import Mapping

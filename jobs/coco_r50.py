@@ -14,7 +14,12 @@ from dataclasses import replace
 from typing import Literal
 
 from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
-from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig
+from bsm.configs.shared import (
+    FpnBackboneConfig,
+    GuidedFlowConfig,
+    SqueezeConfig,
+    TargetConfig,
+)
 from pipeline import main
 from pipeline.recipe import DataConfig, OptimConfig, Recipe, ScaleConfig, TrackingConfig
 from pipeline.rows import Paper, Row
@@ -25,6 +30,8 @@ RECIPE = Recipe(
     model=MaskRCNNConfig(
         num_classes=80,
         backbone=FpnBackboneConfig(name="resnet50", weights="timm", norm="frozen", freeze_at=2),
+        # The released code's targets; ours are source "field".
+        mask_head=MaskHeadConfig(targets=TargetConfig(source="roi")),
     ),
     data=DataConfig(
         root="data/coco",
@@ -74,18 +81,24 @@ def with_head(recipe: Recipe[MaskRCNNConfig], head: MaskHead) -> Recipe[MaskRCNN
     return replace(
         recipe,
         name=f"{recipe.name}_{head}",
-        model=replace(recipe.model, mask_head=MaskHeadConfig(kind=head)),
+        model=replace(
+            recipe.model,
+            mask_head=MaskHeadConfig(kind=head, targets=recipe.model.mask_head.targets),
+        ),
         tracking=replace(recipe.tracking, model_name=model_name),
     )
 
 
-# Ours: the flows are also trained along the way to the outline (bsm/guided_flow.py).
+# Ours: the flows are also trained along the way to the outline (bsm/guided_flow.py), and targets
+# come from the squeeze field.
 GUIDED = replace(
     RECIPE,
     name="coco_r50_guided",
     model=replace(
         RECIPE.model,
-        mask_head=replace(RECIPE.model.mask_head, guided_flow=GuidedFlowConfig(weight=0.5)),
+        mask_head=MaskHeadConfig(
+            guided_flow=GuidedFlowConfig(weight=0.5), targets=TargetConfig(source="field")
+        ),
     ),
 )
 

@@ -197,6 +197,7 @@ def _measure_boundary_f(folders: LabelFolders, radii_px: tuple[int, ...], absent
         },
         "absent": measured.absent,
         "images": measured.images,
+        "notices": list(measured.notices),
     }
 
 

@@ -73,7 +73,9 @@ hyper-parameters come from. {NOT_RUN}
 `python jobs/experiments.py --write-readme` generates this page from the files.
 
 Earlier versions had a file for each row: `coco_r50_bmask.py` is now `coco_r50.py bmask`, and so on.
-Names of runs and of registered models are the same, so an earlier run resumes.
+Names of runs and of registered models are the same. Rows of the paper take other mask targets now
+([docs/train.md](../docs/train.md)), so an earlier run resumes with its own recipe:
+`python jobs/train.py runs/NAME/recipe.json`.
 
 Fig. 6 as a search over kernel size, loss weights and learning rate:
 [sweep_coco_r50.py](sweep_coco_r50.py).

@@ -4,7 +4,8 @@
     python jobs/predict.py --model models:/NAME@champion --images photos/ --out out/
 
 Writes each photo with the predictions drawn on it, and out/detections.json; for a semantic model
-out/label_maps/ instead, with a PNG per photo, and out/label_maps.json. Needs no Ray.
+out/label_maps/ instead, with a PNG per photo, and out/label_maps.json. A photo that cannot be read
+is left out, with the reason. Needs no Ray.
 """
 
 from pipeline.cli import Result, run_verb
@@ -17,7 +18,7 @@ def predict(
 
     Args:
         model: models:/NAME@champion, or models:/NAME/VERSION.
-        images: folder, searched recursively for jpg and png; or one photo.
+        images: folder, searched recursively for JPEG, PNG, WebP, TIFF and BMP; or one photo.
         out: folder for the drawn photos and for detections.json or label_maps/.
         tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
             runs/mlflow.db.
@@ -30,7 +31,8 @@ def predict(
     print(f"loaded {registered.uri}, {len(registered.model.categories)} categories")
     result = predict_folder(registered, images, out, score=score)
     kind = "label maps" if "label_maps" in result else f"{result['detections']} detections"
-    print(f"{kind} for {result['images']} images: {result['out']}")
+    left_out = f", {result['left_out']} left out" if result["left_out"] else ""
+    print(f"{kind} for {result['images']} images{left_out}: {result['out']}")
     return result
 
 

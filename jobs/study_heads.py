@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig, PointRendConfig
 from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
 from pipeline.cli import Result, run_verb
 from pipeline.errors import RecipeError
@@ -70,7 +70,13 @@ GUIDED = GuidedFlowConfig(weight=0.5)
 HEADS = {
     "plain": MaskHeadConfig(kind="plain"),
     "bmask": MaskHeadConfig(kind="bmask"),
-    "pointrend": MaskHeadConfig(kind="pointrend"),
+    "pointrend": MaskHeadConfig(
+        kind="pointrend",
+        # As 1,024 to the published width of 256.
+        pointrend=PointRendConfig(coarse_hidden=4 * CHANNELS),
+        # Its masks are 224 x 224 at inference, finer than the field.
+        targets=TargetConfig(source="roi"),
+    ),
     "bsm-released": MaskHeadConfig(squeeze=SqueezeConfig(initialization="released")),
     "bsm": MaskHeadConfig(),
     "bsm-no-warp": MaskHeadConfig(squeeze=SqueezeConfig(warp="none")),

@@ -20,7 +20,7 @@ import tyro
 
 from bsm.configs.rules import suspend_checks, violations
 from pipeline import storage
-from pipeline.errors import ClusterError, PipelineError, RecipeError
+from pipeline.errors import ClusterError, PipelineError, RecipeError, Terminated
 from pipeline.recipe import (
     OLD_NAMES,
     Model_co,
@@ -176,7 +176,9 @@ def _reject_misplaced_flags(recipe: Recipe, arguments: list[str]) -> None:
 
 def _find_in_other_section(section: str, name: str, known: Collection[str]) -> str:
     """Return the path of a similar field; tyro itself suggests those of the same section."""
-    by_name = {path.rpartition(".")[2]: path for path in known}
+    # The section of the right field may be in the name: --scale.checkpoint-every.
+    by_name = {path.replace(".", "_"): path for path in known}
+    by_name |= {path.rpartition(".")[2]: path for path in known}
     siblings = [path.rpartition(".")[2] for path in known if path.startswith(f"{section}.")]
     if not siblings or difflib.get_close_matches(name, siblings, n=1):
         return ""
@@ -265,8 +267,7 @@ def _train_file() -> Result | None:
     if not storage.exists(uri):
         raise RecipeError(f"file not found: {uri}; give a recipe file, local or in a bucket")
     try:
-        # Bytes that are not text become a JSON error.
-        recipe = from_json(storage.read_bytes(uri).decode(errors="replace"))
+        recipe = from_json(storage.read_bytes(uri))
     except RecipeError as error:
         raise RecipeError(
             f"{uri}: {error}\nThe first argument is a run's recipe.json or a sweep's winner.json."
@@ -329,6 +330,10 @@ def _run_job(call: Callable[[], Result | None]) -> None:
         result = call()
     except PipelineError as error:
         _fail(error)
+    except Terminated as error:
+        _stop_ray()
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _stop_ray()
         print("interrupted", file=sys.stderr)  # noqa: T201

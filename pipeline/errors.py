@@ -3,6 +3,7 @@
 A job prints such an error without a traceback and exits with its exit code.
 """
 
+import signal
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -31,6 +32,19 @@ class StorageError(PipelineError):
     exit_code = 2
 
 
+class SetupError(PipelineError):
+    """An environment or a Ray cluster that cannot be used; has the problem and its fix apart."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem, fix)
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}"
+
+
 class TrainingError(PipelineError):
     """A run that cannot continue."""
 
@@ -39,6 +53,12 @@ class RegistryError(PipelineError):
     """A model that cannot be registered, promoted or loaded."""
 
     exit_code = 2
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ended the job; the text is for the user, with the command that resumes."""
+
+    exit_code: ClassVar[int] = 128 + signal.SIGTERM
 
 
 class ClusterError(PipelineError):

@@ -300,8 +300,8 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(to_plain(recipe), indent=2)
 
 
-def from_json(text: str) -> Recipe:
-    """Read a recipe.
+def from_json(text: str | bytes) -> Recipe:
+    """Read a recipe; bytes may be in any encoding of JSON, with a byte-order mark or without.
 
     Raises:
         RecipeError: the text is not JSON, or fields are unknown, missing, mistyped or break a
@@ -309,7 +309,7 @@ def from_json(text: str) -> Recipe:
     """
     try:
         plain = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"the recipe is not valid JSON: {error}") from error
     return from_dict(plain)
 

@@ -151,18 +151,25 @@ def _file_info(uri: str) -> pafs.FileInfo:
 def _split(uri: str) -> tuple[str, str]:
     if "://" not in uri:
         return "", uri
-    parts = urlsplit(uri)
+    # A "#" is part of a name.
+    parts = urlsplit(uri, allow_fragments=False)
     if parts.scheme not in _SCHEMES:
         shown = f"{parts.scheme}://..."
         raise StorageError(f"{shown}: unknown scheme; use a local path, file://, s3:// or gs://")
+    if parts.scheme == "file":
+        path = uri.partition("://")[2].removeprefix("localhost")
+        if not path.startswith("/"):
+            raise StorageError(
+                f"{uri}: file:// needs an absolute path; write file:///FOLDER, or the plain path "
+                f"{path}"
+            )
+        return "file", path
     if parts.username or parts.password or parts.query:
         raise StorageError(
             f"{parts.scheme}://{parts.hostname or ''}{parts.path}: credentials and options do not "
             "belong in a URI; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL "
             "instead"
         )
-    if parts.scheme == "file":
-        return "file", parts.path
     if not parts.netloc:
         raise StorageError(f"{uri}: the bucket is missing; write {parts.scheme}://BUCKET/PATH")
     return parts.scheme, f"{parts.netloc}{parts.path}".rstrip("/")

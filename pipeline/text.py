@@ -1,7 +1,8 @@
 """Numbers and tables as text for terminals and logs."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 
 def format_score(value: float) -> str:
@@ -44,6 +45,11 @@ def format_table(
         ).rstrip()
         for row in rows
     ]
+
+
+def format_counts(words: Iterable[str]) -> str:
+    """Count equal words: `.gif 1, .txt 2`."""
+    return ", ".join(f"{word} {count}" for word, count in sorted(Counter(words).items()))
 
 
 def format_markdown(rows: Sequence[Sequence[str]]) -> str:

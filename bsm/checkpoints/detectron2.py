@@ -19,7 +19,8 @@ _BRANCH = {"1": "a", "2": "b", "3": "c"}
 _CAFFE2_TENSORS = {"weight": "gamma", "bias": "beta"}
 _OLDER_CAFFE2 = {"s": "gamma", "b": "beta", "rm": "running_mean", "riv": "running_var"}
 _FUSED_EPS = 1e-5
-"""A norm adds this to a variance of 1 - eps and gets exactly 1 (detectron2: FrozenBatchNorm2d)."""
+"""A norm adds this to the variance: 1 - eps gives exactly Caffe2's factor. detectron2 loads a
+variance of 1.0, which makes every factor smaller by 5e-6 of itself."""
 _MASK_CONVS = 4
 _POINT_LAYERS = 3
 _COARSE_HEAD = "roi_heads.mask_head.coarse_head"

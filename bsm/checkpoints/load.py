@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from bsm.checkpoints import detectron2, efficientnet_lite, torchvision
+from bsm.checkpoints import detectron2, efficientnet_lite, released_heads, torchvision
 from bsm.checkpoints.layouts import ColorOrder, Layout, TranslatedState, translate
 from bsm.checkpoints.weights import copy_state, flatten_name, read_weights
 from bsm.configs.instance import MaskRCNNConfig
@@ -31,7 +31,9 @@ OWN_SEMANTIC = Layout(
     signature_key="pyramid.branches.0.0.weight",
     to_external_name=lambda ours: ours,
 )
-MODELS = (OWN_MODEL, torchvision.MASK_RCNN, detectron2.MASK_RCNN, OWN_SEMANTIC)
+_BY_DETECTRON2 = (released_heads.BSM, released_heads.BMASK, detectron2.MASK_RCNN)
+"""They share their detector's names, so the plain one is tried last."""
+MODELS = (OWN_MODEL, torchvision.MASK_RCNN, *_BY_DETECTRON2, OWN_SEMANTIC)
 _MAX_NAMES = 5
 
 
@@ -76,9 +78,8 @@ def load_model(model: nn.Module, config: MaskRCNNConfig | DeepLabConfig) -> None
     layout = _find_model_layout(tensors, source=source)
     own = model.state_dict()
     translated = translate(layout, tensors, own=own)
-    if layout is detectron2.MASK_RCNN and isinstance(config, MaskRCNNConfig):
-        order = _choose_color_order(layout, config.backbone)
-        _raise_problems(source, detectron2.check_saved_settings(tensors, config, color_order=order))
+    if isinstance(config, MaskRCNNConfig):
+        _raise_problems(source, _check_settings(layout, tensors, config))
     copy_state(
         model,
         _flip_to_rgb(translated.tensors, own, layout=layout, config=config.backbone),
@@ -87,6 +88,19 @@ def load_model(model: nn.Module, config: MaskRCNNConfig | DeepLabConfig) -> None
         leave_out=config.weights_leave_out,
         advise=_make_adviser(translated.tensors, config),
     )
+
+
+def _check_settings(
+    layout: Layout, tensors: Mapping[str, Tensor], config: MaskRCNNConfig
+) -> list[str]:
+    """List the config fields that conflict with how the model was trained."""
+    problems: list[str] = []
+    if layout in _BY_DETECTRON2:
+        order = _choose_color_order(layout, config.backbone)
+        problems += detectron2.check_saved_settings(tensors, config, color_order=order)
+    if layout is released_heads.BSM:
+        problems += released_heads.check_squeeze(tensors, config)
+    return problems
 
 
 def _find_backbone_layout(

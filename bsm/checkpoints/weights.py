@@ -1,26 +1,37 @@
 """Read and write weight files strictly: execute nothing, skip nothing silently."""
 
+import hashlib
+import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bsm.checkpoints.foreign_files import describe_foreign_file
 from bsm.checkpoints.pickled_arrays import UnsupportedPickleError, read_pickled_arrays
 
 _COUNTER = "num_batches_tracked"
 """Batch norm's step count; it is not a weight, and frozen norms do not have it."""
 _WRAPPERS = ("state_dict", "model", "blobs")
 """Keys under which training codes save the tensors beside other content."""
+_MAX_NAMES = 5
+_CONVERT = (
+    "If you trust the file, load it with the code that wrote it and save it again: "
+    "safetensors.torch.save_file({name: tensor, ...}, 'weights.safetensors')"
+)
+_DIGEST = "tensors_sha256"
+"""Key of the tensors' SHA-256 in the metadata of a safetensors file."""
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write the state of a model as safetensors."""
+    """Write the state of a model as safetensors, with a SHA-256 that `read_weights` checks."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={_DIGEST: _hash_tensors(tensors)})
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -48,28 +59,67 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"weights {str(path)!r}: no such file. Give a .safetensors, .pth or .pkl file, or "
             "leave it empty to start at random."
         )
+    with file.open("rb") as stream:
+        start = stream.read(128)
+    if foreign := describe_foreign_file(start):
+        raise ValueError(f"weights {file}: not a plain file of tensors: {foreign}.")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return _read_safetensors(file)
         if file.suffix == ".pkl" and not zipfile.is_zipfile(file):
             content = read_pickled_arrays(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except _DamagedFileError:
+        raise
     except UnsupportedPickleError as error:
         raise ValueError(
             f"weights {file}: {error}. In a .pkl, only plain containers of numpy arrays are read, "
-            "and nothing in it is executed. If you trust the file, load it with the code that "
-            "wrote it and save it again: "
-            "safetensors.torch.save_file({name: tensor, ...}, 'weights.safetensors')"
+            f"and nothing in it is executed. {_CONVERT}"
         ) from error
     except Exception as error:  # other content makes a reader raise anything
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"weights {file}: not a plain file of tensors ({first_line}). Only .safetensors, a "
-            "state_dict of torch.save and a .pkl of numpy arrays are read; nothing in a file is "
-            "executed."
+            f"weights {file}: not a plain file of tensors: {_explain(error, file, start=start)}. "
+            "Only .safetensors, a state_dict of torch.save and a .pkl of numpy arrays are read; "
+            f"nothing in a file is executed. {_CONVERT}"
         ) from error
     return _unwrap(content, file)
+
+
+class _DamagedFileError(ValueError):
+    """A file whose tensors are not those that were written."""
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as header:
+        expected = (header.metadata() or {}).get(_DIGEST)
+    if expected and (digest := _hash_tensors(tensors)) != expected:
+        raise _DamagedFileError(
+            f"weights {file}: the tensors were changed after the file was written (SHA-256 "
+            f"{digest}, written {expected}). Take another copy of the file."
+        )
+    return tensors
+
+
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _explain(error: Exception, file: Path, *, start: bytes) -> str:
+    """Say in our own words why a file is not read: torch advises to switch its safety off."""
+    if isinstance(error, SafetensorError):
+        return str(error)
+    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it asks for {asked[1]}"
+    if start.startswith(b"PK"):
+        return "it is a zip that torch.save did not write, or that is cut off or damaged"
+    return f"it starts with {start[:16]!r}"
 
 
 def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
@@ -149,7 +199,19 @@ def copy_state(
             + "."
         )
     filled = {key: tensors[given[name]] for name, key in own.items() if name in given}
+    _check_finite(filled, source=source)
     model.load_state_dict({**state, **filled})
+
+
+def _check_finite(tensors: Mapping[str, Tensor], *, source: str) -> None:
+    broken = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        more = f" and {len(broken) - _MAX_NAMES} more" if len(broken) > _MAX_NAMES else ""
+        raise ValueError(
+            f"weights {source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity: "
+            f"{', '.join(broken[:_MAX_NAMES])}{more}. Nothing was loaded. Their training diverged "
+            "or the file is damaged: take an earlier checkpoint or other weights."
+        )
 
 
 def _check_parts(leave_out: Collection[str], names: Collection[str], *, source: str) -> None:

@@ -141,4 +141,8 @@ class DeepLabConfig(Config):
     """The head has the same norm; with a frozen backbone it has batch norm."""
     output_stride: Literal[8, 16] = 8
     """Stride of the backbone's last feature in pixels (sec. 4.2: 8)."""
+    dilate_first_blocks: bool = False
+    """Dilate the first block of a ResNet's stage like its others, by 2 and 4 at stride 8, as the
+    same authors' DeepLabV3+ does; timm dilates it like the stage before, by 1 and 2. Their stem of
+    three convolutions has the backbone resnet50s or resnet101s."""
     head: SemanticHeadConfig = field(default_factory=SemanticHeadConfig)

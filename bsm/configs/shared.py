@@ -130,10 +130,17 @@ class GuidedFlowConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetConfig(Config):
-    """The mask, contraction, expansion and boundary targets of a RoI."""
+    """The mask, contraction, expansion and boundary targets of a RoI.
+
+    Recipes of the paper's rows take source "roi", the targets of the released code; our own take
+    "field". The two differ at the border of a RoI that cuts an object: there "roi" marks boundary,
+    while the field knows the object beyond it.
+    """
 
     source: Literal["field", "roi"] = "field"
-    """Sample the precomputed squeeze field, or apply morphology to each RoI's own mask."""
+    """Sample the precomputed squeeze field, or crop each RoI's mask from whole masks and apply
+    morphology to it. PointRend reads its points from the same: about 75 cells across a box in the
+    field, every pixel in whole masks."""
     kernel_size: KernelSize = 5
     """Side of the square dilation and erosion kernel in RoI cells, odd (sec. 4.2: 5)."""
     unite_boundary: bool = True

@@ -194,4 +194,7 @@ def _ensure_slot(targets: Targets) -> Targets:
         squeeze_field=targets.squeeze_field.new_full((n, 1, side, side), -1),
         field_frame_xyxy=F.pad(targets.field_frame_xyxy, (0, 0, 0, 1)),
         masks=None if targets.masks is None else F.pad(targets.masks, (0, 0, 0, 0, 0, 1)),
+        mask_scale_xy=None
+        if targets.mask_scale_xy is None
+        else F.pad(targets.mask_scale_xy, (0, 0, 0, 1)),
     )

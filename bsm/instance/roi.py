@@ -148,20 +148,15 @@ def pool_finest(
     return _roi_align(feature, rois, side, stride=STRIDES[0], box_convention=box_convention)
 
 
-def pool_cell_centers(feature: Tensor, rois: Tensor, *, side: int) -> Tensor:
-    """Read P2 at the centers of each RoI's cells, one sample per cell: (R, D, side, side)."""
-    return _roi_align(
-        feature, rois, side, stride=STRIDES[0], box_convention="detectron2", sampling_ratio=1
-    )
-
-
 def read_points(
     feature: Tensor, image_index: Tensor, pixels_xy: Tensor, *, stride: int = STRIDES[0]
 ) -> Tensor:
     """Read a feature (N, D, H, W), bilinear, at pixels (R, P, 2) of images (R,): (R, D, P).
 
-    RoIAlign with one sample reads a box without extent at exactly that point. So the number of RoIs
-    per image is not needed, and features are not copied R times.
+    Outside the feature are zeros, as for the grid_sample of detectron2's PointRend. RoIAlign with
+    one sample reads a box without extent at exactly that point, so the number of RoIs per image is
+    not needed, and features are not copied R times. But RoIAlign repeats the border, so values
+    beyond the outermost centers are multiplied by the share that zeros would leave.
     """
     num_rois, num_points = pixels_xy.shape[:2]
     image = image_index.to(pixels_xy.dtype)[:, None, None].expand(-1, num_points, 1)
@@ -169,7 +164,13 @@ def read_points(
     values = _roi_align(
         feature, boxes, 1, stride=stride, box_convention="detectron2", sampling_ratio=1
     )
-    return values.view(num_rois, num_points, feature.shape[1]).transpose(1, 2)
+    values = values.view(num_rois, num_points, feature.shape[1]).transpose(1, 2)
+    height, width = feature.shape[-2:]
+    x, y = (pixels_xy.float() / stride).unbind(-1)
+    fade_x, fade_y = (
+        (torch.minimum(at, size - at) + 0.5).clamp(0, 1) for at, size in ((x, width), (y, height))
+    )
+    return values * (fade_x * fade_y)[:, None].to(values.dtype)
 
 
 def pool_without_sync(

@@ -60,6 +60,7 @@ def make_grid_targets(
     kernel_size, unite = config.kernel_size, config.unite_boundary
     image, boxes = rois.image_index, rois.boxes_xyxy
     if config.source == "roi":
+        boxes = boxes * _get_mask_scale(targets, rois).repeat(1, 2)
         masks = crop_masks(_require_masks(targets), boxes, image, rois.target_slot, side=side)
         return targets_from_masks(masks, kernel_size=kernel_size, unite_boundary=unite)
     distance = sample_field(
@@ -85,6 +86,7 @@ def make_point_targets(
     if config.source == "roi":
         masks = _require_masks(targets)
         planes = masks.flatten(0, 1)[:, None].float()
+        pixels = pixels * _get_mask_scale(targets, rois)[:, None]
         return read_points(planes, image * masks.shape[1] + slot, pixels, stride=1)[:, 0]
     inside = targets.squeeze_field[image, slot] > 0
     in_frame = _to_frame_points(targets.field_frame_xyxy[image, slot], pixels)
@@ -101,6 +103,13 @@ def _to_frame_points(frame_xyxy: Tensor, pixels: Tensor) -> Tensor:
     corner, extent = frame_xyxy[:, None, :2], (frame_xyxy[:, 2:] - frame_xyxy[:, :2])[:, None]
     # An empty slot has a frame without extent; its points have weight 0 but must be finite.
     return (pixels - corner) / torch.where(extent == 0, 1.0, extent)
+
+
+def _get_mask_scale(targets: Targets, rois: MaskRois) -> Tensor:
+    """Get the pixels (R, 2) of each RoI's mask per pixel of the input, (x, y)."""
+    if targets.mask_scale_xy is None:
+        return torch.ones_like(rois.boxes_xyxy[:, :2])
+    return targets.mask_scale_xy[rois.image_index, rois.target_slot]
 
 
 def _require_masks(targets: Targets) -> Tensor:

@@ -32,7 +32,10 @@ class Targets(NamedTuple):
     sample_seed: Tensor
     """(N,) int64, from (seed, epoch, image id): every random choice in the model comes from it."""
     masks: Tensor | None = None
-    """(N, T, H, W) uint8, only for the "roi" target source."""
+    """(N, T, h, w) uint8 0/1, only for the "roi" target source. Their size need not be the input's:
+    masks as stored, without a resize, give the most exact targets."""
+    mask_scale_xy: Tensor | None = None
+    """(N, T, 2) float32: pixels of the masks per pixel of the input; None for masks of its size."""
 
 
 class Detections(NamedTuple):

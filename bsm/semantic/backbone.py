@@ -26,11 +26,15 @@ class DilatedBackbone(nn.Module):
         ValueError: timm does not know the backbone or cannot dilate it, or the weights do not fit.
     """
 
-    def __init__(self, config: BackboneConfig, *, output_stride: int) -> None:
+    def __init__(
+        self, config: BackboneConfig, *, output_stride: int, dilate_first_blocks: bool = False
+    ) -> None:
         super().__init__()
         self.output_stride = output_stride
         # The timm model, named "trunk" in checkpoints.
-        self.trunk, stages = build_backbone(config, output_stride=output_stride)
+        self.trunk, stages = build_backbone(
+            config, output_stride=output_stride, dilate_first_blocks=dilate_first_blocks
+        )
         self.channels = [int(stage["num_chs"]) for stage in stages]
         self.pixel_mean: Tensor
         self.pixel_std: Tensor

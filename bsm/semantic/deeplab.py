@@ -37,7 +37,9 @@ class DeepLab(nn.Module):
         super().__init__()
         self.config = config
         width, stride = config.head.channels, config.output_stride
-        self.backbone = DilatedBackbone(config.backbone, output_stride=stride)
+        self.backbone = DilatedBackbone(
+            config.backbone, output_stride=stride, dilate_first_blocks=config.dilate_first_blocks
+        )
         low, _, before_last, last = self.backbone.channels
         rates = [rate * 16 // stride for rate in config.head.aspp_rates]
         self.pyramid = AtrousPyramid(last, width, rates=rates, stride=stride)

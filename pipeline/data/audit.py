@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.data.audit_label_maps import audit_planes
 from pipeline.data.instance_fields import compute_squeeze_field
+from pipeline.data.learnable import describe_gaps
 from pipeline.data.manifest import Manifest, ShardInfo, manifest_uri, read_manifest
+from pipeline.data.photo import MAX_PIXELS, check_image
+from pipeline.data.problems import KINDS
 from pipeline.data.run_lengths import MaskError, RunLengths, decode_counts
 from pipeline.data.schema import FEDERATED, FIELD_SIDE, get_schema, hash_row
 from pipeline.data.shards import read_footer
-from pipeline.data.validate_image import MAX_PIXELS, check_image
 from pipeline.errors import DatasetError, StorageError
 from pipeline.text import format_count
 
@@ -54,6 +56,8 @@ def audit(data: str, *, deep: bool = False) -> dict[str, Any]:
     if problems:
         raise DatasetError(format_audit(data, problems))
     _log.info("audit: %s ok, fingerprint %s", data, manifest.fingerprint)
+    for gap in describe_gaps(manifest):
+        _log.warning("audit: %s", gap)
     for name in ("rejects", "fixed", "notices"):
         counts = ", ".join(f"{kind} {count}" for kind, count in getattr(manifest, name).items())
         _log.info("audit: %s at ingest: %s", name, counts or "none")
@@ -194,7 +198,7 @@ def _audit_row(row: dict[str, Any], manifest: Manifest) -> list[str]:
     size_hw = (row["height"], row["width"])
     # Ingest accepted this image, possibly with a higher limit than the default.
     reasons = check_image(row["image"], size_hw, max_pixels=2 * MAX_PIXELS)
-    problems = [f"{kind}: {reason}" for kind, reason in reasons if kind != "image_turned"]
+    problems = [f"{kind}: {reason}" for kind, reason in reasons if KINDS[kind][0] != "notice"]
     if manifest.task == "semantic":
         return problems or audit_planes(row, num_classes=len(manifest.categories))
     problems += _audit_lists(row, manifest)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.augment import (
-    Pixels,
     ResizeFlip,
     draw_flip,
     resize_and_flip,
     resize_and_flip_labels,
 )
+from pipeline.data.photo import Pixels
 from pipeline.data.seeds import hash_ints, uniform
 from pipeline.recipe import DataConfig
 

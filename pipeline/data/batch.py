@@ -16,12 +16,12 @@ from torch import Tensor
 from bsm.instance.tensors import Targets
 from bsm.semantic.field import SemanticTargets
 from pipeline.data.augment import (
-    Pixels,
     ResizeFlip,
     draw_color_jitter,
     read_pixels,
     resize_and_flip,
 )
+from pipeline.data.photo import Pixels
 from pipeline.data.seeds import sample_seeds
 from pipeline.recipe import DataConfig
 

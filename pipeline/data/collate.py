@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,13 +20,11 @@ from torch import Tensor
 from bsm.field import boxes_to_frames
 from bsm.instance.tensors import Targets
 from pipeline.data.augment import (
-    Pixels,
     ResizeFlip,
     decode_row,
     draw_train_transform,
     get_test_transform,
     resize_and_flip,
-    resize_and_flip_labels,
 )
 from pipeline.data.batch import (
     Batch,
@@ -34,11 +33,11 @@ from pipeline.data.batch import (
     draw_transforms,
     make_test_batch,
     make_train_batch,
-    pad_size,
     read_arrays,
     read_images,
     row_sizes,
 )
+from pipeline.data.photo import Pixels
 from pipeline.data.schema import FIELD_SIDE
 from pipeline.recipe import DataConfig
 
@@ -72,8 +71,7 @@ def collate(rows: pa.Table, data: DataConfig, *, seed: int, with_masks: bool = F
         images = read_arrays(rows, "pixels", transforms, channels=(3,))
     else:
         images = _transform_images(rows, transforms)
-    mask_size_hw = pad_size(images) if with_masks else None
-    targets = _make_targets(rows, transforms, seeds=seeds, mask_size_hw=mask_size_hw)
+    targets = _make_targets(rows, transforms, seeds=seeds, with_masks=with_masks)
     return make_train_batch(rows, images, targets, seeds=seeds, data=data)
 
 
@@ -106,7 +104,7 @@ def collate_for_test(rows: pa.Table, data: DataConfig, *, with_targets: bool = F
     if with_targets:
         transforms = [get_test_transform(size_hw, data) for size_hw in row_sizes(rows)]
         no_seeds = np.zeros(len(rows), dtype=np.int64)
-        targets = _make_targets(rows, transforms, seeds=no_seeds, mask_size_hw=None)
+        targets = _make_targets(rows, transforms, seeds=no_seeds)
     return make_test_batch(images, partial(get_test_transform, data=data), targets, rows=rows)
 
 
@@ -136,7 +134,7 @@ def _make_targets(
     transforms: Sequence[ResizeFlip],
     *,
     seeds: Ints,
-    mask_size_hw: tuple[int, int] | None,
+    with_masks: bool = False,
 ) -> Targets:
     objects = _find_objects(rows)
     index = (torch.from_numpy(objects.row), torch.from_numpy(objects.slot))
@@ -156,6 +154,10 @@ def _make_targets(
         [torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1
     )
     category_index = _flatten(rows, "category_index").to_numpy()[objects.kept].astype(np.int64)
+    masks = mask_scale_xy = None
+    if with_masks:
+        masks, scale_xy = _decode_masks(rows, transforms, objects, shape=shape)
+        mask_scale_xy = to_slots(scale_xy[objects.row])
     return Targets(
         boxes_xyxy=to_slots(boxes),
         category_index=to_slots(torch.from_numpy(category_index)),
@@ -163,9 +165,8 @@ def _make_targets(
         squeeze_field=to_slots(_read_fields(rows, objects)),
         field_frame_xyxy=to_slots(frames),
         sample_seed=torch.from_numpy(seeds.copy()),
-        masks=None
-        if mask_size_hw is None
-        else _decode_masks(rows, transforms, objects, shape=(*shape, *mask_size_hw)),
+        masks=masks,
+        mask_scale_xy=mask_scale_xy,
     )
 
 
@@ -218,20 +219,34 @@ def _read_fields(rows: pa.Table, objects: _Objects) -> Tensor:
 
 
 def _decode_masks(
-    rows: pa.Table,
-    transforms: Sequence[ResizeFlip],
-    objects: _Objects,
-    *,
-    shape: tuple[int, ...],
-) -> Tensor:
+    rows: pa.Table, transforms: Sequence[ResizeFlip], objects: _Objects, *, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Decode masks, flipped but not resized to the input: that would cost them their outlines.
+
+    Only a mask of at least twice the input's size is reduced, by a whole factor, to save memory.
+
+    Returns:
+        (N, T, h, w) uint8, and their pixels per pixel of the input, (N, 2) as (x, y).
+    """
     rles = [rle for rle, kept in zip(_flatten(rows, "rle"), objects.kept, strict=True) if kept]
-    sizes = row_sizes(rows)
-    masks = np.zeros(shape, dtype=np.uint8)
+    stored = row_sizes(rows)
+    sizes = []
+    for (height, width), transform in zip(stored, transforms, strict=True):
+        factor = max(1, min(height // transform.height_px, width // transform.width_px))
+        sizes.append((-(-height // factor), -(-width // factor)))
+    masks = np.zeros((*shape, *np.max(sizes, axis=0)), dtype=np.uint8)
     for rle, row, slot in zip(rles, objects.row, objects.slot, strict=True):
-        mask = coco_mask.decode({"size": list(sizes[row]), "counts": rle.as_py()})
-        mask = resize_and_flip_labels(mask, transforms[row])
-        masks[row, slot, : mask.shape[0], : mask.shape[1]] = mask
-    return torch.from_numpy(masks)
+        mask = coco_mask.decode({"size": list(stored[row]), "counts": rle.as_py()})
+        height, width = sizes[row]
+        if (height, width) != stored[row]:
+            share = cv2.resize(255 * mask, (width, height), interpolation=cv2.INTER_AREA)
+            mask = (share >= 128).astype(np.uint8)
+        masks[row, slot, :height, :width] = mask[:, ::-1] if transforms[row].flipped else mask
+    scale_xy = [
+        (width / transform.width_px, height / transform.height_px)
+        for (height, width), transform in zip(sizes, transforms, strict=True)
+    ]
+    return torch.from_numpy(masks), torch.tensor(scale_xy, dtype=torch.float32)
 
 
 def _flatten(rows: pa.Table, column: str) -> pa.Array:

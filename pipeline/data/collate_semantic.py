@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from bsm.semantic.field import SemanticTargets
-from pipeline.data.augment import Pixels, decode_row
+from pipeline.data.augment import decode_row
 from pipeline.data.augment_semantic import (
     Crop,
     Plane,
@@ -30,6 +30,7 @@ from pipeline.data.batch import (
     read_images,
     row_sizes,
 )
+from pipeline.data.photo import Pixels
 from pipeline.data.schema import PLANES
 from pipeline.data.semantic_fields import VOID, decode_plane
 from pipeline.errors import DatasetError

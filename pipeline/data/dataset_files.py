@@ -11,11 +11,12 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
+from bsm.checkpoints.foreign_files import describe_foreign_file
 from pipeline import storage
 from pipeline.errors import StorageError
 
@@ -168,13 +169,20 @@ def list_entries(root: str) -> list[str]:
 
 def escapes_folder(name: str) -> bool:
     """Tell whether a file name points out of its folder on any system."""
-    return (
-        name.startswith("/")
-        or "\\" in name
-        or "\0" in name
-        or re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", name) is not None
-        or ".." in name.split("/")
-    )
+    return bool(describe_unsafe_name(name))
+
+
+def describe_unsafe_name(name: str) -> str:
+    """Say why a file name is not one under a folder on every system; "" if it is."""
+    if name.startswith("/"):
+        return "it starts with a slash; it must be relative to the folder"
+    if start := re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", name):
+        return f"it starts with {start[0]!r}; it must be relative to the folder"
+    if ".." in re.split(r"[/\\]", name):
+        return "it has '..'; it must stay under the folder"
+    if "\\" in name:
+        return f"it has a backslash, as on Windows; write {name.replace(chr(92), '/')!r}"
+    return "it has a zero byte" if "\0" in name else ""
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -211,10 +219,19 @@ def _open_zip(archive_uri: str) -> Iterator[zipfile.ZipFile]:
         try:
             archive = zipfile.ZipFile(stream)
         except _BROKEN_ZIP as error:
-            raise StorageError(
-                f"{archive_uri} is not a complete zip ({error}); {_RETRY}"
-            ) from error
+            foreign = ""
+            with suppress(OSError):
+                stream.seek(0)
+                foreign = describe_foreign_file(stream.read(128))
+            reason = f": {foreign}" if foreign else f" ({error}); {_RETRY}"
+            raise StorageError(f"{archive_uri} is not a complete zip{reason}") from error
         unsafe = [name for name in archive.namelist() if escapes_folder(name)]
+        if unsafe and all("a backslash" in describe_unsafe_name(name) for name in unsafe):
+            raise StorageError(
+                f"{archive_uri} holds {len(unsafe)} names with a backslash, such as {unsafe[0]!r}, "
+                "which some tools of Windows write. Unpack it there and zip it again, with forward "
+                "slashes"
+            )
         if unsafe:
             raise StorageError(
                 f"{archive_uri} holds names that point out of its folder ({len(unsafe)}, such as "

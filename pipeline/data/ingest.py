@@ -25,6 +25,7 @@ from pipeline.data.ingest_config import (
     LvisIngest,
     SemanticIngest,
 )
+from pipeline.data.learnable import describe_gaps, describe_unlearnable
 from pipeline.data.manifest import Manifest, manifest_uri, read_manifest, write_manifest
 from pipeline.data.problems import (
     Problem,
@@ -70,10 +71,15 @@ def ingest_dataset(config: IngestConfig) -> dict[str, Any]:
         images, annotations, rejects, shards, seconds and more, for the RESULT line.
 
     Raises:
-        DatasetError: a rule is broken and `on_bad` is "stop", or there is nothing to ingest.
+        DatasetError: a rule is broken and `on_bad` is "stop", or nothing is left to learn from.
+        SetupError: Ray cannot be used.
         StorageError: a file cannot be read or written.
     """
     started = time.perf_counter()
+    if config.workers:
+        from pipeline.ray_connection import check_environment  # noqa: PLC0415  imports ray
+
+        check_environment()
     index = _list_source(config)
     if any(problem.severity == "stop" for problem in index.problems):
         raise DatasetError(_format_refusal(config, index, ProblemCounts(index.problems)))
@@ -92,14 +98,12 @@ def ingest_dataset(config: IngestConfig) -> dict[str, Any]:
         storage.write_bytes_atomic(_rejects_uri(config), encode_rejects(problems))
         raise DatasetError(_format_refusal(config, index, counts))
     manifest = _make_manifest(config, index, reports, problems, source)
-    if not manifest.images:
-        raise DatasetError(
-            f"no valid image in {index.title}, nothing was written. Fix these problems and run "
-            f"again\n\n{format_problems(counts)}"
-        )
+    _require_content(manifest, index, counts)
     _finish(config, manifest, problems)
     if counts.counts:
         _log.info("%s", format_problems(counts))
+    for gap in describe_gaps(manifest):
+        _log.warning("ingest: %s: %s", index.title, gap)
     listed = index.listed_annotations
     _log.info(
         "ingest: kept %d of %d images and %d %sannotations",
@@ -267,6 +271,23 @@ def _make_manifest(
         fixed=_count_kinds(problems, "fixed"),
         notices=dict(sorted(notices.items())),
     )
+
+
+def _require_content(manifest: Manifest, index: SourceIndex, counts: ProblemCounts) -> None:
+    """Refuse a data set of which nothing is left; one without any label may be meant."""
+    reason = describe_unlearnable(manifest)
+    listed = index.listed_annotations
+    if not manifest.images:
+        text = f"no valid image in {index.title}, nothing was written"
+    elif reason and manifest.annotations:
+        text = f"{index.title}: {reason} and run again. No data set was finished"
+    elif reason and listed:
+        text = f"0 of {listed} annotations in {index.title} can be kept, no data set was finished"
+    else:
+        return
+    if count_severity(counts, "bad"):
+        text += f". Fix these problems and run again\n\n{format_problems(counts)}"
+    raise DatasetError(text)
 
 
 def _add_lists(counts: Iterable[list[int]]) -> tuple[int, ...]:

@@ -8,13 +8,13 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from annotated_types import Ge, Interval, MinLen, MultipleOf
 
 from bsm.configs.rules import Config, NonNegativeInt
+from pipeline.data.photo import MAX_PIXELS
 from pipeline.data.shards import ROW_GROUP_ROWS, OnBad
 from pipeline.data.source_index import UNKNOWN_VALUE
-from pipeline.data.validate_image import MAX_PIXELS
 from pipeline.errors import DatasetError
 
 _PixelLimit: TypeAlias = Annotated[int, Interval(ge=1, le=2 * MAX_PIXELS)]
-"""Pillow refuses larger images itself."""
+"""Prediction and --deep audits take images up to the same limit."""
 
 _NonEmpty: TypeAlias = Annotated[str, MinLen(1)]
 

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bsm.checkpoints.foreign_files import describe_foreign_file
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _COLORS = {
@@ -24,7 +26,11 @@ _COLORS = {
     4: "a gray and an alpha channel",
     6: "4 channels, color and alpha",
 }
-_GRAY, _PALETTE = 0, 3
+
+_STRETCH = {2: 85, 4: 17}
+"""Factor by which Pillow stretches gray values of few bits to 255."""
+
+_GRAY, _PALETTE, _GRAY_ALPHA, _COLOR_ALPHA = 0, 3, 4, 6
 
 
 class LabelError(ValueError):
@@ -49,6 +55,11 @@ class Header(NamedTuple):
         return self.color == _GRAY
 
     @property
+    def has_alpha(self) -> bool:
+        """Tell whether pixels have an alpha channel."""
+        return self.color in (_GRAY_ALPHA, _COLOR_ALPHA)
+
+    @property
     def has_palette(self) -> bool:
         """Tell whether pixels are palette indices."""
         return self.color == _PALETTE
@@ -69,7 +80,8 @@ def read_header(data: bytes) -> Header:
     """
     if not data.startswith(_SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 26:
         start = f"it starts with {data[:8]!r}" if data else "the file is empty"
-        raise LabelError("label_format", f"{start}, which is not a PNG")
+        foreign = describe_foreign_file(data[:128]) if data else ""
+        raise LabelError("label_format", foreign or f"{start}, which is not a PNG")
     width, height, bits, color = struct.unpack(">IIBB", data[16:26])
     return Header((height, width), bits, color)
 
@@ -81,12 +93,12 @@ def read_values(
 
     Args:
         data: the encoded file.
-        bits: required bits per pixel, 8 or 16; None accepts 1, 8 and 16.
+        bits: required bits per pixel, 8 or 16; None accepts all: 1, 2, 4, 8 and 16.
         max_pixels: a larger image is refused before it is decoded; None: Pillow's limit.
         take_palette: accept an image with a palette and read its indices.
 
     Returns:
-        (H, W): bool for 1 bit, uint8 for 8 bits and palettes, uint16 for 16 bits.
+        (H, W): bool for 1 bit, uint8 for 2, 4 and 8 bits and palettes, uint16 for 16 bits.
 
     Raises:
         LabelError: the first broken rule.
@@ -98,21 +110,28 @@ def read_values(
     if header.has_palette and not take_palette:
         raise LabelError("label_palette", "it has a palette")
     if not header.is_gray and not header.has_palette:
-        raise LabelError("label_format", f"it has {_COLORS.get(header.color, 'unknown channels')}")
-    if header.is_gray and header.bits not in ((1, 8, 16) if bits is None else (bits,)):
-        expected = "1, 8 or 16" if bits is None else bits
-        raise LabelError("label_depth", f"it has {header.bits} bits per pixel, expected {expected}")
-    _check_chunks(data)
+        channels = _COLORS.get(header.color, "unknown channels")
+        fix = "if they are equal, keep one: Image.open(FILE).getchannel(0).save(FILE)"
+        raise LabelError("label_format", f"it has {channels}; {fix}")
+    if header.is_gray and bits not in (None, header.bits):
+        raise LabelError("label_depth", f"it has {header.bits} bits per pixel, expected {bits}")
+    check_chunks(data)
     try:
-        values = np.asarray(open_image(data))
+        values = np.array(open_image(data))
     except Exception as error:  # decoders raise many types on broken files
         raise LabelError("label_unreadable", str(error)[:160] or type(error).__name__) from error
+    if header.is_gray and header.bits in _STRETCH:
+        values //= _STRETCH[header.bits]
     # Old versions of Pillow give 32 bits for 16.
     return values.astype(np.uint16) if header.bits == 16 else values
 
 
-def _check_chunks(data: bytes) -> None:
-    """Verify the checksum of every chunk up to the last one."""
+def check_chunks(data: bytes) -> None:
+    """Verify the checksum of every chunk up to the last one.
+
+    Raises:
+        LabelError: a checksum is wrong, or the last chunk is missing.
+    """
     start = len(_SIGNATURE)
     while start + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, start)

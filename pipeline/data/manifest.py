@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pipeline import storage
 from pipeline.data.schema import FIELD_SIDE, READ_VERSIONS, SCHEMA_VERSION, Task
+from pipeline.data.text_files import parse_json
 from pipeline.errors import DatasetError
 
 MANIFEST_FILE = "dataset.json"
@@ -109,7 +110,7 @@ def read_manifest(uri: str) -> Manifest:
             "(other data sets: python jobs/ingest.py --help)"
         )
     try:
-        plain = json.loads(storage.read_bytes(path))
+        plain = parse_json(storage.read_bytes(path))
     except ValueError as error:
         raise DatasetError(f"{path} is not JSON ({error}); ingest again to write it") from error
     return _parse(plain, path)

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeGuard
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.annotation_rules import DEFAULTS
 from pipeline.text import format_table
 
 EXAMPLES = 3
@@ -30,7 +31,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Severity = Literal["stop", "bad", "notice"]
 
 KINDS: dict[str, tuple[Severity, str]] = {
-    "path_outside_root": ("stop", "file_name leaves the image folder"),
+    "path_outside_root": ("stop", "file_name is not a path under the image folder"),
     "category_entry": ("stop", "a category without integer id, without name, or with a used id"),
     "image_entry": ("bad", "an image entry has a missing key or a value of the wrong type"),
     "annotation_entry": ("bad", "an annotation has a missing key or a value of the wrong type"),
@@ -43,10 +44,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
     ),
     "image_missing": ("bad", "the image file is missing"),
     "image_unreadable": ("bad", "the image file cannot be decoded to its end"),
-    "image_format": ("bad", "the image file is neither JPEG nor PNG"),
+    "image_format": ("bad", "the image file is not a JPEG, PNG, WebP, TIFF or BMP"),
     "image_too_large": ("bad", "the image has more pixels or bytes than the limit"),
     "image_size": ("bad", "the image's size differs from the annotation file's"),
     "image_twice": ("bad", "two image files differ only in their ending; the first is kept"),
+    "file_twice": ("bad", "two image entries name the same file; the first is kept"),
     "label_missing": ("bad", "the image's label file is missing"),
     "label_unreadable": ("bad", "the label file cannot be decoded to its end"),
     "label_format": ("bad", "the label file is not a PNG with one gray channel"),
@@ -70,9 +72,20 @@ KINDS: dict[str, tuple[Severity, str]] = {
     ),
     "box_off": ("notice", "the box is more than 3 px off the mask, and IoU is 0.5 or more"),
     "box_rounding": ("notice", "the box reaches up to 1 px outside the image"),
+    "iscrowd_missing": ("notice", f"the annotation has no iscrowd; used {DEFAULTS['iscrowd']}"),
+    "area_missing": ("notice", f"the annotation has no area; used {DEFAULTS['area']}"),
+    "area_off": (
+        "notice",
+        "the area is below half or above twice the mask's; AP by object size uses it all the same",
+    ),
     "polygon_outside": ("notice", "a polygon reaches more than 1 px outside the image; cut there"),
     "label_void": ("notice", "no pixel of the label has a class"),
     "label_drawn": ("notice", "instanceIds.png is missing; it was drawn from polygons.json"),
+    "image_bits": ("notice", "the image has more than 8 bits per channel; the upper 8 are used"),
+    "image_alpha": ("notice", "the image's alpha channel is dropped"),
+    "image_palette": ("notice", "the image has a palette; its colors are used"),
+    "image_cmyk": ("notice", "the image is CMYK; it becomes RGB without its color profile"),
+    "image_pictures": ("notice", "the image file holds several pictures; the others are ignored"),
     "image_turned": ("notice", "EXIF orientation is ignored; pixels are used as stored"),
 }
 """Severity and rule of every kind of problem, gravest first."""
@@ -144,6 +157,11 @@ def make_problem(kind: str, reason: str, entry: object, *, image: Entry | None =
 def is_id(value: object) -> TypeGuard[int]:
     """Tell whether a JSON value can be an id."""
     return isinstance(value, int) and not isinstance(value, bool) and value in INT64
+
+
+def is_side(value: object) -> TypeGuard[int]:
+    """Tell whether a JSON value can be the height or width of an image."""
+    return is_id(value) and 0 < value < 2**31
 
 
 def is_name(value: object) -> TypeGuard[str]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.data.dataset_files import FileContent, FileReader
 from pipeline.data.manifest import ShardInfo, parse_shard_info
+from pipeline.data.photo import MAX_IMAGE_BYTES, MAX_PIXELS
 from pipeline.data.problems import Problem, ProblemCounts
 from pipeline.data.schema import (
     FEDERATED,
@@ -37,7 +38,7 @@ from pipeline.data.source_index import (
     SourceImage,
 )
 from pipeline.data.validate_cityscapes import validate_frame
-from pipeline.data.validate_image import MAX_IMAGE_BYTES, MAX_PIXELS, ValidatedImage, validate_image
+from pipeline.data.validate_image import ValidatedImage, validate_image
 from pipeline.data.validate_label_map import validate_label_map
 
 ROW_GROUP_ROWS = 32
@@ -47,7 +48,7 @@ FOOTER_KEY = b"boundary-squeeze.shard"
 
 OnBad = Literal["stop", "drop", "fix"]
 
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 """Raise it when equal input gives other rows, so that finished shards are made again."""
 
 _READ_THREADS = 8

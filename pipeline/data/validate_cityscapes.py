@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 from pipeline.data.cityscapes_classes import CLASSES, INSTANCE_CLASSES
 from pipeline.data.dataset_files import FileContent
 from pipeline.data.label_png import LabelError, read_values
+from pipeline.data.photo import read_size_hw
 from pipeline.data.problems import Entry, shorten
 from pipeline.data.run_lengths import RunLengths, encode_instance_masks
-from pipeline.data.validate_image import Instance, ValidatedImage, make_instance_row, read_size_hw
+from pipeline.data.validate_image import Instance, ValidatedImage, make_instance_row
 from pipeline.data.validate_label_map import check_pair, format_values, make_label_problem
 
 Ids = NDArray[np.uint16]

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pipeline.data.annotation_rules import is_area_off, is_crowd
 from pipeline.data.dataset_files import FileContent
 from pipeline.data.instance_fields import compute_squeeze_field
-from pipeline.data.label_png import open_image
+from pipeline.data.photo import MAX_PIXELS, check_image
 from pipeline.data.problems import Entry, Problem, make_problem
 from pipeline.data.run_lengths import (
     MaskError,
@@ -23,12 +23,6 @@ from pipeline.data.run_lengths import (
 )
 from pipeline.data.schema import FEDERATED, FIELD_SIDE
 
-MAX_IMAGE_BYTES = 64_000_000
-"""File size limit: 32 files, a row group, fit into one Arrow array of 2 GiB."""
-
-MAX_PIXELS = 89_478_485
-"""Default pixel limit, Pillow's own: 24-bit pixels that fill a quarter of a GiB."""
-
 MAX_BOX_OFFSET_PX = 3.0
 """Tolerated distance between a side of a box and the mask's; hand-drawn COCO boxes need it."""
 
@@ -37,8 +31,6 @@ MIN_BOX_IOU = 0.5
 
 ROUNDING_PX = 1.0
 """Tolerated reach of a box outside the image; COCO's own boxes do, by rounding."""
-
-_EXIF_ORIENTATION = 0x0112
 
 _Reasons = list[tuple[str, str, str]]
 """Kind, reason and action of each problem."""
@@ -118,65 +110,6 @@ def check_image_file(
     return check_image(file.data, size_hw, max_pixels=max_pixels)
 
 
-def check_image(
-    data: bytes, size_hw: tuple[int, int] | None, *, max_pixels: int
-) -> list[tuple[str, str]]:
-    """Check an encoded image: the header first, then every byte.
-
-    Args:
-        data: the file.
-        size_hw: the size listed for it, if any.
-        max_pixels: a larger image is refused before it is decoded.
-
-    Returns:
-        Kind and reason of each problem.
-    """
-    if not data:
-        return [("image_unreadable", "the file is empty")]
-    if len(data) > MAX_IMAGE_BYTES:
-        return [("image_too_large", f"more than {MAX_IMAGE_BYTES} bytes")]
-    try:
-        image = open_image(data)
-    except Image.DecompressionBombError as error:
-        return [("image_too_large", str(error).split(",")[0])]
-    except Exception as error:  # decoders raise many types on broken files
-        return [("image_format", f"it starts with {data[:8]!r} ({type(error).__name__})")]
-    with image:
-        return _check_open_image(image, size_hw, max_pixels)
-
-
-def read_size_hw(data: bytes) -> tuple[int, int]:
-    """Read the size of an image that passed check_image."""
-    with open_image(data) as image:
-        return image.height, image.width
-
-
-def _check_open_image(
-    image: Image.Image, size_hw: tuple[int, int] | None, max_pixels: int
-) -> list[tuple[str, str]]:
-    width, height = image.size
-    if image.format not in ("JPEG", "PNG"):
-        return [("image_format", f"it is {image.format}")]
-    if width * height > max_pixels:
-        return [("image_too_large", f"{width} x {height} pixels, the limit is {max_pixels}")]
-    problems = []
-    if size_hw is not None and (height, width) != size_hw:
-        listed = f"{size_hw[1]} x {size_hw[0]}"
-        problems.append(
-            ("image_size", f"{width} x {height} in the file, {listed} in the annotations")
-        )
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        # A JPEG is decoded at an eighth of its size: every byte is read, few pixels are made.
-        image.draft(image.mode, (1, 1))
-        image.load()
-    except Exception as error:  # decoders raise many types on broken files
-        return [*problems, ("image_unreadable", str(error)[:160] or type(error).__name__)]
-    if orientation not in (0, 1):
-        problems.append(("image_turned", f"EXIF orientation {orientation}"))
-    return problems
-
-
 def make_instance_row(
     image: Entry, size_hw: tuple[int, int], data: bytes, instances: list[Instance]
 ) -> dict[str, Any]:
@@ -212,6 +145,7 @@ def _validate_annotations(
         mask = _read_mask(entry, size_hw, reasons)
         if box is not None and mask is not None:
             _compare_box(box, mask, reasons)
+            _note_defaults(entry, mask, reasons)
         mine = [
             replace(make_problem(kind, reason, entry, image=image), action=action)
             for kind, reason, action in reasons
@@ -223,8 +157,8 @@ def _validate_annotations(
                 Instance(
                     annotation_id=entry["id"],
                     category_index=category_index[entry["category_id"]],
-                    is_crowd=bool(entry["iscrowd"]),
-                    area_px=float(entry["area"]),
+                    is_crowd=is_crowd(entry),
+                    area_px=float(entry.get("area", mask.area_px)),
                     box_xyxy=box.astype(np.float32),
                     mask=mask,
                 )
@@ -237,8 +171,9 @@ def _read_box(
 ) -> NDArray[np.float64] | None:
     x, y, w, h = entry["bbox"]
     # Rows store float32, where a number may overflow and a box become empty.
-    if not np.isfinite(np.array([x, y, w, h, entry["area"]], dtype=np.float32)).all():
-        reasons.append(("not_finite", f"bbox {entry['bbox']}, area {entry['area']}", "found"))
+    area = entry.get("area", 0)
+    if not np.isfinite(np.array([x, y, w, h, area], dtype=np.float32)).all():
+        reasons.append(("not_finite", f"bbox {entry['bbox']}, area {area}", "found"))
         return None
     height, width = size_hw
     box = np.array([x, y, x + w, y + h], dtype=np.float64)
@@ -274,6 +209,17 @@ def _read_mask(entry: Entry, size_hw: tuple[int, int], reasons: _Reasons) -> Run
     if outside > ROUNDING_PX:
         reasons.append(("polygon_outside", f"by {outside:.3g} px", "found"))
     return mask
+
+
+def _note_defaults(entry: Entry, mask: RunLengths, reasons: _Reasons) -> None:
+    """Report the values that an annotation lacks, and an area that is not its mask's."""
+    if "iscrowd" not in entry:
+        reasons.append(("iscrowd_missing", "no iscrowd", "found"))
+    if "area" not in entry:
+        reasons.append(("area_missing", f"its mask has {mask.area_px} pixels", "found"))
+    elif not is_crowd(entry) and is_area_off(entry["area"], mask_px=mask.area_px):
+        reason = f"area {entry['area']}, its mask has {mask.area_px} pixels"
+        reasons.append(("area_off", reason, "found"))
 
 
 def _compare_box(box: NDArray[np.float64], mask: RunLengths, reasons: _Reasons) -> None:

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from pipeline.data.dataset_files import FileContent
 from pipeline.data.label_png import LabelError, read_header, read_values
+from pipeline.data.photo import read_size_hw
 from pipeline.data.problems import Entry, Problem, make_problem
 from pipeline.data.schema import PLANES
 from pipeline.data.semantic_fields import VOID, Plane, encode_plane, find_nearest_classes
 from pipeline.data.source_index import UNKNOWN_VALUE, LabelRules
-from pipeline.data.validate_image import ValidatedImage, check_image_file, read_size_hw
+from pipeline.data.validate_image import ValidatedImage, check_image_file
 
 _EXAMPLE_VALUES = 5
 

@@ -14,6 +14,7 @@ from pipeline.doctor.facts import (
     StorageTrip,
     Tracking,
 )
+from pipeline.errors import SetupError
 from pipeline.text import format_count, format_names
 
 _GIB = 2**30
@@ -32,19 +33,9 @@ _SHM = "/dev/shm"  # noqa: S108  named, not written to
 _NO_NODES = "see the nodes above"
 
 
-def report_no_ray(address: str, error: str) -> Finding:
+def report_no_ray(error: SetupError) -> Finding:
     """Report that this process cannot connect to Ray."""
-    if "Authentication" in error:
-        fix = (
-            "use the cluster's token: export RAY_AUTH_MODE=token, and set RAY_AUTH_TOKEN or "
-            "~/.ray/auth_token as on the head"
-        )
-    else:
-        fix = (
-            "start Ray there (ray start --head), correct RAY_ADDRESS (HEAD:6379), or unset it to "
-            "check only this machine"
-        )
-    return _fail("ray", f"cannot connect to RAY_ADDRESS={address}: {error}", fix)
+    return _fail("ray", error.problem, error.fix)
 
 
 def check_nodes(nodes: Sequence[Node]) -> Finding:

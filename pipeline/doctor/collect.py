@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 import ray.cloudpickle
@@ -238,21 +236,6 @@ def try_authentication(
     )
 
 
-def try_connection(address: str, *, timeout_s: float) -> str:
-    """Connect to HOST:PORT; return the error, or "" for success and for other addresses.
-
-    Ray itself would try for minutes.
-    """
-    host, _, port = urlsplit(f"//{address}").netloc.rpartition(":")
-    if not host or not port.isdigit():
-        return ""
-    try:
-        with socket.create_connection((host, int(port)), timeout=timeout_s):
-            return ""
-    except OSError as error:
-        return str(error)
-
-
 def parse_facts(collected: Mapping[str, Any]) -> NodeFacts:
     """Parse the result of `probe.collect_facts`."""
     return NodeFacts(**{**collected, "gpus": tuple(Gpu(**gpu) for gpu in collected["gpus"])})
@@ -282,17 +265,6 @@ def _get_status(url: str, timeout_s: float) -> int | None:
     except OSError as error:
         _log.debug("no dashboard at %s: %s", url, error)
         return None
-
-
-def summarize_connect_error(error: Exception) -> str:
-    """Summarize in one line why Ray rejects the connection."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    # The text may contain tracebacks; their last line is the error.
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    reason = next((line for line in reversed(lines) if "Error" in line), lines[0])
-    return reason.partition(". ")[0][:300]
 
 
 def _as_text(reply: object) -> str:

@@ -16,7 +16,7 @@ from pipeline.doctor.capacity import check_capacity
 from pipeline.doctor.collect import Probes, pickle_by_value, start_probes
 from pipeline.doctor.demand import apply_flags, load_recipe, make_demand
 from pipeline.doctor.facts import Demand, Finding, Node, StorageTrip
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, SetupError
 from pipeline.ray_connection import connect
 from pipeline.recipe import ScaleConfig
 from pipeline.storage import absolute, is_local
@@ -87,26 +87,13 @@ def doctor(
         tracking_uri=tracking_uri or (recipe.tracking.uri if recipe else ""),
         timeout_s=timeout_s,
     )
-    error = _connect(scale or ScaleConfig(num_workers=1))
-    if error:
-        report.add(checks.report_no_ray(os.environ.get("RAY_ADDRESS", ""), error))
+    try:
+        connect(cpus=count_cpus(scale or ScaleConfig(num_workers=1)))
+    except SetupError as error:
+        report.add(checks.report_no_ray(error))
     else:
         _check_cluster(report, scale, source=str(job) if job else "flags", wait_s=wait_s)
     return _make_result(report, seconds=time.monotonic() - began)
-
-
-def _connect(scale: ScaleConfig) -> str:
-    """Connect to Ray; return the error, or ""."""
-    unreachable = collect.try_connection(
-        os.environ.get("RAY_ADDRESS", ""), timeout_s=_CONNECT_TIMEOUT_S
-    )
-    if unreachable:
-        return unreachable
-    try:
-        connect(cpus=count_cpus(scale))
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        return collect.summarize_connect_error(error)
-    return ""
 
 
 def _storage_uri(named: str) -> str:

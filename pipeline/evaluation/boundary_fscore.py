@@ -19,11 +19,15 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.bands import crop_slices
 from pipeline.evaluation.mean_iou import VOID, LabelMap, check_labels, find_labels
+from pipeline.text import format_names
 
 RADII_PX = (3, 5, 9, 12)
 """From Table 5 of the paper."""
 
 Absent = Literal["one", "skip"]
+
+TRUTH = 1
+"""The truth's place in the last axis of `match_boundaries`."""
 
 Mask = NDArray[np.bool_]
 
@@ -105,6 +109,11 @@ def boundary_f(
     scores = np.array(
         [[_nan_mean(f[:, k, r]) for r in range(f.shape[2])] for k in range(f.shape[1])]
     )
+    missing = [
+        name
+        for name, outline in zip(names, table[:, :, 0, TRUTH].sum(axis=0), strict=True)
+        if not outline
+    ]
     return BoundaryF(
         radii_px=tuple(radii_px),
         f=tuple(_nan_mean(column) for column in scores.T),
@@ -112,6 +121,19 @@ def boundary_f(
         images_with=dict(zip(names, map(int, (~nowhere).sum(axis=0)), strict=True)),
         images=len(table),
         absent=absent,
+        notices=_note_missing(missing, names=names, absent=absent),
+    )
+
+
+def _note_missing(
+    missing: Sequence[str], *, names: Sequence[str], absent: Absent
+) -> tuple[str, ...]:
+    if not missing:
+        return ()
+    counted = "counts as F = 1" if absent == "one" else "is left out"
+    return (
+        f"the truth has no outline of {len(missing)} of {len(names)} classes; where the prediction "
+        f"has none either, this {counted}: {format_names(missing)}",
     )
 
 

@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.data.cityscapes_classes import CLASSES
+from pipeline.data.text_files import decode_text
 from pipeline.errors import StorageError
 from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, check_ratio
-from pipeline.evaluation.cityscapes_ap import CityscapesMetrics, cityscapes_metrics
+from pipeline.evaluation.cityscapes_ap import (
+    MIN_OBJECT_PX,
+    CityscapesMetrics,
+    cityscapes_metrics,
+)
 from pipeline.evaluation.cityscapes_frames import (
     FoundMask,
     FrameCounts,
@@ -80,7 +85,12 @@ def evaluate_cityscapes(
         where = f"all {foreign.total()} masks have {ids}"
         problems.detections.add("no class with instances", where)
         raise_all(problems)
-    return cityscapes_metrics(frames, dilation_ratio=dilation_ratio)
+    measured = cityscapes_metrics(frames, dilation_ratio=dilation_ratio)
+    if not any(measured.objects.values()):
+        where = f"none of {len(frames)} frames has an object of at least {MIN_OBJECT_PX} pixels"
+        problems.truth.add("no objects", where)
+        raise_all(problems)
+    return measured
 
 
 def _list_truth(folder: str, problems: Problems) -> dict[str, list[str]]:
@@ -137,7 +147,7 @@ class _Line(NamedTuple):
 def _read_lines(txt: str, root: str, problems: Problems) -> list[_Line]:
     name = file_name(txt)
     try:
-        text = storage.read_bytes(txt).decode()
+        text = decode_text(storage.read_bytes(txt))
     except (StorageError, UnicodeDecodeError) as error:
         problems.add("malformed line", f"{name}: {error}")
         return []

@@ -67,6 +67,7 @@ def format_boundary_f(metrics: BoundaryF) -> str:
                 columns=[f"{radius} px" for radius in metrics.radii_px],
                 mean=metrics.f,
             ),
+            *format_notices(metrics.notices),
         ]
     )
 

@@ -5,12 +5,16 @@ checked first, and one error reports all problems (problems.py).
 """
 
 import json
-import math
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from pipeline import storage
+from pipeline.data.annotation_rules import DEFAULTS, is_area_off, is_crowd, is_object
+from pipeline.data.problems import is_id, is_side
+from pipeline.data.text_files import parse_json
 from pipeline.errors import DatasetError
 from pipeline.evaluation.federated import check_federated
 from pipeline.evaluation.problems import Problems, raise_all, show_value
@@ -64,7 +68,7 @@ def read_json(uri: str) -> object:
     """
     data = storage.read_bytes(uri)
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise DatasetError(
             f"{uri} ({len(data)} bytes) is not valid JSON: {error}. If it is "
@@ -121,6 +125,7 @@ def check_files(
         for image_id, size in index.sizes_hw.items()
     ]
     categories = [{"id": key, "name": name} for key, name in index.names.items()]
+    notices += _note_shared_files(entries["images"])
     notices += _note_images_without_detections(found, num_images=len(images))
     return CheckedFiles(images, categories, annotations, found, tuple(notices))
 
@@ -145,7 +150,7 @@ def _index_truth(
     categories = _select_complete(
         entries.get("categories", []), ("id", "name"), "categories", problems
     )
-    sizes = {entry["id"]: _read_size(entry) for entry in images if _is_int(entry["id"])}
+    sizes = {entry["id"]: _read_size(entry) for entry in images if is_id(entry["id"])}
     if masks:
         for image_id in (key for key, size in sizes.items() if size is None):
             problems.add("image without size", f"image {image_id}")
@@ -153,7 +158,7 @@ def _index_truth(
     unique_names = {
         entry["id"]: f"{name} ({entry['id']})" if names.count(name) > 1 else name
         for entry, name in zip(categories, names, strict=True)
-        if _is_int(entry["id"])
+        if is_id(entry["id"])
     }
     return _TruthIndex(sizes, unique_names, masks=masks, boxes=boxes, known=bool(entries))
 
@@ -171,15 +176,40 @@ def _check_annotations(
         if checked is None:
             continue
         area = checked["mask_area_px"] if index.masks else checked["bbox"][2] * checked["bbox"][3]
-        is_crowd = int(entry.get("iscrowd", 0) == 1)
-        flags = {"iscrowd": is_crowd, "area": entry.get("area", area)}
+        flags = {"iscrowd": int(is_crowd(entry)), "area": entry.get("area", area)}
         clean.append(checked | flags | {"id": len(clean) + 1})
-    defaults = {"iscrowd": "0 (no crowd)"} if crowds else {}
-    for key, default in (defaults | {"area": "the area of the mask or box"}).items():
+    for key, default in DEFAULTS.items():
         missing = sum(isinstance(entry, dict) and key not in entry for entry in entries)
-        if missing:
+        if missing and (crowds or key != "iscrowd"):
             notices.append(f"{missing} annotations have no {key}; used {default}")
-    return clean, notices
+    if clean and not any(is_object(entry, federated=not crowds) for entry in clean):
+        ignored = "are crowds (iscrowd 1)" if crowds else "have area 0"
+        problems.add("no objects", f"all {len(clean)} annotations {ignored}")
+    return clean, notices + _note_areas(clean)
+
+
+def _note_areas(annotations: list[Entry]) -> list[str]:
+    """Report areas that are far from those of the masks or boxes."""
+    off = [
+        entry
+        for entry in annotations
+        if not entry["iscrowd"] and _is_finite(entry["area"]) and _is_far_off(entry)
+    ]
+    if not off:
+        return []
+    first = off[0]
+    return [
+        f"{len(off)} annotations have an area that is far from that of their mask or box, such as "
+        f"area {first['area']:g} in image {first['image_id']}; AP of "
+        "small, medium and large objects uses it all the same, as in pycocotools"
+    ]
+
+
+def _is_far_off(entry: Entry) -> bool:
+    if "mask_area_px" in entry:
+        return is_area_off(entry["area"], mask_px=entry["mask_area_px"])
+    # An object may fill a small part of its box.
+    return bool(entry["area"] <= 1 < entry["bbox"][2] * entry["bbox"][3])
 
 
 def _check_flags(entry: Entry, where: str, problems: Problems) -> None:
@@ -236,7 +266,7 @@ def _check_entry(
 
 def _check_id(entry: Entry, key: str, where: str, index: _TruthIndex, problems: Problems) -> bool:
     ids: Mapping[int, object] = index.sizes_hw if key == "image_id" else index.names
-    if not _is_int(entry[key]):
+    if not is_id(entry[key]):
         problems.add("id is not an integer", f"{where}: {key} {show_value(entry[key])}")
         return False
     if index.known and entry[key] not in ids:
@@ -269,12 +299,23 @@ def _check_ids(entries: list[Any], field: str, problems: Problems) -> None:
     for entry in entries:
         if not isinstance(entry, dict) or "id" not in entry:
             continue
-        if not _is_int(entry["id"]):
+        if not is_id(entry["id"]):
             problems.add("id is not an integer", f"{field}: id {show_value(entry['id'])}")
         elif entry["id"] in seen:
             problems.add("duplicate id", f"{field}: id {entry['id']}")
         else:
             seen.add(entry["id"])
+
+
+def _note_shared_files(images: list[Entry]) -> list[str]:
+    names = Counter(str(image["file_name"]) for image in images if "file_name" in image)
+    shared = [name for name, count in names.items() if count > 1]
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} files are those of several images, such as {show_value(shared[0])}: of the "
+        "objects in a file, each image has its own only, and the others count as false detections"
+    ]
 
 
 def _note_images_without_detections(found: list[Entry], *, num_images: int) -> list[str]:
@@ -295,17 +336,18 @@ def _show_id(entry: object) -> str:
 
 def _read_size(image: Entry) -> Size | None:
     height, width = image.get("height"), image.get("width")
-    if _is_int(height) and _is_int(width) and min(height, width) > 0:
+    if is_side(height) and is_side(width):
         return height, width
     return None
 
 
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # JSON's integers have no limit, and numpy's functions raise an error on large ones.
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def _is_box(value: object) -> bool:

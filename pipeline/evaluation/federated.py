@@ -8,6 +8,7 @@ its annotations were checked. A category is rare, common or frequent.
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from pipeline.data.problems import is_id
 from pipeline.evaluation.problems import Problems, show_value
 
 Frequency = Literal["r", "c", "f"]
@@ -29,7 +30,7 @@ def check_federated(entries: Mapping[str, list[Any]], problems: Problems) -> Non
             problems.add("image without LVIS fields", where)
         for key in IMAGE_LISTS:
             values = image.get(key)
-            bad = [v for v in values if type(v) is not int] if isinstance(values, list) else []
+            bad = [v for v in values if not is_id(v)] if isinstance(values, list) else []
             if bad:
                 where = f"image {_show_id(image)}: {key} holds {show_value(bad[0])}"
                 problems.add("id is not an integer", where)

@@ -3,6 +3,7 @@
 Missing files and problems of any file are collected over all images and reported in one error.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.data.label_png import LabelError, read_values
+from pipeline.data.label_png import LabelError, read_header, read_values
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import StorageError
 from pipeline.evaluation.problems import Problems, raise_all
 from pipeline.progress import log_progress
+from pipeline.text import format_count
 
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 CITYSCAPES_FRAME = re.compile(r"[^_/]+_\d{6}_\d{6}")
 """Start of the name of every file that belongs to a Cityscapes frame."""
@@ -116,6 +120,12 @@ def map_pairs(
         problems.detections.merge(of_pair.detections)
         if result is not None:
             yield result
+    for each in problems:
+        if each.palettes:
+            _log.warning(
+                "evaluate: the indices of %s in %s are taken as classes, not the colors",
+                *(format_count(each.palettes, "palette"), each.file),
+            )
     raise_all(problems)
 
 
@@ -131,7 +141,7 @@ def read_gray(
         palette: whether to accept images with a palette, and read the indices.
 
     Returns:
-        (H, W): bool for 1 bit, uint8 for 8 bits, uint16 for 16 bits.
+        (H, W): bool for 1 bit, uint8 for 2, 4 and 8 bits, uint16 for 16 bits.
     """
     try:
         data = storage.read_bytes(uri)
@@ -139,7 +149,9 @@ def read_gray(
         problems.add("unreadable image", f"{where}: {error}")
         return None
     try:
-        return read_values(data, bits=None, max_pixels=None, take_palette=palette)
+        values = read_values(data, bits=None, max_pixels=None, take_palette=palette)
     except LabelError as error:
         problems.add("unreadable image", f"{where}: {error} ({len(data)} bytes)")
         return None
+    problems.palettes += read_header(data).has_palette
+    return values

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pipeline import storage
+from pipeline.data.annotation_rules import is_object
 from pipeline.data.collate import collate_for_test
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.errors import DatasetError
@@ -122,8 +123,8 @@ def _compute_metrics(
     ratio = evaluation.dilation_ratio or (
         CITYSCAPES_DILATION_RATIO if manifest.is_cityscapes else COCO_DILATION_RATIO
     )
-    if not truth["annotations"]:
-        notice = "the evaluated images have no annotations: AP is undefined"
+    if not any(is_object(each, federated=manifest.federated) for each in truth["annotations"]):
+        notice = "the evaluated images have no annotations that count: AP is undefined"
         return Evaluation(
             metrics=dict.fromkeys(coco_names(_METRICS), math.nan),
             text=notice,

@@ -17,6 +17,7 @@ from pipeline.data.cityscapes_classes import CLASSES, TRAIN_CLASSES
 from pipeline.errors import RecipeError
 from pipeline.evaluation.boundary_fscore import (
     RADII_PX,
+    TRUTH,
     Absent,
     BoundaryF,
     boundary_f,
@@ -40,7 +41,7 @@ from pipeline.evaluation.mean_iou import (
     find_labels,
     mean_iou,
 )
-from pipeline.evaluation.problems import Problems
+from pipeline.evaluation.problems import Problems, raise_all
 
 Ids = Literal["train", "label"]
 
@@ -112,6 +113,7 @@ def evaluate_miou(folders: LabelFolders) -> MeanIou:
     for each in _map_label_maps(folders, lambda t, p: count_pixels(t, p, num_classes=classes)):
         counts += each
         images += 1
+    _require_truth(folders, has_any=bool(counts.any()), what="a class")
     return mean_iou(counts, names=folders.names, images=images)
 
 
@@ -133,10 +135,22 @@ def evaluate_boundary_f(
     if not radii_px or min(radii_px) < 1:
         raise RecipeError(f"radii {list(radii_px)}: use integers from 1 on, such as 3 5 9 12")
     classes = len(folders.names)
-    counts = _map_label_maps(
-        folders, lambda t, p: match_boundaries(t, p, num_classes=classes, radii_px=radii_px)
+    counts = list(
+        _map_label_maps(
+            folders, lambda t, p: match_boundaries(t, p, num_classes=classes, radii_px=radii_px)
+        )
     )
-    return boundary_f(list(counts), names=folders.names, radii_px=radii_px, absent=absent)
+    has_any = any(bool(each[:, 0, TRUTH].any()) for each in counts)
+    _require_truth(folders, has_any=has_any, what="an outline, the border between two classes")
+    return boundary_f(counts, names=folders.names, radii_px=radii_px, absent=absent)
+
+
+def _require_truth(folders: LabelFolders, *, has_any: bool, what: str) -> None:
+    """Refuse a truth on which every prediction gets the same score."""
+    problems = Problems(folders.truth)
+    if not has_any:
+        problems.add("no objects", f"no pixel has {what}")
+    raise_all([problems])
 
 
 def _map_label_maps(
@@ -224,7 +238,7 @@ def _read(uri: str, problems: Problems, *, ids: Ids, num_classes: int) -> LabelM
     pixels = read_gray(uri, problems, where=name, palette=True)
     if pixels is None:
         return None
-    if pixels.dtype != np.uint8:
+    if pixels.dtype.itemsize > 1:
         problems.add("label map is not 8-bit", f"{name}: {pixels.dtype}")
         return None
     labels: LabelMap = pixels.astype(np.uint8)

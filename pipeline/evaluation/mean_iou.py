@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DatasetError
+from pipeline.text import format_names
 
 VOID = 255
 """Ignored in a truth; no class in a prediction."""
@@ -117,12 +118,27 @@ def _collect_notices(
         notices.append(
             f"{unlabeled} of {counts.sum()} pixels have no class in the predictions (wrong)"
         )
-    absent = (counts.sum(axis=1) == 0) & (counts[:, :-1].sum(axis=0) > 0)
-    predicted_only = [name for name, is_one in zip(names, absent, strict=True) if is_one]
+    absent = counts.sum(axis=1) == 0
+    missing = [name for name, is_absent in zip(names, absent, strict=True) if is_absent]
+    predicted_only = [
+        name
+        for name, is_absent, pixels in zip(names, absent, counts[:, :-1].sum(axis=0), strict=True)
+        if is_absent and pixels
+    ]
     if predicted_only and known:
         lower = sum(known) / (len(known) + len(predicted_only))
         notices.append(
             f"{', '.join(predicted_only)}: predicted but not in the truth, so not in the mean; "
             f"cityscapesScripts counts such classes as 0, for a mean of {lower:.4f}"
+        )
+    if missing:
+        notices.append(
+            f"the truth has no pixel of {len(missing)} of {len(names)} classes, which are not in "
+            f"the mean: {format_names(missing)}"
+        )
+    if len(known) == 1 and len(names) > 1:
+        notices.append(
+            "the truth has a single class, so a prediction of nothing else is perfect; "
+            f"{VOID} is void, also in masks of 0 and {VOID}"
         )
     return tuple(notices)

@@ -11,11 +11,15 @@ RULES = {
     "and categories; if this is the list of detections, swap the files",
     "no annotations": "use the annotation file with labels (instances_val2017.json, not "
     "image_info_test-dev2017.json)",
+    "no objects": "crowds, unlabeled pixels and, in LVIS, areas of 0 are ignored, so nothing can "
+    "be measured; if crowds are single objects, as in brush masks of CVAT, write iscrowd 0; in "
+    "masks of 0 and 255, 255 is void, so write the class's value in place of 255",
     "not an object": "every entry is a JSON object",
     "missing key": "add the named keys to every such entry",
-    "id is not an integer": "ids of images, categories and annotations are integers",
+    "id is not an integer": "ids of images, categories and annotations are integers of at most 64 "
+    "bits",
     "duplicate id": "every entry has an id of its own",
-    "image without size": "an image needs height and width, integers above 0",
+    "image without size": "an image needs height and width, integers above 0 and below 2^31",
     "unknown image_id": "it must be the id of an image in the truth; are both files of the same "
     "split?",
     "unknown category_id": "it must be the id of a category in the truth, not an index that starts "
@@ -83,6 +87,8 @@ class Problems(ProblemCounts):
     def __init__(self, file: str) -> None:
         super().__init__()
         self.file = file
+        self.palettes = 0
+        """Label maps with a palette, whose indices were taken."""
 
     def format(self) -> list[str]:
         """Format each kind with its count, first examples and rule."""
@@ -92,6 +98,11 @@ class Problems(ProblemCounts):
             lines += [f"    {example}" for example in self.examples[kind]]
             lines.append(f"    rule: {RULES[kind]}")
         return lines
+
+    def merge(self, other: ProblemCounts) -> None:
+        """Add the counts and examples of another."""
+        super().merge(other)
+        self.palettes += other.palettes if isinstance(other, Problems) else 0
 
 
 def raise_all(problems: Sequence[Problems]) -> None:

@@ -40,7 +40,7 @@ from pipeline.registry.versions import (
     wrap_registry_errors,
 )
 from pipeline.serving.artifacts import categories_from_json
-from pipeline.tracking.stores import create_client
+from pipeline.tracking.stores import create_client, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -241,7 +241,10 @@ def read_card_content(version: Version) -> CardContent:
     files = set(list_files(version, ""))
     if ORIGIN_FILE not in files:
         raise RegistryError(
-            f"{version.uri} has no {ORIGIN_FILE}: it was not registered by this package"
+            f"{version.uri} has no {ORIGIN_FILE} in {redact(version.source)} (it holds: "
+            f"{', '.join(sorted(files)) or 'nothing'}): it was registered by other code, or its "
+            "files were moved or removed. Choose another version: "
+            f"python jobs/models.py list {version.name}"
         )
     training_data = read_file(version, TRAINED_ON_FILE) if TRAINED_ON_FILE in files else None
     with wrap_registry_errors(f"{version.uri}: its log cannot be read"):

@@ -2,21 +2,26 @@
 
 import io
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data.augment import Pixels
+from pipeline.data.label_png import read_values
 from pipeline.data.manifest import Category
+from pipeline.data.photo import PhotoError, Pixels, decode_photo
+from pipeline.data.problems import KINDS, ProblemCounts, format_problems
 from pipeline.errors import DatasetError, RecipeError, RegistryError
 from pipeline.progress import log_progress
+from pipeline.registry.photo_folder import PhotoFolder, list_photos
 from pipeline.registry.versions import (
     ARTIFACTS_FOLDER,
     download_file,
@@ -26,11 +31,16 @@ from pipeline.registry.versions import (
 from pipeline.report.draw import decode_instances, draw_instances
 from pipeline.report.label_picture import assign_colors, draw_label_map
 from pipeline.serving.artifacts import SCORE_THRESHOLD
-from pipeline.serving.photos import check_photos, read_photo
 from pipeline.serving.predictor import Predictor, load_predictor
+from pipeline.text import format_count
 from pipeline.tracking.stores import resolve_tracking_uri
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_log = logging.getLogger(__name__)
+
+_PNG = ".png"
+_JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+
+_MAX_JPEG_SIDE_PX = 65_500
 
 
 class RegisteredModel(NamedTuple):
@@ -77,29 +87,29 @@ def predict_folder(
 
     Writes each photo with the predictions drawn on it to `out`, under the same name. For an
     instance model also out/detections.json; for a semantic model out/label_maps/, with a PNG of
-    category ids per photo, and out/label_maps.json, which lists their classes.
+    category ids per photo, and out/label_maps.json, which lists their classes. Photos that cannot
+    be read are left out, and listed in that file and in the log with the reason.
 
     Args:
         registered: the model.
-        images: folder, searched recursively for jpg and png; or one photo.
+        images: folder, searched recursively; or one photo.
         out: local output folder; created if missing.
         score: score threshold of an instance model, 0.5 by default.
 
     Returns:
-        images, seconds, out, model and the output files, for the RESULT line.
+        images, left_out, seconds, out, model and the output files, for the RESULT line.
 
     Raises:
         RecipeError: a score is given for a semantic model.
-        DatasetError: there is no photo, or some cannot be read; the message lists all of them.
+        DatasetError: there is no photo, or none that can be read.
     """
     started = time.perf_counter()
     is_semantic = registered.model.task == "semantic"
     if is_semantic and score is not None:
         raise RecipeError(f"{registered.uri} is a semantic model without scores: remove --score")
-    root, names = _list_photos(Path(images), Path(out))
-    check_photos([str(root / name) for name in names])
     folder = Path(out)
-    photos = _Photos(root, names, folder)
+    listed = list_photos(Path(images), folder)
+    photos = _Photos(listed, folder)
     written = (
         _write_label_maps(registered, photos)
         if is_semantic
@@ -108,7 +118,9 @@ def predict_folder(
         )
     )
     return {
-        "images": len(names),
+        "images": len(listed.names) - len(photos.left_out),
+        "left_out": len(photos.left_out),
+        "other_files": len(listed.others),
         **written,
         "seconds": round(time.perf_counter() - started, 3),
         "out": str(folder),
@@ -116,20 +128,80 @@ def predict_folder(
     }
 
 
-class _Photos(NamedTuple):
-    """Photos by name, and the output folder."""
+class _Photos:
+    """Photos to predict, those that could not be read, and the output folder."""
 
-    root: Path
-    names: Sequence[str]
-    out: Path
+    def __init__(self, listed: PhotoFolder, out: Path) -> None:
+        self.names = listed.names
+        self.out = out
+        self.left_out: list[dict[str, str]] = []
+        self._root = listed.root
+        self._problems = ProblemCounts()
 
     def read(self) -> Iterator[tuple[dict[str, Any], Pixels]]:
-        """Yield the image entry and the pixels of each photo."""
+        """Yield the image entry and the pixels of each photo that can be read.
+
+        Raises:
+            DatasetError: after the last photo, if none can be read.
+        """
         names = log_progress(self.names, "predict", total=len(self.names))
         for image_id, name in enumerate(names):
-            pixels = read_photo(self.root / name, name=name)
-            height, width = pixels.shape[:2]
-            yield {"id": image_id, "file_name": name, "height": height, "width": width}, pixels
+            pixels = self._decode(name)
+            if pixels is not None:
+                height, width = pixels.shape[:2]
+                yield {"id": image_id, "file_name": name, "height": height, "width": width}, pixels
+        if self._problems.counts:
+            found = format_problems(self._problems)
+            if len(self.left_out) == len(self.names):
+                raise DatasetError(
+                    f"none of {format_count(len(self.names), 'photo')} can be read, nothing was "
+                    f"predicted. Replace them\n\n{found}"
+                )
+            _log.warning(
+                "predict: left out %d of %d photos\n\n%s",
+                *(len(self.left_out), len(self.names), found),
+            )
+
+    @contextmanager
+    def leave_out_if_too_large(self, name: str) -> Iterator[None]:
+        """Leave a photo out if there is not enough memory for it."""
+        try:
+            yield
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            cause = str(error)[:100] or type(error).__name__
+            self._leave_out(name, "image_too_large", f"not enough memory to predict it: {cause}")
+
+    def save(self, picture: Image.Image, name: str) -> None:
+        """Save the picture of a photo under its name, with another ending if it needs one."""
+        can_be_jpeg = max(picture.size) <= _MAX_JPEG_SIDE_PX
+        ending = Path(name).suffix.lower()
+        if ending != _PNG and not (ending in _JPEG and can_be_jpeg):
+            ending = ".jpg" if can_be_jpeg else _PNG
+            while (name := name + ending) in self.names:
+                pass
+        encoded = io.BytesIO()
+        if ending == _PNG:
+            picture.save(encoded, format="PNG")
+        else:
+            picture.save(encoded, format="JPEG", quality=92)
+        storage.write_bytes_atomic(str(self.out / name), encoded.getvalue())
+
+    def _decode(self, name: str) -> Pixels | None:
+        try:
+            photo = decode_photo((self._root / name).read_bytes())
+        except PhotoError as error:
+            self._leave_out(name, error.kind, str(error))
+            return None
+        except OSError as error:
+            self._leave_out(name, "image_unreadable", error.strerror or str(error))
+            return None
+        for kind, reason in photo.notices:
+            self._problems.add(kind, f"{name}: {reason}")
+        return photo.pixels
+
+    def _leave_out(self, name: str, kind: str, reason: str) -> None:
+        self.left_out.append({"file_name": name, "rule": KINDS[kind][1], "reason": reason})
+        self._problems.add(kind, f"{name}: {reason}")
 
 
 def _write_detections(
@@ -138,15 +210,21 @@ def _write_detections(
     images: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for image, pixels in photos.read():
-        images.append(image)
-        table = registered.model.predict([pixels], params={"score_threshold": score})
-        detections = table.to_dict("records")
         name = image["file_name"]
-        rows += [
-            _to_coco(row, image["id"], name, registered.model.categories) for row in detections
-        ]
-        _save(draw_instances(pixels, decode_instances(detections)), photos.out / name)
-    content = {"score_threshold": score, "images": images, "detections": rows}
+        with photos.leave_out_if_too_large(name):
+            table = registered.model.predict([pixels], params={"score_threshold": score})
+            detections = table.to_dict("records")
+            photos.save(draw_instances(pixels, decode_instances(detections)), name)
+            images.append(image)
+            rows += [
+                _to_coco(row, image["id"], name, registered.model.categories) for row in detections
+            ]
+    content = {
+        "score_threshold": score,
+        "images": images,
+        "left_out": photos.left_out,
+        "detections": rows,
+    }
     file = photos.out / "detections.json"
     _write_json(file, registered, content)
     return {"detections": len(rows), "detections_file": str(file)}
@@ -157,28 +235,29 @@ def _write_label_maps(registered: RegisteredModel, photos: _Photos) -> dict[str,
     legend = assign_colors({each.category_id: each.name for each in registered.model.categories})
     folder = photos.out / "label_maps"
     stems = Counter(Path(name).with_suffix("") for name in photos.names)
+    taken: set[Path] = set()
     for image, pixels in photos.read():
-        (row,) = registered.model.predict([pixels]).to_dict("records")
         name = image["file_name"]
         # a.jpg becomes a.png, or a.jpg.png if there is another photo a.
         stem = Path(name).with_suffix("")
         path = folder / (f"{stem}.png" if stems[stem] == 1 else f"{name}.png")
-        storage.write_bytes_atomic(str(path), row["label_map"])
-        shares = zip(row["category_ids"], row["category_names"], row["pixel_shares"], strict=True)
-        images.append(
-            image
-            | {
-                "label_map": path.relative_to(photos.out).as_posix(),
-                "classes": [
-                    {"category_id": key, "name": named, "pixel_share": share}
-                    for key, named, share in shares
-                ],
-            }
-        )
-        labels = np.asarray(Image.open(io.BytesIO(row["label_map"])))
-        _save(draw_label_map(pixels, labels, legend), photos.out / name)
+        while path in taken:
+            path = path.with_name(f"{path.name}.png")
+        taken.add(path)
+        with photos.leave_out_if_too_large(name):
+            (row,) = registered.model.predict([pixels]).to_dict("records")
+            labels = read_values(row["label_map"], bits=8, max_pixels=None)
+            photos.save(draw_label_map(pixels, labels, legend), name)
+            storage.write_bytes_atomic(str(path), row["label_map"])
+            lists = (row["category_ids"], row["category_names"], row["pixel_shares"])
+            classes = [
+                {"category_id": key, "name": named, "pixel_share": share}
+                for key, named, share in zip(*lists, strict=True)
+            ]
+            label_map = path.relative_to(photos.out).as_posix()
+            images.append({**image, "label_map": label_map, "classes": classes})
     file = photos.out / "label_maps.json"
-    _write_json(file, registered, {"images": images})
+    _write_json(file, registered, {"images": images, "left_out": photos.left_out})
     return {"label_maps": str(folder), "label_maps_file": str(file)}
 
 
@@ -186,29 +265,6 @@ def _write_json(file: Path, registered: RegisteredModel, content: dict[str, Any]
     categories = [asdict(each) for each in registered.model.categories]
     document = {"model": registered.uri, "categories": categories, **content}
     storage.write_bytes_atomic(str(file), (json.dumps(document, indent=1) + "\n").encode())
-
-
-def _list_photos(images: Path, out: Path) -> tuple[Path, list[str]]:
-    if images.is_file():
-        root, names = images.parent, [images.name]
-    else:
-        root = images
-        ignored = out.resolve()
-        names = [
-            path.relative_to(root).as_posix()
-            for path in sorted(images.rglob("*"))
-            if path.suffix.lower() in _SUFFIXES
-            and path.is_file()
-            and (ignored == root.resolve() or ignored not in path.resolve().parents)
-        ]
-    if not names:
-        state = "has no" if images.is_dir() else "is not a folder with a"
-        raise DatasetError(f"--images {images} {state} {', '.join(_SUFFIXES)} file")
-    if out.resolve() == root.resolve():
-        raise DatasetError(
-            f"--out {out} is the folder of the photos, which would be overwritten; use another"
-        )
-    return root, names
 
 
 def _to_coco(
@@ -225,12 +281,3 @@ def _to_coco(
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "segmentation": row["rle"],
     }
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    encoded = io.BytesIO()
-    if path.suffix.lower() == ".png":
-        picture.save(encoded, format="PNG")
-    else:
-        picture.save(encoded, format="JPEG", quality=92)
-    storage.write_bytes_atomic(str(path), encoded.getvalue())

@@ -6,6 +6,7 @@
 The registry is always explicit: nothing here reads MLflow's process-wide settings.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from pipeline.errors import RegistryError, StorageError
 from pipeline.serving import artifacts
 from pipeline.tracking.stores import (
     create_client,
+    describe_moved_store,
     format_error,
     is_connection_error,
+    local_path,
     redact,
     sqlite_path,
 )
@@ -145,11 +148,12 @@ def download_file(version: Version, file: str) -> Iterator[Path]:
     """Download a file or folder of a version to a temporary folder, deleted on exit.
 
     Raises:
-        RegistryError: see `read_file`.
+        RegistryError: see `read_file`; or the weights are not those that were registered.
     """
     # Not at the top: it takes seconds.
     from mlflow.artifacts import download_artifacts  # noqa: PLC0415
 
+    _refuse_moved_store(version)
     with tempfile.TemporaryDirectory(prefix="version-") as folder:
         with wrap_registry_errors(f"{version.uri}: {file} cannot be read"):
             path = download_artifacts(
@@ -159,6 +163,7 @@ def download_file(version: Version, file: str) -> Iterator[Path]:
             )
             if not Path(path).exists():
                 raise FileNotFoundError("no such file")
+        _check_digest(version, file, Path(path))
         yield Path(path)
 
 
@@ -171,6 +176,7 @@ def list_files(version: Version, folder: str) -> list[str]:
     # Not at the top: it takes seconds.
     from mlflow.artifacts import list_artifacts  # noqa: PLC0415
 
+    _refuse_moved_store(version)
     with wrap_registry_errors(f"{version.uri}: its files cannot be listed"):
         uri = f"{version.source}/{folder}".rstrip("/")
         found = list_artifacts(artifact_uri=uri, tracking_uri=version.registry)
@@ -184,6 +190,7 @@ def add_file(version: Version, file: str, data: bytes) -> None:
     Raises:
         RegistryError: the artifact store does not accept it.
     """
+    _refuse_moved_store(version)
     with (
         tempfile.TemporaryDirectory(prefix="version-") as folder,
         wrap_registry_errors(f"{version.uri}: {file} cannot be stored"),
@@ -266,13 +273,37 @@ def _with_aliases(version: Version, aliases: dict[str, str]) -> Version:
     return replace(version, aliases=tuple(sorted(mine)))
 
 
+def _check_digest(version: Version, file: str, path: Path) -> None:
+    """Refuse downloaded weights whose bytes are not those that were registered."""
+    weights = {WEIGHTS_FILE: path, ARTIFACTS_FOLDER: path / artifacts.WEIGHTS_FILE}.get(file)
+    registered = version.tags.get(DIGEST_TAG, "")
+    if weights is None or not weights.exists() or not registered:
+        return
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != registered:
+        raise RegistryError(
+            f"{version.uri}: its weights were changed in the artifact store after registration "
+            f"(SHA-256 {digest}, registered {registered}). Take another version, or register the "
+            "run again"
+        )
+
+
+def _refuse_moved_store(version: Version) -> None:
+    if moved := describe_moved_store(version.source, tracking_uri=version.registry):
+        raise RegistryError(
+            f"{version.uri}: there is no folder {local_path(version.source)}: {moved}"
+        )
+
+
 def _path_in_run(store: "MlflowClient", version: Version) -> str:
     """Return the folder of a version, relative to the artifacts of its run."""
     top = str(store.get_run(version.run_id).info.artifact_uri).rstrip("/") + "/"
     if not version.source.startswith(top):
         raise RegistryError(
-            f"{version.uri} is stored in {redact(version.source)}, outside its run's artifacts: it "
-            "was not registered by this package, so nothing can be added to it"
+            f"{version.uri} is stored in {redact(version.source)}, outside its run's artifacts "
+            f"({redact(top)}), so nothing can be added to it. Register its run again: "
+            f"python jobs/models.py register STORAGE/RUN --name {version.name}"
         )
     return version.source.removeprefix(top)
 

@@ -23,6 +23,9 @@ Color = tuple[int, int, int]
 MIN_SIDE_PX = 384
 """Photos with a smaller shorter side are enlarged to it."""
 
+MAX_SIDE_PX = 8192
+"""No photo is enlarged beyond it: a narrow strip would fill the memory, and no JPEG can hold it."""
+
 # Bright, different in hue and visible on photos; categories use them in turn.
 PALETTE: tuple[Color, ...] = (
     (255, 92, 92), (64, 156, 255), (255, 190, 46), (72, 200, 120), (190, 110, 255),
@@ -114,9 +117,12 @@ def draw_instances(
 
 
 def enlarge_photo(photo: Pixels, *, min_side_px: int) -> Pixels:
-    """Enlarge a photo, bicubic, until its shorter side has min_side_px; never shrink it."""
+    """Enlarge a photo, bicubic, until its shorter side has min_side_px; never shrink it.
+
+    The longer side is not enlarged beyond MAX_SIDE_PX.
+    """
     height, width = photo.shape[:2]
-    scale = max(1.0, min_side_px / min(height, width))
+    scale = max(1.0, min(min_side_px / min(height, width), MAX_SIDE_PX / max(height, width)))
     size = (round(width * scale), round(height * scale))
     return np.asarray(cv2.resize(photo, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 

@@ -2,20 +2,24 @@
 
 import base64
 import binascii
-import io
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.augment import Pixels, decode_image, to_rgb
+from pipeline.data.augment import to_rgb
+from pipeline.data.photo import Photo, PhotoError, Pixels, decode_photo
+from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.errors import DatasetError
 
-# First characters of a JPEG and of a PNG in base64, as REST clients send bytes.
-_BASE64_PREFIXES = ("/9j/", "iVBORw0KGgo")
+_log = logging.getLogger(__name__)
+
+# First characters in base64, as REST clients send bytes, of JPEG, PNG, WebP and TIFF. Those of BMP
+# may start a path.
+_BASE64_PREFIXES = ("/9j/", "iVBORw0KGgo", "UklGR", "SUkqA", "TU0AK")
 
 _SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 """MLflow sets it in a process that serves over HTTP."""
@@ -36,31 +40,22 @@ def read_photo(photo: object, *, name: str) -> Pixels:
     Raises:
         DatasetError: it cannot be read, or an HTTP client sent a path.
     """
-    if isinstance(photo, np.ndarray):
-        return to_rgb(photo, name=name)
-    if isinstance(photo, str | Path) and not _is_base64(photo):
-        name = f"{name} ({str(photo)[:200]})"
-    data = _read_bytes(photo, name=name)
-    try:
-        # Reads only the header; refuses images too large to decode.
-        Image.open(io.BytesIO(data)).close()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DatasetError(f"{name}: {reason} ({len(data)} bytes)") from error
-    return decode_image(data, name=name)
+    return _read(photo, name).pixels
 
 
 def check_photos(photos: Sequence[Any]) -> None:
-    """Check that all photos can be read, before any prediction.
+    """Check that all photos can be read, before any prediction, and log what decoding changes.
 
     Raises:
         DatasetError: some cannot be read; the message lists them by index.
     """
     # Decoding twice costs milliseconds per photo; keeping all decoded photos would cost memory.
     problems = []
+    notices = ProblemCounts()
     for index, photo in enumerate(photos):
         try:
-            read_photo(photo, name=f"image {index}")
+            for kind, reason in _read(photo, f"image {index}").notices:
+                notices.add(kind, f"image {index}: {reason}")
         except DatasetError as error:
             problems.append(str(error))
     if problems:
@@ -70,6 +65,20 @@ def check_photos(photos: Sequence[Any]) -> None:
             + "\nRepair or leave out these images. Paths, encoded bytes and uint8 arrays "
             "(H, W, 3) are supported."
         )
+    if notices.counts:
+        _log.warning("%s", format_problems(notices))
+
+
+def _read(photo: object, name: str) -> Photo:
+    if isinstance(photo, np.ndarray):
+        return Photo(to_rgb(photo, name=name), [])
+    if isinstance(photo, str | Path) and not _is_base64(photo):
+        name = f"{name} ({str(photo)[:200]})"
+    data = _read_bytes(photo, name=name)
+    try:
+        return decode_photo(data)
+    except PhotoError as error:
+        raise DatasetError(f"{name}: {error} ({len(data)} bytes)") from error
 
 
 def _is_base64(photo: str | Path) -> bool:
@@ -87,7 +96,9 @@ def _read_bytes(photo: object, *, name: str) -> bytes:
     if isinstance(photo, str | Path):
         if os.environ.get(_SERVING_VARIABLE):
             # Reading paths would expose the files of this machine to any client.
-            raise DatasetError(f"{name}: a served model takes photos as base64 of JPEG or PNG")
+            raise DatasetError(
+                f"{name}: a served model takes photos as base64 of JPEG, PNG, WebP or TIFF"
+            )
         try:
             return Path(photo).read_bytes()
         except OSError as error:

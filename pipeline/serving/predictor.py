@@ -21,9 +21,9 @@ from bsm.build import build_model
 from bsm.checkpoints.weights import load_weights
 from bsm.configs.models import without_weights
 from pipeline.data import collate_semantic
-from pipeline.data.augment import Pixels
 from pipeline.data.collate import collate_images
 from pipeline.data.manifest import Category
+from pipeline.data.photo import Pixels
 from pipeline.data.schema import Task
 from pipeline.errors import DatasetError, RegistryError
 from pipeline.evaluation.infer import detect
@@ -163,7 +163,7 @@ def load_registered_weights(recipe: Recipe, weights: Path) -> nn.Module:
     try:
         load_weights(model, weights)
     except ValueError as error:
-        raise RegistryError(f"the registered weights do not fit their recipe: {error}") from error
+        raise RegistryError(f"the registered weights cannot be loaded: {error}") from error
     return model
 
 

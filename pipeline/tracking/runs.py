@@ -29,6 +29,8 @@ from pipeline.tracking.metric_log import MetricLog, deliver_spools
 from pipeline.tracking.spool import Point, create_spool
 from pipeline.tracking.stores import (
     create_client,
+    describe_moved_store,
+    embedded_artifacts,
     format_error,
     redact,
     resolve_tracking_uri,
@@ -216,10 +218,10 @@ def _find_or_create(
 def _experiment(store: "MlflowClient", uri: str, name: str) -> str:
     found = store.get_experiment_by_name(name)
     if found is None:
-        database = sqlite_path(uri)
-        # A server has its own artifact root; with SQLite, MLflow would use the current folder.
-        location = (database.parent / "mlartifacts" / name).as_uri() if database else None
+        location = embedded_artifacts(uri, name)
         return str(store.create_experiment(name, artifact_location=location))
+    if moved := describe_moved_store(found.artifact_location, tracking_uri=uri):
+        raise StorageError(f"{redact(uri)}: {moved}")
     if found.lifecycle_stage == "deleted":
         raise StorageError(
             f"MLflow experiment {name!r} was deleted in {redact(uri)}; restore it with "

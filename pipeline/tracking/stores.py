@@ -8,8 +8,10 @@ its fluent functions keep global state.
 import logging
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from pipeline import storage
 from pipeline.errors import StorageError
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+
+_ARTIFACTS = "mlartifacts"
+"""Folder of the artifacts, beside the database."""
 
 # By default MLflow waits 120 s for a response and retries 7 times, which delays even the end of a
 # run by minutes; a spool file holds undelivered metrics instead. Progress bars garble job logs.
@@ -43,11 +48,12 @@ def resolve_tracking_uri(uri: str, *, storage_uri: str) -> str:
             a warning.
 
     Raises:
-        StorageError: MLflow does not know the scheme of the URI.
+        StorageError: MLflow does not know the scheme of the URI, or would read the path of a
+            database as another one.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
-        return f"sqlite:///{_embedded_folder(storage_uri) / 'mlflow.db'}"
+        return _to_sqlite_uri(_embedded_folder(storage_uri) / "mlflow.db")
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in _SCHEMES:
         raise StorageError(
@@ -55,8 +61,30 @@ def resolve_tracking_uri(uri: str, *, storage_uri: str) -> str:
             'use --tracking.uri http://HOST:PORT for a server, or "" for the embedded store'
         )
     if scheme == "sqlite":
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+        return _to_sqlite_uri(Path(uri.removeprefix("sqlite:///")).absolute())
     return uri
+
+
+def _to_sqlite_uri(database: Path) -> str:
+    # SQLAlchemy decodes "%2F" to a slash, and takes what follows a "?" as options.
+    path = str(database)
+    if "?" in path or unquote(path) != path:
+        raise StorageError(
+            f"{database}: MLflow cannot open a database whose path has a ? or a percent-encoded "
+            "character, such as %2F. Choose another folder (--storage FOLDER), or put the "
+            "database alone elsewhere: --tracking.uri sqlite:////OTHER/FOLDER/mlflow.db for "
+            "training, --tracking-uri for jobs/models.py and jobs/predict.py"
+        )
+    return f"sqlite:///{path}"
+
+
+def embedded_artifacts(tracking_uri: str, experiment: str) -> str | None:
+    """Return the artifact location of an experiment in the embedded store, None in any other.
+
+    A server has its own artifact root; with SQLite, MLflow would use the current folder.
+    """
+    database = sqlite_path(tracking_uri)
+    return (database.parent / _ARTIFACTS / experiment).as_uri() if database else None
 
 
 def create_client(uri: str) -> "MlflowClient":
@@ -79,6 +107,41 @@ def create_client(uri: str) -> "MlflowClient":
 def sqlite_path(uri: str) -> Path | None:
     """Return the database file of an SQLite URI, None for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the folder of an artifact URI, None if it is not on this machine's disks."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return None if parts.scheme else Path(uri)
+
+
+def describe_moved_store(artifact_uri: str, *, tracking_uri: str) -> str:
+    """Say how to make a moved embedded store complete; "" if it was not moved.
+
+    MLflow records absolute paths: in a store that was moved, it reads from the old place, where
+    nothing is, and writes to it.
+
+    Args:
+        artifact_uri: of an experiment, a run or a version.
+        tracking_uri: full URI.
+    """
+    database, recorded = sqlite_path(tracking_uri), local_path(artifact_uri)
+    if database is None or recorded is None or recorded.exists():
+        return ""
+    for root in recorded.parents:
+        if root.name == _ARTIFACTS:
+            here = database.parent / _ARTIFACTS / recorded.relative_to(root)
+            if not here.exists():
+                return ""
+            old, new = root.parent, database.parent
+            above, link, target = (shlex.quote(str(each)) for each in (old.parent, old, new))
+            return (
+                f"the store was moved from {old} to {new}, and MLflow keeps absolute paths. Move "
+                f"it back, or link it: mkdir -p {above} && ln -s {target} {link}"
+            )
+    return ""
 
 
 def is_connection_error(error: BaseException | None) -> bool:

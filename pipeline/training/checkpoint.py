@@ -1,15 +1,19 @@
 """Checkpoints: everything that a resume needs, in `<run>/checkpoints/step-00001000/`.
 
 `checkpoint.pt` holds only tensors and plain values and is loaded with weights_only=True, so loading
-it executes no code. `checkpoint.json` is written after it and records its content and size: a
-folder without `checkpoint.json`, or with a `checkpoint.pt` of another size, was cut off by a crash
-and is ignored. The layout does not depend on the number of workers, so a run that started with two
-workers can resume with none.
+it executes no code. `checkpoint.json` is written after it and records its content, its size and its
+SHA-256: a folder without `checkpoint.json` was cut off by a crash. Every reader checks the bytes; a
+damaged checkpoint is passed over, and the log says why. Older checkpoints have no SHA-256, and only
+their size is checked. The layout does not depend on the number of workers, so a run that started
+with two workers can resume with none.
 """
 
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +21,16 @@ import torch
 from torch import nn
 
 from pipeline import storage
-from pipeline.errors import RecipeError, TrainingError
+from pipeline.errors import RecipeError, StorageError, TrainingError
 from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
 from pipeline.training.optim import FiniteOptimizer
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 1
+
+_SELF_DIGEST = "manifest_sha256"
+"""Key of checkpoint.json's SHA-256 of its other content."""
 
 _FREE = (
     "scale.",
@@ -65,19 +74,46 @@ def checkpoints_uri(run_uri: str) -> str:
 
 
 def find_all(run_uri: str) -> list[CheckpointRef]:
-    """List the complete checkpoints of a run, oldest first."""
-    files = storage.list_files(checkpoints_uri(run_uri), suffix="/checkpoint.json", recursive=True)
-    refs = [
-        CheckpointRef(_parent(file), int(_parent(file).rpartition("/step-")[2]))
-        for file in files
-        if _is_complete(file)
-    ]
-    return sorted(refs, key=lambda ref: ref.step)
+    """List the checkpoints of a run that have both files at full size, oldest first."""
+    return [ref for ref in _list_folders(run_uri) if not _find_problem(ref)]
 
 
-def find_latest(run_uri: str) -> CheckpointRef | None:
-    """Return the newest complete checkpoint of a run, or None."""
-    return next(reversed(find_all(run_uri)), None)
+def find_latest(
+    run_uri: str, *, print_line: Callable[[str], None] = lambda line: _log.warning("%s", line)
+) -> CheckpointRef | None:
+    """Return the newest whole checkpoint of a run, or None if it has written none.
+
+    Args:
+        run_uri: the run's folder.
+        print_line: is called for each newer checkpoint that is passed over, with the reason.
+
+    Raises:
+        StorageError: the run has checkpoints, and all of them are damaged.
+    """
+    lines: list[str] = []
+    damaged = 0
+    for ref in reversed(_list_folders(run_uri)):
+        problem = _find_problem(ref) or _find_changed_bytes(ref)
+        if not problem:
+            if lines:
+                lines.append(f"the newest whole checkpoint is {ref.uri}")
+            for line in lines:
+                print_line(line)
+            return ref
+        lines.append(f"passed over {ref.uri}: {problem}")
+        damaged += storage.exists(storage.join(ref.uri, "checkpoint.json"))
+    if damaged:
+        name = run_uri.rpartition("/")[2]
+        raise StorageError(
+            f"{run_uri} has no whole checkpoint to resume from:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nRestore one of these folders from a copy, or start a new run with: "
+            f"--name {name}-2. To train this one again from step 0, delete "
+            f"{checkpoints_uri(run_uri)} and run the same command"
+        )
+    for line in lines:
+        print_line(f"{line}; the run has no other, so it starts at step 0")
+    return None
 
 
 def save(
@@ -112,15 +148,31 @@ def save(
     )
     data = buffer.getvalue()
     ref = CheckpointRef(storage.join(checkpoints_uri(run_uri), f"step-{step:08d}"), step)
-    storage.write_bytes_atomic(storage.join(ref.uri, "checkpoint.pt"), data)
-    text = json.dumps({**info, "bytes": len(data)}, indent=1)
+    # Hashing takes as long as half of the write, and runs beside it: both release the GIL.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        digest = pool.submit(_sha256, data)
+        storage.write_bytes_atomic(storage.join(ref.uri, "checkpoint.pt"), data)
+    manifest = {**info, "bytes": len(data), "sha256": digest.result()}
+    text = json.dumps({**manifest, _SELF_DIGEST: _digest_json(manifest)}, indent=1)
     storage.write_bytes_atomic(storage.join(ref.uri, "checkpoint.json"), text.encode())
     return ref
 
 
 def load_info(ref: CheckpointRef) -> dict[str, Any]:
-    """Load a checkpoint's `checkpoint.json`."""
-    info: dict[str, Any] = json.loads(storage.read_bytes(storage.join(ref.uri, "checkpoint.json")))
+    """Load a checkpoint's `checkpoint.json`.
+
+    Raises:
+        TrainingError: it was changed after it was written.
+    """
+    try:
+        info: dict[str, Any] = json.loads(
+            storage.read_bytes(storage.join(ref.uri, "checkpoint.json"))
+        )
+        is_whole = info.pop(_SELF_DIGEST, None) in {None, _digest_json(info)}
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise TrainingError(f"{ref.uri}: checkpoint.json was changed after it was written")
     return info
 
 
@@ -130,15 +182,19 @@ def load(ref: CheckpointRef) -> dict[str, Any]:
     Raises:
         TrainingError: it is damaged or has another format.
     """
-    data = storage.read_bytes(storage.join(ref.uri, "checkpoint.pt"))
+    then = "Delete this folder to resume from the previous checkpoint."
+    problem = _find_problem(ref)
+    data = b"" if problem else storage.read_bytes(storage.join(ref.uri, "checkpoint.pt"))
+    problem = problem or _find_changed_bytes(ref, data)
+    if problem:
+        raise TrainingError(f"{ref.uri}: {problem}. {then}")
     try:
         content: dict[str, Any] = torch.load(
             io.BytesIO(data), map_location="cpu", weights_only=True
         )
     except Exception as error:
         raise TrainingError(
-            f"{ref.uri}: checkpoint.pt cannot be read ({type(error).__name__}). "
-            "Delete this folder to resume from the previous checkpoint."
+            f"{ref.uri}: checkpoint.pt cannot be read ({type(error).__name__}). {then}"
         ) from error
     if content.get("format") != FORMAT:
         raise TrainingError(
@@ -146,6 +202,23 @@ def load(ref: CheckpointRef) -> dict[str, Any]:
             "Train under another --name, or resume with the version that wrote it."
         )
     return content
+
+
+def check_start_weights(uri: str) -> None:
+    """Refuse a damaged `checkpoint.pt` as start weights; other files have no checksum here.
+
+    Raises:
+        StorageError: the checkpoint is damaged.
+    """
+    folder, _, name = uri.rpartition("/")
+    ref = CheckpointRef(folder, 0)
+    if name != "checkpoint.pt" or not storage.exists(storage.join(folder, "checkpoint.json")):
+        return
+    problem = _find_problem(ref) or _find_changed_bytes(ref)
+    if problem:
+        raise StorageError(
+            f"weights {uri}: {problem}. Use another checkpoint of the run, or its model.safetensors"
+        )
 
 
 def restore(content: dict[str, Any], *, model: nn.Module, optimizer: FiniteOptimizer) -> None:
@@ -180,31 +253,74 @@ def require_same(ref: CheckpointRef, *, identity: Identity) -> None:
         raise RecipeError(
             f"run {name} in {identity.recipe.storage} is at step {ref.step} with another recipe:"
             f"\n{lines}\n"
-            "A run can only resume with the same recipe. Use the values on the left to resume it, "
-            f"or start a new run with: --name {name}-2"
+            "A run can only resume with the same recipe. Use the values on the left to resume it: "
+            f"python jobs/train.py {storage.join(identity.recipe.storage, name)}/recipe.json\n"
+            f"Or start a new run with: --name {name}-2"
         )
 
 
-def prune(run_uri: str, *, keep: int) -> None:
-    """Delete all but the newest checkpoints, and older ones that a crash left incomplete."""
-    kept = {ref.uri for ref in find_all(run_uri)[-keep:]}
-    files = storage.list_files(checkpoints_uri(run_uri), recursive=True)
+def prune(run_uri: str, *, step: int, keep: int) -> None:
+    """Delete all but the newest checkpoints, and older ones that a crash left incomplete.
+
+    Args:
+        run_uri: the run's folder.
+        step: the step of the newest checkpoint. Later ones are damaged, as the run resumed from
+            an earlier one; they do not count, and are overwritten when the run gets there.
+        keep: number of checkpoints to keep.
+    """
+    whole = [ref for ref in find_all(run_uri) if ref.step <= step]
+    kept = {ref.uri for ref in whole[-keep:]}
     newest = max(kept, default="")
-    for folder in sorted({_parent(file) for file in files} - kept):
-        if folder < newest:
+    for ref in _list_folders(run_uri):
+        if ref.uri < newest and ref.uri not in kept:
             # checkpoint.json first: a crash in between must not leave half a checkpoint that
             # looks complete.
-            storage.remove(storage.join(folder, "checkpoint.json"))
-            storage.remove(folder)
+            storage.remove(storage.join(ref.uri, "checkpoint.json"))
+            storage.remove(ref.uri)
 
 
-def _is_complete(file: str) -> bool:
-    size = storage.file_size(storage.join(_parent(file), "checkpoint.pt"))
-    return size is not None and size == json.loads(storage.read_bytes(file))["bytes"]
+def _list_folders(run_uri: str) -> list[CheckpointRef]:
+    """List the folders of a run's checkpoints, oldest first, whole or not."""
+    files = storage.list_files(checkpoints_uri(run_uri), recursive=True)
+    folders = {file.rpartition("/")[0] for file in files}
+    steps = {uri: uri.rpartition("/step-")[2] for uri in folders}
+    refs = [CheckpointRef(uri, int(step)) for uri, step in steps.items() if step.isdigit()]
+    return sorted(refs, key=lambda ref: ref.step)
 
 
-def _parent(file: str) -> str:
-    return file.rpartition("/")[0]
+def _find_problem(ref: CheckpointRef) -> str:
+    """Say what is wrong with the files of a checkpoint, without reading its tensors; "" if well."""
+    if not storage.exists(storage.join(ref.uri, "checkpoint.json")):
+        return "checkpoint.json is missing: it was not written to the end"
+    try:
+        expected = load_info(ref)["bytes"]
+    except TrainingError as error:
+        return str(error).removeprefix(f"{ref.uri}: ")
+    size = storage.file_size(storage.join(ref.uri, "checkpoint.pt"))
+    if size is None:
+        return "checkpoint.pt is missing"
+    if size != expected:
+        return f"checkpoint.pt has {size} bytes, {expected} were written"
+    return ""
+
+
+def _find_changed_bytes(ref: CheckpointRef, data: bytes | None = None) -> str:
+    """Say whether checkpoint.pt differs from what was written; "" if not, or if nobody knows."""
+    expected = load_info(ref).get("sha256")
+    if expected is None:
+        return ""
+    digest = _sha256(data or storage.read_bytes(storage.join(ref.uri, "checkpoint.pt")))
+    if digest == expected:
+        return ""
+    return f"checkpoint.pt was changed after it was written (SHA-256 {digest}, written {expected})"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digest_json(content: dict[str, Any]) -> str:
+    return _sha256(json.dumps(content, sort_keys=True).encode())
 
 
 def _names(categories: Sequence[Sequence[Any]]) -> list[str]:

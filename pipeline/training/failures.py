@@ -38,6 +38,10 @@ _CONNECTION_LOST = (
 """Parts of the messages that gloo and NCCL raise when the process at the other end is gone."""
 
 
+_OUT_OF_MEMORY = "killed due to the node running low on memory"
+"""Part of Ray's message, which goes on with how to switch its memory monitor off."""
+
+
 class FailureCallback(UserCallback):
     """Report lost workers, and end a run at once if another attempt would fail the same way."""
 
@@ -120,6 +124,8 @@ def _unwrap(error: Exception) -> BaseException:
 
 
 def _describe(cause: BaseException) -> str:
+    if _OUT_OF_MEMORY in str(cause):
+        return "was killed because its node ran out of memory"
     if isinstance(cause, ray.exceptions.RayActorError):
         return "died"
     # When a worker or its node dies, Ray often sees the broken connection of its partner first.
@@ -129,6 +135,12 @@ def _describe(cause: BaseException) -> str:
 
 
 def _format_traceback(rank: int, error: Exception) -> str:
+    if _OUT_OF_MEMORY in str(error):
+        return (
+            f"worker {rank} {_describe(error)}. Use fewer workers on each node (more "
+            "--scale.cpus-per-worker), fewer images at once (--scale.images-per-microbatch 1), or "
+            "nodes with more memory."
+        )
     return f"worker {rank} failed:\n{str(error).strip()}"
 
 

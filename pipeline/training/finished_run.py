@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from bsm.checkpoints.weights import read_weights
 from pipeline import storage
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
@@ -74,6 +75,13 @@ def register_run(
     with tempfile.TemporaryDirectory(prefix="register-") as local:
         weights = Path(local) / WEIGHTS_FILE
         weights.write_bytes(_read(run_uri, WEIGHTS_FILE))
+        try:
+            read_weights(weights)
+        except ValueError as error:
+            raise RegistryError(
+                f"{run_uri}/{WEIGHTS_FILE} is not registered: {error} To write it again from the "
+                "last checkpoint, run the command of the run again"
+            ) from error
         version = register(
             handle,
             name=name,

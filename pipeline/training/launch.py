@@ -26,7 +26,7 @@ from bsm.configs.models import without_weights
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
-from pipeline.errors import TrainingError
+from pipeline.errors import Terminated, TrainingError
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.metrics import CocoMetrics
 from pipeline.evaluation.result import Evaluation
@@ -40,8 +40,10 @@ from pipeline.training import checkpoint, finished_run
 from pipeline.training.checkpoint import CheckpointRef
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
 from pipeline.training.preflight import PreparedRun, prepare_run
+from pipeline.training.run_lock import hold_run
 from pipeline.training.sample_log import merge_sample_lists
 from pipeline.training.step import WorkerContext
+from pipeline.training.stop import StopRequest
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +74,13 @@ def run(recipe: Recipe, *, parent: ParentRun = ParentRun()) -> dict[str, Any]:
     Raises:
         PipelineError: the run cannot start, or failed.
     """
+    stop = StopRequest(parent.resume_command or resume_command())
+    run_uri = storage.join(storage.absolute(recipe.storage), recipe.name)
+    with stop.catch_sigterm(), hold_run(run_uri, on_loss=stop.lose):
+        return _run(recipe, parent=parent, stop=stop)
+
+
+def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _time_phase(seconds, "check"):
         prepared = prepare_run(recipe)
@@ -85,18 +94,19 @@ def run(recipe: Recipe, *, parent: ParentRun = ParentRun()) -> dict[str, Any]:
         recipe=prepared.recipe,
         identity=prepared.identity,
         run_uri=prepared.run_uri,
-        resume_command=parent.resume_command or resume_command(),
+        resume_command=stop.resume_command,
     )
     _log.info("%s", "\n".join(format_table(_header_rows(prepared, handle, job))))
     with _closing_run(handle, job):
         with _time_phase(seconds, "train"):
-            trained = _train(prepared, job, handle, callbacks=parent.callbacks)
+            trained = _train(prepared, job, handle, callbacks=parent.callbacks, stop=stop)
         samples_uri, samples_sha256 = merge_sample_lists(
             prepared.run_uri, steps=trained.step, global_batch=recipe.optim.global_batch
         )
         with _time_phase(seconds, "evaluate"):
-            model, final = _load_final_model(prepared)
+            model, final = _load_final_model(prepared, step=trained.step)
             evaluation = _evaluate(model, prepared)
+        stop.raise_if_lost()
         with _time_phase(seconds, "register"):
             version = _save_results(model, prepared, handle, evaluation, step=trained.step)
     return {
@@ -173,7 +183,12 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
 
 
 def _train(
-    prepared: PreparedRun, job: TrainJob, handle: RunHandle, *, callbacks: tuple[Any, ...]
+    prepared: PreparedRun,
+    job: TrainJob,
+    handle: RunHandle,
+    *,
+    callbacks: tuple[Any, ...],
+    stop: StopRequest,
 ) -> TrainResult:
     recipe, resume_from = prepared.recipe, prepared.resume_from
     if recipe.scale.num_workers:
@@ -181,6 +196,7 @@ def _train(
 
         # Also for a run that is finished: the evaluation uses the workers too.
         start_ray(recipe)
+        stop.install()
     if resume_from is not None and resume_from.step >= recipe.optim.steps:
         _log.info(
             "run %s is finished (step %d of %d): nothing to train, only evaluating. "
@@ -190,19 +206,26 @@ def _train(
             recipe.optim.steps,
         )
         return TrainResult(step=resume_from.step)
-    if recipe.scale.num_workers:
-        from pipeline.training.ray_workers import train_on_workers  # noqa: PLC0415  imports ray
+    with stop.training():
+        if recipe.scale.num_workers:
+            from pipeline.training.ray_workers import train_on_workers  # noqa: PLC0415  imports ray
 
-        result = train_on_workers(job, handle=handle, callbacks=callbacks)
-    else:
-        result = _train_here(prepared, job, handle)
+            result = train_on_workers(job, handle=handle, callbacks=callbacks, stop=stop)
+        else:
+            result = _train_here(prepared, job, handle, stop=stop)
     if result.error:
         _log_artifact(handle, storage.join(prepared.run_uri, "bad_batch.json"))
         raise TrainingError(result.error)
+    stop.raise_if_lost()
+    if stop.action:
+        kept = ", which has a checkpoint" if result.step else ""
+        raise stop.terminated(f" at step {result.step}{kept}")
     return result
 
 
-def _train_here(prepared: PreparedRun, job: TrainJob, handle: RunHandle) -> TrainResult:
+def _train_here(
+    prepared: PreparedRun, job: TrainJob, handle: RunHandle, *, stop: StopRequest | None = None
+) -> TrainResult:
     """Train in this process."""
     recipe = prepared.recipe
     if recipe.scale.threads_per_worker:
@@ -228,6 +251,7 @@ def _train_here(prepared: PreparedRun, job: TrainJob, handle: RunHandle) -> Trai
                 print_line=lambda line: _log.info("%s", line),
                 log=metrics.log,
                 before_checkpoint=metrics.persist,
+                stop_before=lambda _: stop.action if stop else "",
             ),
             resume_from=prepared.resume_from,
         )
@@ -235,10 +259,13 @@ def _train_here(prepared: PreparedRun, job: TrainJob, handle: RunHandle) -> Trai
         metrics.close()
 
 
-def _load_final_model(prepared: PreparedRun) -> tuple[nn.Module, CheckpointRef]:
+def _load_final_model(prepared: PreparedRun, *, step: int) -> tuple[nn.Module, CheckpointRef]:
     latest = checkpoint.find_latest(prepared.run_uri)
-    if latest is None:
-        raise TrainingError(f"{prepared.run_uri} has no checkpoint, although training ended")
+    if latest is None or latest.step != step:
+        raise TrainingError(
+            f"{prepared.run_uri} has no whole checkpoint of step {step}, although training ended "
+            "there. Run the same command again: it trains from the newest whole checkpoint"
+        )
     model = build_model(without_weights(prepared.recipe.model))
     model.load_state_dict(checkpoint.load(latest)["model"])
     return model.eval(), latest
@@ -323,6 +350,9 @@ def _closing_run(handle: RunHandle, job: TrainJob) -> Iterator[None]:
     try:
         yield
         status = "FINISHED"
+    except Terminated:
+        status = "KILLED"
+        raise
     except KeyboardInterrupt:
         status = "KILLED"
         _log.info("Stopped. Resume from the last checkpoint with: %s", job.resume_command)

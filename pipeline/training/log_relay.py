@@ -1,4 +1,4 @@
-"""Relay progress lines from the workers to the driver's log.
+"""Relay progress lines from the workers to the driver's log, and a request to stop to the workers.
 
 Ray can forward the output of workers, but prefixes each line with the process and adds lines of its
 own. Instead, rank 0 sends its lines to an actor, and the driver logs them unchanged.
@@ -6,15 +6,22 @@ own. Instead, rank 0 sends its lines to an actor, and the driver logs them uncha
 
 import asyncio
 import logging
+import os
+import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.training.step import WorkerContext
+from pipeline.training.stop import Stop, StopRequest
+
 _log = logging.getLogger(__name__)
+
+_POLL_S = 0.2
 
 
 class _Relay:
@@ -23,10 +30,31 @@ class _Relay:
     def __init__(self) -> None:
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
         self._locations: dict[int, str] = {}
+        self._stop: Stop = ""
+        self._stop_requested = asyncio.Event()
+        self._next_steps: dict[int, int] = {}
 
     async def set_location(self, rank: int, host: str, pid: int) -> None:
         """Record the host and process of a worker."""
         self._locations[rank] = f"{host} (pid {pid})"
+        self._next_steps.pop(rank, None)
+
+    async def request_stop(self, stop: Stop) -> bool:
+        """Ask the workers to stop; return whether any has started."""
+        self._stop = stop
+        self._stop_requested.set()
+        return bool(self._locations)
+
+    async def wait_for_stop(self) -> None:
+        """Wait until the workers are asked to stop."""
+        await self._stop_requested.wait()
+
+    async def agree_on_stop(self, rank: int, next_step: int, world_size: int) -> tuple[int, Stop]:
+        """Return the step before which all workers stop, the latest that any of them needs."""
+        self._next_steps[rank] = next_step
+        while len(self._next_steps) < world_size:
+            await asyncio.sleep(_POLL_S)
+        return max(self._next_steps.values()), self._stop
 
     async def get_location(self, rank: int) -> str:
         """Return the host and process of a worker, running or lost."""
@@ -49,9 +77,49 @@ class _Relay:
         return await self._lines.get()
 
 
+class StopAgreement:
+    """Lets all workers of a run stop before the same step.
+
+    A worker that left alone would leave the others waiting for its gradients. So each worker that
+    hears of the request tells the others the next step before which it can stop, and waits there
+    until all have answered; they stop before the latest of these steps.
+    """
+
+    def __init__(self, relay: Any, *, worker: WorkerContext) -> None:  # noqa: ANN401  an actor's handle
+        self._relay, self._worker = relay, worker
+        self._lock = threading.Lock()
+        self._next_step = 0
+        self._is_requested = False
+        self._is_agreed = threading.Event()
+        self._stop_step = 0
+        self._stop: Stop = ""
+        threading.Thread(target=self._agree, name="stop", daemon=True).start()
+
+    def stop_before(self, step: int) -> Stop:
+        """Return how this worker must stop before a step; "" to train it."""
+        with self._lock:
+            if not self._is_requested:
+                self._next_step = step + 1
+                return ""
+        self._is_agreed.wait()
+        return self._stop if step >= self._stop_step else ""
+
+    def _agree(self) -> None:
+        with suppress(ray.exceptions.RayError):  # The run ends.
+            ray.get(self._relay.wait_for_stop.remote())
+            with self._lock:
+                self._is_requested = True
+            self._stop_step, self._stop = ray.get(
+                self._relay.agree_on_stop.remote(
+                    self._worker.rank, self._next_step, self._worker.world_size
+                )
+            )
+        self._is_agreed.set()
+
+
 @contextmanager
-def open_relay() -> Iterator[Any]:
-    """Start a relay actor, and a thread that logs its lines."""
+def open_relay(stop: StopRequest) -> Iterator[Any]:
+    """Start a relay actor, a thread that logs its lines, and one that passes on a stop request."""
     # Not soft: on another node the relay could be lost, and with it all further lines.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     relay: Any = ray.remote(_Relay).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -63,11 +131,24 @@ def open_relay() -> Iterator[Any]:
         except ray.exceptions.RayError:
             return  # Ray is shutting down, and so is the driver.
 
+    closed = threading.Event()
+
+    def pass_on_stop() -> None:
+        while not closed.is_set():
+            if stop.wait(_POLL_S):
+                with suppress(ray.exceptions.RayError):
+                    if not ray.get(relay.request_stop.remote(stop.action)):
+                        # No worker will answer: the second signal ends the job at once.
+                        os.kill(os.getpid(), signal.SIGTERM)
+                return
+
     thread = threading.Thread(target=log_lines, name="progress", daemon=True)
     thread.start()
+    threading.Thread(target=pass_on_stop, name="stop", daemon=True).start()
     try:
         yield relay
         relay.close.remote()
         thread.join(timeout=10)
     finally:
+        closed.set()
         ray.kill(relay)

@@ -32,6 +32,7 @@ from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_r
 from pipeline.training.sample_log import SampleLog, delete_from_step
 from pipeline.training.start_weights import with_local_weights
 from pipeline.training.step import BadStep, StepMetrics, Summary, WorkerContext, train_step
+from pipeline.training.stop import Stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,8 @@ class Hooks:
     )
     """Called on every worker after a checkpoint, with the checkpoint on rank 0, and with the last
     metrics, the step, and the evaluation if the recipe asks for one."""
+    stop_before: Callable[[int], Stop] = lambda _: ""
+    """Called on every worker before each step; must return the same on all of them."""
     build: Callable[[ModelConfig], nn.Module] = build_model
 
 
@@ -117,6 +120,9 @@ def train(
     stream = iter(batches(first_step))
     try:
         return loop.run(stream, first_step=first_step)
+    except torch.OutOfMemoryError as error:
+        text = progress.describe_out_of_memory(error, recipe, position=loop.describe_position())
+        raise TrainingError(text) from error
     except Exception as error:
         error.add_note(loop.describe_position())
         raise
@@ -169,6 +175,8 @@ class _TrainLoop:
         self.result.step = first_step
         metrics = StepMetrics(self.worker)
         for step in range(first_step, steps):
+            if stop := self.hooks.stop_before(step):
+                return self._leave(stop, metrics)
             item = _check_step(metrics.next_batch(batches), step=step, steps=steps)
             self._train_step(item, metrics)
             is_first, done = step == first_step, step + 1
@@ -234,10 +242,10 @@ class _TrainLoop:
             self.hooks.log(done, metrics)
             self.hooks.print_line(progress.format_progress(metrics, done=done, steps=steps))
 
-    def _save_checkpoint(self, item: StepBatch) -> None:
+    def _save_checkpoint(self, item: StepBatch, *, evaluates: bool = True) -> None:
         """Save the sample list first, so that it covers every step of the checkpoint."""
         self.samples.write(self.job.run_uri)
-        evaluation = self._evaluate(item)
+        evaluation = self._evaluate(item) if evaluates else {}
         saved = None
         if self.worker.rank == 0:
             self.hooks.before_checkpoint()
@@ -252,7 +260,23 @@ class _TrainLoop:
         metrics = self.result.last_metrics | evaluation | {"step": float(item.step + 1)}
         self.hooks.after_checkpoint(saved, metrics)
         if self.worker.rank == 0:
-            checkpoint.prune(self.job.run_uri, keep=self.recipe.checkpoint.keep)
+            checkpoint.prune(self.job.run_uri, step=item.step + 1, keep=self.recipe.checkpoint.keep)
+
+    def _leave(self, stop: Stop, metrics: StepMetrics) -> TrainResult:
+        """Stop before the last step, with a checkpoint of the steps since the last one."""
+        if self.worker.rank == 0 and stop == "save":
+            self.hooks.print_line(
+                f"SIGTERM: stopping at step {self.result.step}, with a checkpoint"
+            )
+        if stop == "save" and self.item and not self._should_checkpoint(self.result.step):
+            if metrics.has_steps():
+                summary = metrics.reduce()
+                if isinstance(summary, BadStep):
+                    return self._stop(summary)
+                self._log_window(summary, self.item, is_first=False)
+            # The process may have only seconds left.
+            self._save_checkpoint(self.item, evaluates=False)
+        return self._finish()
 
     def _evaluate(self, item: StepBatch) -> dict[str, float]:
         """Evaluate the model if the recipe asks for it, before the checkpoint is written.

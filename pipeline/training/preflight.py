@@ -14,13 +14,15 @@ from bsm.build import build_model
 from bsm.configs.semantic import DeepLabConfig
 from pipeline import storage
 from pipeline.data.audit import audit_shards, format_audit
+from pipeline.data.learnable import describe_gaps, describe_unlearnable
 from pipeline.data.manifest import Category, Manifest, read_manifest
 from pipeline.data.schema import Task
 from pipeline.data.semantic_fields import REACH_PX
-from pipeline.errors import DatasetError, PipelineError, RecipeError
+from pipeline.errors import DatasetError, PipelineError, RecipeError, SetupError, StorageError
 from pipeline.evaluation.label_maps import SLIDING_WINDOW_OF_RESIZED
 from pipeline.recipe import DataConfig, EvaluationConfig, Recipe, to_json
 from pipeline.text import format_names
+from pipeline.tracking.stores import resolve_tracking_uri
 from pipeline.training import checkpoint, start_weights
 from pipeline.training.checkpoint import CheckpointRef, Identity
 from pipeline.training.loop import config_for_resume
@@ -153,6 +155,7 @@ def _check_data(recipe: Recipe, train_uri: str, val_uri: str) -> tuple[Manifest,
         *_unused_field_problems(recipe),
         *_label_map_problems(recipe),
         *_device_problems(recipe),
+        *_environment_problems(recipe),
     ]
     manifests: list[Manifest] = []
     for uri in (train_uri, val_uri):
@@ -169,6 +172,7 @@ def _check_data(recipe: Recipe, train_uri: str, val_uri: str) -> tuple[Manifest,
         train, val = manifests
         problems += _category_problems(recipe, train, val, train_uri=train_uri, val_uri=val_uri)
         problems += _submission_problems(recipe, val, val_uri)
+        problems += _content_problems(train, val, train_uri=train_uri, val_uri=val_uri)
     if problems:
         raise RecipeError("\n".join(problems))
     broken = [(uri, found) for uri in (train_uri, val_uri) if (found := audit_shards(uri))]
@@ -203,6 +207,21 @@ def _category_problems(
             "Ingest both from annotation files with the same categories"
         )
     return problems
+
+
+def _content_problems(train: Manifest, val: Manifest, *, train_uri: str, val_uri: str) -> list[str]:
+    """Refuse training data without anything to learn, and warn of all else that is missing."""
+    if reason := describe_unlearnable(train):
+        return [
+            f"{train_uri} has nothing to learn: {reason}. Fix the data set and ingest it again "
+            "with --overwrite, or choose other data with --data.root and --data.train-split"
+        ]
+    gaps = [(train_uri, gap) for gap in describe_gaps(train)]
+    if reason := describe_unlearnable(val):
+        gaps.append((val_uri, f"there is nothing to measure: {reason}"))
+    for gap in gaps:
+        _log.warning("%s: %s", *gap)
+    return []
 
 
 def _submission_problems(recipe: Recipe, val: Manifest, uri: str) -> list[str]:
@@ -268,6 +287,25 @@ def _device_problems(recipe: Recipe) -> list[str]:
             "model.backbone.norm is sync, which needs GPUs. Type: --model.backbone.norm group "
             "(with pretrained weights: batch, with statistics of each worker's own images)"
         )
+    return problems
+
+
+def _environment_problems(recipe: Recipe) -> list[str]:
+    """Check what the run would only meet after its other checks, or after minutes of waiting."""
+    problems = []
+    try:
+        # Without a URI, an object store has no store of its own, which is logged once, later.
+        if recipe.tracking.uri or storage.is_local(recipe.storage):
+            resolve_tracking_uri(recipe.tracking.uri, storage_uri=recipe.storage)
+    except StorageError as error:
+        problems.append(str(error))
+    if recipe.scale.num_workers:
+        from pipeline.ray_connection import check_environment  # noqa: PLC0415  imports ray
+
+        try:
+            check_environment()
+        except SetupError as error:
+            problems.append(str(error))
     return problems
 
 

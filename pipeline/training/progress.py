@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from pipeline.progress import format_duration
+from pipeline.recipe import Recipe
 from pipeline.training.step import BadStep, Summary
 
 _EVALUATED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px")
@@ -98,6 +99,17 @@ def describe_bad_step(bad: BadStep, *, run_uri: str, resume: str, checkpoint_ste
         "too high for this batch: start a new run (--name NEW_NAME) with a lower "
         "--optim.lr-per-image, more --optim.warmup-steps or --optim.clip-norm 10.\n"
         f"To try the same step again: {resume}"
+    )
+
+
+def describe_out_of_memory(error: torch.OutOfMemoryError, recipe: Recipe, *, position: str) -> str:
+    """Say what was asked of the GPU, without torch's advice, and what to change."""
+    seen = str(error).partition(" Of the allocated memory")[0].partition(" If reserved")[0]
+    fewer = max(recipe.scale.images_per_microbatch // 2, 1)
+    smaller = "--data.crop-px" if recipe.model.task == "semantic" else "--data.short-edge-px"
+    return (
+        f"{position}: {seen}\nUse fewer images at once (--scale.images-per-microbatch {fewer}), "
+        f"smaller ones ({smaller}), or check with nvidia-smi what else uses the GPU."
     )
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -28,10 +28,11 @@ from pipeline.text import format_count
 from pipeline.tracking.runs import MetricLog, RunHandle
 from pipeline.training.checkpoint import CheckpointRef, find_latest
 from pipeline.training.failures import FailureCallback, to_ray_lost_error, to_training_error
-from pipeline.training.log_relay import open_relay
+from pipeline.training.log_relay import StopAgreement, open_relay
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
 from pipeline.training.node_watch import watch_nodes
 from pipeline.training.step import WorkerContext
+from pipeline.training.stop import StopRequest
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,11 @@ stops a run from outside must remove this group."""
 
 
 def train_on_workers(
-    job: TrainJob, *, handle: RunHandle, callbacks: tuple[Any, ...] = ()
+    job: TrainJob,
+    *,
+    handle: RunHandle,
+    callbacks: tuple[Any, ...] = (),
+    stop: StopRequest | None = None,
 ) -> TrainResult:
     """Train on the recipe's number of Ray Train workers, and restart lost ones.
 
@@ -54,6 +59,7 @@ def train_on_workers(
         job: the run.
         handle: the tracked run that receives the metrics.
         callbacks: further Ray Train callbacks; they see the metrics of every checkpoint.
+        stop: tells the workers to stop.
 
     Raises:
         PipelineError: a worker found an error in the data or the recipe.
@@ -78,7 +84,7 @@ def train_on_workers(
     )
     max_failures = recipe.scale.max_failures
     try:
-        with open_relay() as relay, watch_nodes(recipe.scale):
+        with open_relay(stop or StopRequest()) as relay, watch_nodes(recipe.scale):
             trainer = _ray_train.torch.TorchTrainer(
                 _train_worker,
                 train_loop_config={"job": job, "handle": handle, "relay": relay, "chapters": parts},
@@ -131,7 +137,9 @@ def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
     relay.set_location.remote(worker.rank, socket.gethostname(), os.getpid())
     if job.recipe.scale.threads_per_worker:
         torch.set_num_threads(job.recipe.scale.threads_per_worker)
-    hooks, metrics = Hooks(after_checkpoint=_report_checkpoint), None
+    agreement = StopAgreement(relay, worker=worker)
+    hooks = Hooks(after_checkpoint=_report_checkpoint, stop_before=agreement.stop_before)
+    metrics = None
     if worker.rank == 0:
         metrics = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri)
         hooks = dataclasses.replace(
@@ -140,7 +148,7 @@ def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
             log=metrics.log,
             before_checkpoint=metrics.persist,
         )
-    resume_from = _find_checkpoint(job.run_uri, worker=worker)
+    resume_from = _find_checkpoint(job.run_uri, worker=worker, print_line=hooks.print_line)
     workers = format_count(worker.world_size, "worker")
     if resume_from:
         start = f"resuming from step {resume_from.step}: {resume_from.uri}"
@@ -180,9 +188,11 @@ def _read_batches(
             )
 
 
-def _find_checkpoint(run_uri: str, *, worker: WorkerContext) -> CheckpointRef | None:
+def _find_checkpoint(
+    run_uri: str, *, worker: WorkerContext, print_line: Callable[[str], None]
+) -> CheckpointRef | None:
     """Find the latest checkpoint on rank 0, and broadcast it to all workers."""
-    found = [find_latest(run_uri) if worker.rank == 0 else None]
+    found = [find_latest(run_uri, print_line=print_line) if worker.rank == 0 else None]
     if worker.world_size > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]

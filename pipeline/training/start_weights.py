@@ -5,7 +5,6 @@ holds a copy of its weights that every worker can reach. A run that is restarted
 checkpoint starts from the same weights, even if the alias has moved. The recipe is not changed.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,13 +16,10 @@ from typing import Any, TypeVar
 from bsm.configs.models import ModelConfig
 from pipeline import storage
 from pipeline.data.manifest import Category
-from pipeline.errors import RegistryError
 from pipeline.recipe import Recipe
 from pipeline.registry.versions import (
     CATEGORIES_FILE,
-    DIGEST_TAG,
     WEIGHTS_FILE,
-    Version,
     download_file,
     find_version,
     is_model_uri,
@@ -31,6 +27,7 @@ from pipeline.registry.versions import (
 )
 from pipeline.serving.artifacts import categories_from_json
 from pipeline.tracking.stores import resolve_tracking_uri
+from pipeline.training.checkpoint import check_start_weights
 
 _RECORD = "start.json"
 _COPY = "start.safetensors"
@@ -86,7 +83,6 @@ def resolve_start_weights(
         registry = resolve_tracking_uri(recipe.tracking.uri, storage_uri=recipe.storage)
         version = find_version(model.weights, registry=registry)
         with download_file(version, WEIGHTS_FILE) as file:
-            _check_digest(version, file)
 
             def pin() -> None:
                 storage.write_bytes_atomic(copy, file.read_bytes())
@@ -132,7 +128,10 @@ def to_absolute(weights: str) -> str:
 
 
 def _download(weights: str, folder: str) -> str:
-    if weights in {"", "timm"} or storage.is_local(weights):
+    if weights in {"", "timm"}:
+        return weights
+    check_start_weights(weights)
+    if storage.is_local(weights):
         return weights
     path = Path(folder) / weights.rpartition("/")[2]
     path.write_bytes(storage.read_bytes(weights))
@@ -145,15 +144,3 @@ def _read_record(run_uri: str) -> dict[str, str]:
         return {}
     record: dict[str, str] = json.loads(storage.read_bytes(uri))
     return record
-
-
-def _check_digest(version: Version, file: Path) -> None:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    registered = version.tags.get(DIGEST_TAG, "")
-    if registered and registered != digest:
-        raise RegistryError(
-            f"{version.uri}: its weights were changed in the artifact store after registration "
-            f"(SHA-256 {digest}, registered {registered}). Take another version, or register the "
-            "run again"
-        )

@@ -160,6 +160,10 @@ class StepMetrics:
         self._started_s = time.perf_counter()
         self._data_wait_s = 0.0
 
+    def has_steps(self) -> bool:
+        """Tell whether there are steps since the last `reduce`."""
+        return bool(self._steps)
+
     def has_bad_step(self) -> bool:
         """Check the last gradient norm, on the CPU only: there it costs nothing.
 

@@ -31,6 +31,8 @@ from pipeline.training import evaluate_checkpoint
 from pipeline.training.capacity import start_ray
 from pipeline.training.launch import resume_command
 from pipeline.training.preflight import prepare_run, resolve_paths
+from pipeline.training.run_lock import hold_run
+from pipeline.training.stop import StopRequest
 from pipeline.tuning import results
 from pipeline.tuning.concurrency import count_concurrent_trials
 from pipeline.tuning.plot import plot_sweep
@@ -67,11 +69,18 @@ def run_sweep(sweep: Sweep, *, resume: bool) -> dict[str, Any]:
         KeyboardInterrupt: the sweep was stopped before its last trial.
     """
     folder = storage.absolute(storage.join(sweep.recipe.storage, sweep.recipe.name))
+    stop = StopRequest(_resume_command())
+    with stop.catch_sigterm(), hold_run(folder):
+        return _run_sweep(sweep, folder, resume=resume, stop=stop)
+
+
+def _run_sweep(sweep: Sweep, folder: str, *, resume: bool, stop: StopRequest) -> dict[str, Any]:
     is_declared = _check_declaration(sweep, folder, resume=resume)
     prepare_run(sweep.recipe)
     data = read_manifest(storage.join(sweep.recipe.data.root, sweep.recipe.data.train_split))
     handle = runs.open_run(sweep.recipe, data_fingerprint=data.fingerprint)
     start_ray(sweep.recipe)
+    stop.install()
     if not is_declared:
         declared = json.dumps(to_plain(sweep), indent=1)
         storage.write_bytes_atomic(storage.join(folder, _DECLARED), declared.encode())

@@ -133,4 +133,5 @@ def targets_from(masks: Tensor, boxes: Tensor, category: Tensor, seeds=None) -> 
         field_frame_xyxy=frame,
         sample_seed=torch.arange(n) * 7919 + 5 if seeds is None else seeds,
         masks=masks,
+        mask_scale_xy=torch.ones(n, t, 2),
     )

@@ -28,6 +28,16 @@ def test_round_trip(tmp_path, name: str):
         assert torch.equal(b.state_dict()[key], value)
 
 
+def test_tensors_that_changed_after_they_were_saved_raise(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(model(), path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"w\.safetensors: the tensors were changed after"):
+        load_weights(model(), path)
+
+
 def test_every_difference_is_listed_and_nothing_is_loaded(tmp_path):
     a, b = model(), model()
     state = a.state_dict()
@@ -58,10 +68,12 @@ def test_code_in_a_file_is_not_executed(tmp_path):
 
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match="nothing in a file is executed"):
+    with pytest.raises(ValueError, match="nothing in a file is executed") as error:
         load_weights(model(), path)
+    for advice in ("weights_only", "torch.load", "trust the source"):
+        assert advice not in str(error.value)
     torch.save({"a": Evil()}, path)
-    with pytest.raises(ValueError, match="nothing in a file is executed"):
+    with pytest.raises(ValueError, match=r"it asks for .*nothing in a file is executed"):
         load_weights(model(), path)
     assert not trap.exists()
 
@@ -72,7 +84,18 @@ def test_code_in_a_file_is_not_executed(tmp_path):
         ("none.pth", None, "no such file"),
         ("torn.safetensors", b"\x00" * 20, "not a plain file of tensors"),
         ("torn.pth", b"hello", "not a plain file of tensors"),
-        ("empty.pth", b"", "not a plain file of tensors"),
+        ("empty.pth", b"", "not a plain file of tensors: it is empty"),
+        (
+            "lfs.pth",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 178\n",
+            "a pointer of Git LFS, without the content; type: git lfs pull",
+        ),
+        ("annex.safetensors", b"/annex/objects/MD5E-s1--00.pth\n", "type: git annex get"),
+        ("page.pth", b"\n<!DOCTYPE html>\n<html>", r"it is a web page \('<!DOCTYPE html>'\)"),
+        ("page.safetensors", b"<html><title>Sign in</title>", "download the file itself"),
+        ("packed.pth", b"\x1f\x8b\x08\x00", "it is a gzip archive; unpack it first"),
+        ("torn.pth", b"PK\x03\x04\x00\x00", "cut off or damaged"),
+        ("text.pkl", b"hello", "it starts with b'hello'"),
     ],
 )
 def test_files_without_weights_raise(tmp_path, name: str, content: bytes | None, message: str):
@@ -88,3 +111,16 @@ def test_a_file_with_other_content_raises(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
     with pytest.raises(ValueError, match="does not map names to tensors"):
         load_weights(model(), tmp_path / "w.pth")
+
+
+def test_weights_that_are_not_finite_raise_and_are_named(tmp_path):
+    a, b = model(), model()
+    state = a.state_dict()
+    state["0.weight"][0] = torch.nan
+    state["1.running_var"][1] = torch.inf
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="hold NaN or infinity") as error:
+        load_weights(b, tmp_path / "w.safetensors")
+    assert "w.safetensors: 2 of 7 tensors" in str(error.value)
+    assert "0.weight, 1.running_var. Nothing was loaded" in str(error.value)
+    assert all(value.isfinite().all() for value in b.state_dict().values())

@@ -14,6 +14,7 @@ from pycocotools import mask as mask_api
 
 from pipeline import storage
 from pipeline.errors import DatasetError, RegistryError, StorageError
+from pipeline.registry import predict
 from pipeline.registry.predict import load_registered_model, predict_folder
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "predict.py"
@@ -100,17 +101,101 @@ def test_photos_are_not_overwritten_and_results_are_not_read_as_photos(model, ph
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_all_bad_photos_are_listed_before_anything_is_written(model, photos, tmp_path):
+def test_a_bad_photo_costs_that_photo_with_its_reason(model, photos, tmp_path, caplog):
     (photos / "empty.jpg").write_bytes(b"")
     (photos / "text.png").write_text("hello")
-    with pytest.raises(DatasetError) as raised:
-        predict_folder(model, str(photos), tmp_path / "out")
-    assert "2 of 5 images" in str(raised.value)
-    assert "empty.jpg" in str(raised.value)
-    assert "text.png" in str(raised.value)
+    cut = (photos / "b.JPG").read_bytes()
+    (photos / "cut.jpg").write_bytes(cut[: len(cut) // 2])
+    (photos / "gone.jpg").symlink_to(photos / "nowhere.jpg")
+    result = predict_folder(model, str(photos), tmp_path / "out")
+    assert (result["images"], result["left_out"]) == (3, 4)
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [each["file_name"] for each in content["images"]] == ["a.png", "b.JPG", "sub/a.png"]
+    reasons = {each["file_name"]: each["reason"] for each in content["left_out"]}
+    assert list(reasons) == ["cut.jpg", "empty.jpg", "gone.jpg", "text.png"]
+    assert "truncated" in reasons["cut.jpg"]
+    assert reasons["gone.jpg"] == "No such file or directory"
+    assert "left out 4 of 7 photos" in caplog.text
+    for name, reason in list(reasons.items())[:3]:
+        assert f"{name}: {reason}" in caplog.text
+
+
+def test_without_a_readable_photo_nothing_is_written(model, photos, tmp_path):
+    (photos / "empty.jpg").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"none of 1 photo can be read(.|\n)*the file is empty"):
+        predict_folder(model, str(photos / "empty.jpg"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(DatasetError, match="is not a folder with"):
         predict_folder(model, str(tmp_path / "nowhere"), tmp_path / "out")
+    (photos / "notes").mkdir()
+    (photos / "notes" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DatasetError, match=r"has no JPEG, .* file: \.heic 1 \(such as a\.heic\)"):
+        predict_folder(model, str(photos / "notes"), tmp_path / "out")
+
+
+def test_every_format_and_linked_folder_is_read_and_the_rest_is_counted(
+    model, photos, tmp_path, caplog
+):
+    pixels = Image.open(photos / "a.png").convert("RGB")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("c.webp", "d.tif", "e.bmp", "c.webp.jpg"):
+        pixels.save(other / name)
+    pixels.save(other / "f.jfif", "JPEG")
+    pixels.save(other / "no ending", "PNG")
+    pixels.save(other / "g.gif")
+    (photos / "linked").symlink_to(other)
+    (other / "up").symlink_to(photos)
+    os.mkfifo(other / "pipe")
+    result = predict_folder(model, str(photos), tmp_path / "out")
+    assert (result["images"], result["left_out"], result["other_files"]) == (9, 0, 4)
+    others = ".gif 1, .txt 1, link to a folder that is read already 1, no ending 1"
+    assert f"not read: {others} (such as notes.txt, " in caplog.text
+    written = {path.name for path in (tmp_path / "out" / "linked").iterdir()}
+    assert written == {
+        *("c.webp.jpg", "c.webp.jpg.jpg", "d.tif.jpg", "e.bmp.jpg", "f.jfif", "no ending.jpg"),
+    }
+
+
+def test_a_narrow_photo_is_predicted_and_drawn(model, tmp_path):
+    folder = tmp_path / "strips"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 8000, 3), dtype=np.uint8)).save(folder / "wide.jpg")
+    Image.fromarray(rng.integers(0, 255, (8000, 1, 3), dtype=np.uint8)).save(folder / "thin.png")
+    # No JPEG has a side of more than 65,535 pixels.
+    Image.fromarray(np.zeros((70_000, 3, 3), np.uint8)).save(folder / "long.tif")
+    result = predict_folder(model, str(folder), tmp_path / "out", score=0.0)
+    assert (result["images"], result["left_out"]) == (3, 0)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"detections.json", "wide.jpg", "thin.png", "long.tif.png"}
+
+
+def test_a_photo_that_does_not_fit_into_memory_costs_that_photo(
+    model, photos, tmp_path, monkeypatch
+):
+    draw = predict.draw_instances
+
+    def fail_on_narrow(pixels, instances):
+        if pixels.shape[:2] == (80, 50):
+            raise MemoryError("Unable to allocate 9 GiB")
+        return draw(pixels, instances)
+
+    monkeypatch.setattr(predict, "draw_instances", fail_on_narrow)
+    result = predict_folder(model, str(photos), tmp_path / "out", score=0.0)
+    assert (result["images"], result["left_out"]) == (2, 1)
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {each["file_name"] for each in content["detections"]} == {"b.JPG", "sub/a.png"}
+    (left_out,) = content["left_out"]
+    assert left_out["reason"] == "not enough memory to predict it: Unable to allocate 9 GiB"
+
+
+def test_what_decoding_changes_is_said_with_numbers(model, tmp_path, caplog):
+    folder = tmp_path / "xrays"
+    folder.mkdir()
+    Image.fromarray(np.full((60, 80), 4000, np.uint16)).save(folder / "a.png")
+    predict_folder(model, str(folder), tmp_path / "out")
+    assert "a.png: values up to 4000 become values up to 15" in caplog.text
 
 
 def test_a_full_disk_is_reported_and_leaves_no_partial_picture(

@@ -172,6 +172,11 @@ def test_an_old_flag_ends_with_2_and_names_the_new_one(old, new):
 def test_a_flag_in_the_wrong_section_gets_a_suggestion():
     with pytest.raises(RecipeError, match=r"--data\.step; perhaps you meant --optim\.steps$"):
         cli.parse_recipe(RECIPE, ["--data.step", "10"])
+    for flag in ("--scale.checkpoint-every", "--optim.checkpoint-every", "--scale.every-step"):
+        with pytest.raises(
+            RecipeError, match=f"{flag}; perhaps you meant --checkpoint.every-steps$"
+        ):
+            cli.parse_recipe(RECIPE, [flag, "10"])
 
 
 def test_the_flags_are_those_of_the_recipes_own_model(capsys):
@@ -405,6 +410,9 @@ def test_main_file_trains_the_recipe_of_a_file(tmp_path):
     recipe.write_text(to_json(RECIPE))
     done = run(job, recipe, "--optim.steps", "7", "--print-recipe")
     assert from_json(done.stdout) == replace(RECIPE, optim=replace(RECIPE.optim, steps=7))
+    for encoding in ("utf-8-sig", "utf-16"):
+        recipe.write_bytes(to_json(RECIPE).encode(encoding))
+        assert from_json(run(job, recipe, "--print-recipe").stdout) == RECIPE
     done = run(job, tmp_path / "absent.json")
     assert (done.returncode, "file not found" in done.stderr) == (2, True)
     done = run(job)

@@ -122,6 +122,7 @@ def test_errors_name_the_missing_bucket(scheme, bucket, google_bucket):
         ("s3:///x", "bucket is missing"),
         ("s3://key:hunter2@bucket/x", "do not belong in a URI"),
         ("s3://bucket/x?secret_key=hunter2", "do not belong in a URI"),
+        ("file://runs/x", "write file:///FOLDER, or the plain path runs/x"),
     ],
 )
 def test_invalid_uris_are_rejected_without_repeating_a_secret(uri, rule):
@@ -135,3 +136,5 @@ def test_absolute_does_not_depend_on_the_working_directory(tmp_path, monkeypatch
     assert storage.absolute("runs") == str(tmp_path / "runs")
     assert storage.absolute("~/x") == str(Path.home() / "x")
     assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert storage.absolute("s3://bucket/x#2") == "s3://bucket/x#2"
+    assert storage.absolute("file:///x?#2") == "/x?#2"

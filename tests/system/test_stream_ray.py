@@ -54,7 +54,9 @@ def digests_of(step):
             valid = batch.targets.valid[index]
             for name, each in batch.targets._asdict().items():
                 kept = each[index] if name == "sample_seed" else each[index][valid]
-                kept = kept[:, :height, :width] if name == "masks" else kept
+                if name == "masks":  # of the stored size, not the input's
+                    stored = batch.original_sizes_hw[index].tolist()
+                    kept = kept[:, : stored[0], : stored[1]]
                 hashed.update(kept.contiguous().numpy().tobytes())
             found[step.step, lane] = (int(batch.image_id[index]), hashed.hexdigest())
     return found

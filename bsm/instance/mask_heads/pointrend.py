@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
 from bsm.instance.mask_heads.plain import build_conv_relu, init_relu, predict_category_logits
-from bsm.instance.roi import pool_cell_centers, read_points
+from bsm.instance.roi import read_points
 from bsm.instance.roi_targets import (
     MaskRois,
     make_grid_targets,
@@ -147,8 +147,10 @@ class PointRendMaskHead(nn.Module):
         return masks[:, 0]
 
     def _predict_coarse(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
-        pooled = pool_cell_centers(pyramid[0], rois, side=self.config.roi_side)
-        coarse: Tensor = self.coarse(pooled)
+        side = self.config.roi_side
+        centers = make_cell_centers((side, side), device=rois.device).expand(len(rois), -1, -1)
+        features = _read_finest(pyramid, rois, centers)
+        coarse: Tensor = self.coarse(features.reshape(*features.shape[:2], side, side))
         return coarse
 
     def _predict_points(
@@ -159,10 +161,13 @@ class PointRendMaskHead(nn.Module):
         points: Tensor,
         category_index: Tensor,
     ) -> Tensor:
-        pixels = to_image_pixels(rois[:, 1:], points)
-        fine = read_points(pyramid[0], rois[:, 0].long(), pixels)
+        fine = _read_finest(pyramid, rois, points)
         logits: Tensor = self.point(fine, sample_points(coarse, points), category_index)
         return logits
+
+
+def _read_finest(pyramid: Sequence[Tensor], rois: Tensor, points: Tensor) -> Tensor:
+    return read_points(pyramid[0], rois[:, 0].long(), to_image_pixels(rois[:, 1:], points))
 
 
 def _select_category(coarse: Tensor, category_index: Tensor) -> Tensor:

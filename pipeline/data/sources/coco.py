@@ -10,15 +10,27 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.data import dataset_files
-from pipeline.data.dataset_files import escapes_folder
+from pipeline.data.annotation_rules import DEFAULTS
+from pipeline.data.dataset_files import describe_unsafe_name
 from pipeline.data.ingest_config import CocoIngest
 from pipeline.data.manifest import Category
-from pipeline.data.problems import Entry, Problem, is_id, is_name, make_problem, shorten
+from pipeline.data.problems import (
+    INT64,
+    Entry,
+    Problem,
+    is_id,
+    is_name,
+    is_side,
+    make_problem,
+    shorten,
+)
 from pipeline.data.source_index import AnnotationRules, File, SourceImage, SourceIndex
+from pipeline.data.text_files import parse_json
 from pipeline.errors import DatasetError
 
 Keys = Mapping[str, Callable[..., bool]]
@@ -92,8 +104,8 @@ def read_lists(uri: str) -> tuple[Entry, str]:
     data = dataset_files.read_file(uri)
     digest = hashlib.sha256(data).hexdigest()
     try:
-        top = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        top = parse_json(data)
+    except ValueError as error:
         raise DatasetError(
             f"{uri} is not readable as JSON ({shorten(str(error))}); is it cut off? Copy it again"
         ) from error
@@ -256,6 +268,7 @@ def _check_categories(
 
 def _check_images(entries: list[object], problems: list[Problem], keys: Keys) -> dict[int, Entry]:
     images: dict[int, Entry] = {}
+    owners: dict[str, int] = {}
     for entry in entries:
         wrong = _find_wrong_keys(entry, keys)
         if wrong or not isinstance(entry, dict):
@@ -264,9 +277,11 @@ def _check_images(entries: list[object], problems: list[Problem], keys: Keys) ->
             first = images[entry["id"]]["file_name"]
             reason = f"id {entry['id']} is used by {first} already"
             problems.append(make_problem("duplicate_image_id", reason, entry))
-        elif escapes_folder(entry["file_name"]):
-            reason = "it must stay under the folder of the images"
+        elif reason := describe_unsafe_name(entry["file_name"]):
             problems.append(make_problem("path_outside_root", reason, entry))
+        elif (owner := owners.setdefault(normpath(entry["file_name"]), entry["id"])) != entry["id"]:
+            # Each entry has a part of the objects, and the others would be learned as background.
+            problems.append(make_problem("file_twice", f"it is the file of image {owner}", entry))
         else:
             # The key is ours; some exporters use it otherwise.
             images[entry["id"]] = {**entry, "annotations": []}
@@ -322,14 +337,19 @@ def _find_wrong_keys(entry: object, keys: Keys) -> str:
     """List the missing keys and wrong values of an entry; "" if it is valid."""
     if not isinstance(entry, dict):
         return f"it is {_type_name(entry)}, not an object"
-    missing = [key for key in keys if key not in entry]
+    missing = [key for key in keys if key not in entry and key not in DEFAULTS]
     wrong = [f"{', '.join(missing)} missing"] if missing else []
     wrong += [
-        f"{key} is {shorten(repr(entry[key]), 40)}"
+        f"{key} is {shorten(repr(entry[key]), 40)}{_note_limit(entry[key])}"
         for key, is_valid in keys.items()
         if key in entry and not is_valid(entry[key])
     ]
     return "; ".join(wrong)
+
+
+def _note_limit(value: object) -> str:
+    is_too_large = isinstance(value, int) and value not in INT64
+    return ", which does not fit into 64 bits" if is_too_large else ""
 
 
 def _is_file_name(value: object) -> bool:
@@ -339,10 +359,6 @@ def _is_file_name(value: object) -> bool:
         and len(value.encode()) <= _MAX_PATH_BYTES
         and all(len(part.encode()) <= _MAX_PART_BYTES for part in value.split("/"))
     )
-
-
-def _is_side(value: object) -> bool:
-    return is_id(value) and 0 < value < 2**31
 
 
 def _is_number(value: object) -> bool:
@@ -370,7 +386,7 @@ def _is_segmentation(value: object) -> bool:
 
 
 _CATEGORY_KEYS: Keys = {"id": is_id, "name": is_name}
-_IMAGE_KEYS: Keys = {"id": is_id, "file_name": _is_file_name, "height": _is_side, "width": _is_side}
+_IMAGE_KEYS: Keys = {"id": is_id, "file_name": _is_file_name, "height": is_side, "width": is_side}
 _ANNOTATION_KEYS: Keys = {
     "id": is_id,
     "image_id": is_id,

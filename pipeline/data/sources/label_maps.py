@@ -2,16 +2,18 @@
 
 from pipeline import storage
 from pipeline.data import dataset_files
+from pipeline.data.class_list import parse_class_list, read_class_list
 from pipeline.data.ingest_config import SemanticIngest
 from pipeline.data.manifest import Category
+from pipeline.data.photo import PHOTO_ENDINGS
 from pipeline.data.semantic_fields import VOID
-from pipeline.data.source_index import UNKNOWN_VALUE, LabelRules, SourceIndex
+from pipeline.data.source_index import LabelRules, SourceIndex
 from pipeline.data.sources.pairs import Pairs, list_pairs
 from pipeline.errors import DatasetError
 
 _CLASSES_FILE = "classes.txt"
 
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+_IMAGE_ENDINGS = (*PHOTO_ENDINGS, ".gif", ".heic", ".avif")
 """Other image formats are listed too, so that they can be reported."""
 
 _DOWNLOAD = "Files are paired by name; see python jobs/ingest.py semantic --help"
@@ -68,7 +70,11 @@ def _find_folder(config: SemanticIngest, given: str, kind: str) -> str:
 
 def _read_classes(config: SemanticIngest) -> dict[int, str]:
     """Return the class names by label value, ascending."""
-    names = dict(enumerate(config.classes)) if config.classes else _read_classes_file(config)
+    names = (
+        parse_class_list(config.classes, where="--classes")
+        if config.classes
+        else _read_classes_file(config)
+    )
     both = sorted(names.keys() & set(config.void))
     if both:
         raise DatasetError(
@@ -84,23 +90,4 @@ def _read_classes_file(config: SemanticIngest) -> dict[int, str]:
             f"{uri} does not exist; name the classes in the order of their values with --classes "
             "road car ..., or write one per line into a file and name it with --classes-file"
         )
-    text = storage.read_bytes(uri).decode("utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    parts = [line.split(maxsplit=1) for line in lines]
-    if all(len(part) == 2 and part[0].isdecimal() for part in parts):
-        names = {int(value): name for value, name in parts}
-    else:
-        names = dict(enumerate(lines))
-    rules = [
-        (len(lines) > 0, "it is empty"),
-        (len(names) == len(lines), "a value is used twice"),
-        (len(set(names.values())) == len(names), "a name is used twice"),
-        (all(0 <= value < VOID for value in names), f"values must be in 0..{VOID - 1}"),
-        (len(names) <= UNKNOWN_VALUE, f"at most {UNKNOWN_VALUE} classes are supported"),
-    ]
-    wrong = [text for holds, text in rules if not holds]
-    if wrong:
-        raise DatasetError(
-            f"{uri}: {'; '.join(wrong)}. Write one class per line: NAME, or VALUE NAME"
-        )
-    return names
+    return read_class_list(uri)

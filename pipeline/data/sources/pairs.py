@@ -6,20 +6,32 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
 
 from pipeline.data import dataset_files
-from pipeline.data.label_png import LabelError, read_header
+from pipeline.data.label_png import LabelError, read_values
 from pipeline.data.manifest import Category
 from pipeline.data.problems import Problem, make_problem
-from pipeline.data.source_index import File, LabelRules, Rules, SourceImage, SourceIndex
+from pipeline.data.source_index import (
+    UNKNOWN_VALUE,
+    File,
+    LabelRules,
+    Rules,
+    SourceImage,
+    SourceIndex,
+)
 from pipeline.errors import DatasetError
+from pipeline.text import format_counts
 
 _log = logging.getLogger(__name__)
 
 _IMAGES, _LABELS = "images", "labels"
 """Mount names."""
 
-_HEADER_BYTES = 64
+_LABEL_BYTES, _LABEL_PIXELS = 2**26, 2**26
+"""Limits of the one label that is read to find swapped folders."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +41,14 @@ class Pairs:
     images: str
     labels: str
     image_endings: tuple[str, ...]
-    """Other files are ignored."""
+    """Other files are only counted."""
     label_endings: tuple[str, ...]
     """If an image has several labels, the first of these endings wins."""
+
+    @property
+    def lower_image_endings(self) -> tuple[str, ...]:
+        """The endings of images, whose case does not matter."""
+        return tuple(map(str.lower, self.image_endings))
 
 
 def list_pairs(
@@ -55,13 +72,17 @@ def list_pairs(
     listed, problems = pair_files(
         images, labels, image_endings=pairs.image_endings, label_endings=pairs.label_endings
     )
+    others = [name for name in images if not name.lower().endswith(pairs.lower_image_endings)]
+    if others:
+        counts = format_counts(PurePosixPath(name).suffix.lower() or "no ending" for name in others)
+        _log.warning("ingest: not read in %s: %s (such as %s)", pairs.images, counts, others[0])
     both = [
         each for each in listed if each.image.name in images and each.entry["label_name"] in labels
     ]
     if not both:
         raise DatasetError(_describe_mismatch(pairs, images, labels, download))
     if isinstance(rules, LabelRules):
-        _refuse_swapped_folders(pairs, both[0])
+        _refuse_swapped_folders(pairs, both[0], rules)
     return SourceIndex(
         rules=rules,
         categories=categories,
@@ -167,30 +188,34 @@ def _describe_mismatch(
     )
 
 
-def _refuse_swapped_folders(pairs: Pairs, first: SourceImage) -> None:
-    """Check one pair: a color label of a gray image means that the folders are swapped."""
+def _refuse_swapped_folders(pairs: Pairs, first: SourceImage, rules: LabelRules) -> None:
+    """Check one pair: the folders are swapped if only the image is a label map of the classes.
+
+    A gray image beside a color label proves nothing: X-rays are gray, and masks are often saved
+    with three channels.
+    """
     with dataset_files.FileReader() as reader:
         image, label = (
-            reader.read(folder, name, max_bytes=_HEADER_BYTES).data or b""
+            reader.read(folder, name, max_bytes=_LABEL_BYTES).data or b""
             for folder, name in (
                 (pairs.images, first.image.name),
                 (pairs.labels, first.entry["label_name"]),
             )
         )
-    if _is_map(image) and not _is_map(label):
+    if _is_map(image, rules) and not _is_map(label, rules):
         raise DatasetError(
-            f"{first.image.name} in {pairs.images} is a gray or palette PNG and "
-            f"{first.entry['label_name']} in {pairs.labels} is a photo: the folders are swapped. "
-            "Exchange images and labels"
+            f"{first.image.name} in {pairs.images} is a label map (each pixel is of a class or "
+            f"void) and {first.entry['label_name']} in {pairs.labels} is not: the folders are "
+            "swapped. Exchange images and labels"
         )
 
 
-def _is_map(data: bytes) -> bool:
+def _is_map(data: bytes, rules: LabelRules) -> bool:
     try:
-        header = read_header(data)
+        values = read_values(data, bits=8, max_pixels=_LABEL_PIXELS, take_palette=True)
     except LabelError:
         return False
-    return header.is_gray or header.has_palette
+    return all(rules.index_of_value[value] != UNKNOWN_VALUE for value in np.unique(values))
 
 
 def _hash(listed: list[SourceImage], rules: Rules, categories: tuple[Category, ...]) -> str:

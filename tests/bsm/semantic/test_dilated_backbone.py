@@ -10,9 +10,19 @@ from bsm.configs.shared import BackboneConfig
 from bsm.semantic.backbone import DilatedBackbone
 
 
-def backbone(name: str = "resnet10t", *, output_stride: int = 8, **fields) -> DilatedBackbone:
+def backbone(
+    name: str = "resnet10t", *, output_stride: int = 8, dilate_first: bool = False, **fields
+) -> DilatedBackbone:
     config = BackboneConfig(**({"name": name, "norm": "batch", "freeze_at": 0} | fields))
-    return DilatedBackbone(config, output_stride=output_stride)
+    return DilatedBackbone(config, output_stride=output_stride, dilate_first_blocks=dilate_first)
+
+
+def find_dilations(model: DilatedBackbone) -> list[list[int]]:
+    """Find the dilation of the 3 x 3 convolution of each block of each stage."""
+    trunk = model.trunk
+    stages = (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)
+    assert all(b.conv2.padding == b.conv2.dilation for stage in stages for b in stage)
+    return [[block.conv2.dilation[0] for block in stage] for stage in stages]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +52,40 @@ def test_a_dilated_feature_contains_the_undilated_one(output_stride: int):
     for ours, original in zip(model.trunk(pixels), plain(pixels), strict=True):
         finer = ours.shape[-1] // original.shape[-1]
         assert torch.allclose(ours[..., ::finer, ::finer], original, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "first", "all_equal"),
+    [
+        (8, [[1, 1], [1, 1], [1, 2], [2, 4]], [[1, 1], [1, 1], [2, 2], [4, 4]]),
+        (16, [[1, 1], [1, 1], [1, 1], [1, 2]], [[1, 1], [1, 1], [1, 1], [2, 2]]),
+    ],
+)
+def test_first_blocks_are_dilated_as_timm_or_as_the_authors_do(output_stride, first, all_equal):
+    timms = backbone("resnet26", output_stride=output_stride).eval()
+    authors = backbone("resnet26", output_stride=output_stride, dilate_first=True).eval()
+    assert find_dilations(timms) == first
+    assert find_dilations(authors) == all_equal
+    authors.load_state_dict(timms.state_dict())
+    images, sizes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]])
+    shapes = [[x.shape for x in model(images, sizes)] for model in (timms, authors)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_backbone_without_bottlenecks_cannot_dilate_its_first_blocks():
+    with pytest.raises(ValueError, match=r"resnet18 has no .*--model\.no-dilate-first-blocks"):
+        backbone("resnet18", dilate_first=True)
+
+
+def test_resnet50s_has_the_stem_of_the_authors():
+    with torch.device("meta"):
+        stem = timm.create_model("resnet50s").conv1
+    convs = [module for module in stem if isinstance(module, torch.nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size, c.stride) for c in convs] == [
+        (64, (3, 3), (2, 2)),
+        (64, (3, 3), (1, 1)),
+        (128, (3, 3), (1, 1)),
+    ]
 
 
 @pytest.mark.parametrize("name", ["densenet121", "dla34", "fastvit_t8"])

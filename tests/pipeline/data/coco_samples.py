@@ -154,6 +154,10 @@ def _duplicate_image_id(b: Breaker) -> None:
     b.doc["images"].append({**b.image(), "file_name": "other.jpg"})
 
 
+def _file_twice(b: Breaker) -> None:
+    b.doc["images"].append({**b.image(), "id": 987654322})
+
+
 def _duplicate_annotation_id(b: Breaker) -> None:
     b.doc["annotations"].append(copy.deepcopy(b.annotation()))
 
@@ -178,7 +182,7 @@ def _image_unreadable(b: Breaker) -> None:
 def _image_format(b: Breaker) -> None:
     image = b.image()
     out = io.BytesIO()
-    Image.new("RGB", (image["width"], image["height"])).save(out, format="BMP")
+    Image.new("RGB", (image["width"], image["height"])).save(out, format="GIF")
     b.file(image).write_bytes(out.getvalue())
 
 
@@ -243,6 +247,7 @@ DAMAGE: dict[str, Callable[[Breaker], None]] = {
     "image_entry": _image_entry,
     "annotation_entry": _annotation_entry,
     "duplicate_image_id": _duplicate_image_id,
+    "file_twice": _file_twice,
     "duplicate_annotation_id": _duplicate_annotation_id,
     "unknown_image": _unknown_image,
     "unknown_category": _unknown_category,

@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,19 @@ def png(values: np.ndarray | Image.Image) -> bytes:
     image = values if isinstance(values, Image.Image) else Image.fromarray(values)
     image.save(out, format="PNG")
     return out.getvalue()
+
+
+def gray_png(values: np.ndarray, bits: int) -> bytes:
+    """Encode a gray PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + check
+
+    height, width = values.shape
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    places = (values[..., None] >> np.arange(bits)[::-1]) & 1
+    lines = np.packbits(places.reshape(height, -1), axis=1)
+    packed = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    signature = b"\x89PNG\r\n\x1a\n"
+    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")

@@ -13,7 +13,7 @@ from pipeline.data.manifest import read_manifest, write_manifest
 from pipeline.data.semantic_fields import encode_plane
 from pipeline.data.shards import FOOTER_KEY
 from pipeline.errors import DatasetError
-from tests.pipeline.data.coco_samples import SPLIT, small_coco
+from tests.pipeline.data.coco_samples import SPLIT, bomb_png, small_coco
 from tests.pipeline.data.lvis_samples import lvis
 from tests.pipeline.data.street_samples import label_maps
 
@@ -126,6 +126,7 @@ def test_deep_audit_finds_a_flipped_bit(shards):
     ("column", "value", "message"),
     [
         ("image", b"\xff\xd8 no image", "image_format"),
+        ("image", bomb_png(96, 48), "image_unreadable"),
         ("squeeze_field", None, "its field does not match its mask"),
         ("rle", None, "run lengths"),
     ],
@@ -168,6 +169,7 @@ def _plane(values):
     ("column", "value", "message"),
     [
         ("image", b"\xff\xd8 no image", "image_format"),
+        ("image", bomb_png(96, 48), "image_unreadable"),
         ("label", b"no plane", "label cannot be read"),
         ("label", encode_plane(np.zeros((9, 9), np.uint8)), "label has another size"),
         ("label", _plane(3), "label has values above category_index 2"),

@@ -7,12 +7,12 @@ from PIL import Image
 
 from pipeline.data.augment import (
     ResizeFlip,
-    decode_image,
     draw_train_transform,
     get_test_transform,
     read_pixels,
     resize_and_flip,
 )
+from pipeline.data.photo import decode_image
 from pipeline.data.seeds import permutation, sample_seeds
 from pipeline.errors import DatasetError
 from pipeline.recipe import DataConfig

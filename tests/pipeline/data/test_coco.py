@@ -40,7 +40,7 @@ def _write(tmp_path, doc):
 
 def test_orders_images_annotations_and_categories_by_id(tmp_path):
     path, doc = _file(tmp_path)
-    doc["images"].insert(0, {**doc["images"][0], "id": 7})
+    doc["images"].insert(0, {**doc["images"][0], "id": 7, "file_name": "b.jpg"})
     doc["annotations"].insert(0, {**doc["annotations"][0], "id": 4})
     coco = read_annotations(_write(tmp_path, doc))
     assert not coco.problems
@@ -73,7 +73,7 @@ def test_orders_images_annotations_and_categories_by_id(tmp_path):
         ({"annotations__segmentation": None}, "annotation_entry"),
         ({"annotations__segmentation": {"size": [10, 20]}}, "annotation_entry"),
         ({"annotations__segmentation": [1, 1, 6, 1, 6, 6]}, "annotation_entry"),
-        ({"annotations__iscrowd": KeyError}, "annotation_entry"),
+        ({"annotations__iscrowd": None}, "annotation_entry"),
         ({"annotations__area": "12"}, "annotation_entry"),
         ({"annotations__id": None}, "annotation_entry"),
         ({"annotations__image_id": 6}, "unknown_image"),
@@ -86,6 +86,14 @@ def test_orders_images_annotations_and_categories_by_id(tmp_path):
 def test_finds_the_problem_of_an_entry(tmp_path, change, kind):
     path, _ = _file(tmp_path, **change)
     assert kind in {problem.kind for problem in read_annotations(path).problems}
+
+
+@pytest.mark.parametrize("table", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("number", [2**63, -(2**70)])
+def test_an_id_beyond_64_bits_is_named(tmp_path, table, number):
+    path, _ = _file(tmp_path, **{f"{table}__id": number})
+    (problem,) = [each for each in read_annotations(path).problems if "64" in each.reason]
+    assert f"id is {number}, which does not fit into 64 bits" in problem.reason
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,12 @@ def test_a_name_that_leaves_the_folder_always_stops(tmp_path, name):
     path, _ = _file(tmp_path, images__file_name=name)
     problems = read_annotations(path).problems
     assert [each.kind for each in problems if each.severity == "stop"] == ["path_outside_root"]
+
+
+def test_a_backslash_is_named(tmp_path):
+    path, _ = _file(tmp_path, images__file_name="JPEGImages\\x.jpg")
+    (problem,) = (each for each in read_annotations(path).problems if each.severity == "stop")
+    assert "it has a backslash, as on Windows; write 'JPEGImages/x.jpg'" in problem.reason
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "a/b/x.jpg", "..x.jpg", "a..b/x.jpg", "x y,z.jpg"])

@@ -75,9 +75,13 @@ def test_a_flip_mirrors_pixels_boxes_and_field_frames():
 @pytest.mark.parametrize("data", [DATA, FLIPPED])
 def test_masks_fill_their_boxes(data):
     batch = collate(rows_of(), data, seed=0, with_masks=True)
-    assert batch.targets.masks.shape == (5, 3, 96, 128)
+    # As stored: the input is twice as large.
+    assert batch.targets.masks.shape == (5, 3, 48, 64)
+    scale_xy = batch.targets.mask_scale_xy
+    assert scale_xy[batch.targets.valid].eq(0.5).all()
     for image, slot in batch.targets.valid.nonzero().tolist():
-        x0, y0, x1, y1 = batch.targets.boxes_xyxy[image, slot].int().tolist()
+        box = batch.targets.boxes_xyxy[image, slot] * scale_xy[image, slot].repeat(2)
+        x0, y0, x1, y1 = box.int().tolist()
         mask = batch.targets.masks[image, slot]
         assert mask[y0:y1, x0:x1].all()
         assert mask.sum() == (y1 - y0) * (x1 - x0)
@@ -90,6 +94,21 @@ def test_masks_equal_the_stored_ones_at_stored_size():
     for slot, rle in enumerate(tiny_row(103)["rle"]):
         stored = coco_mask.decode({"size": [48, 64], "counts": rle})
         np.testing.assert_array_equal(batch.targets.masks[0, slot, :48, :64].numpy(), stored)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_masks_much_larger_than_the_input_are_reduced_by_a_whole_factor(flip):
+    data = replace(DATA, short_edge_px=(39,), flip_probability=flip)
+    size_hw = (80, 120)
+    batch = collate(rows_of((103,), sizes=(size_hw,)), data, seed=0, with_masks=True)
+    # 80 x 120 to an input of 39 x 59: half the size, not 39 / 80 of it.
+    assert batch.targets.masks.shape == (1, 3, 40, 60)
+    assert batch.targets.mask_scale_xy[0, 0].tolist() == pytest.approx([60 / 59, 40 / 39])
+    for slot, rle in enumerate(tiny_row(103, size_hw=size_hw)["rle"]):
+        stored = coco_mask.decode({"size": list(size_hw), "counts": rle})
+        stored = stored[:, ::-1] if flip else stored
+        half = stored.reshape(40, 2, 60, 2).mean((1, 3)) >= 0.5
+        np.testing.assert_array_equal(batch.targets.masks[0, slot].numpy(), half)
 
 
 def test_images_of_all_sizes_share_a_padded_batch():
@@ -105,7 +124,7 @@ def test_images_of_all_sizes_share_a_padded_batch():
 def test_images_without_objects_make_a_batch():
     batch = collate(rows_of((100, 104)), DATA, seed=0, with_masks=True)
     assert batch.targets.valid.shape == (2, 0)
-    assert batch.targets.masks.shape == (2, 0, 96, 128)
+    assert batch.targets.masks.shape == (2, 0, 48, 64)
     assert batch.targets.squeeze_field.shape == (2, 0, FIELD_SIDE, FIELD_SIDE)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.data.dataset_files import (
     FileReader,
+    describe_unsafe_name,
     escapes_folder,
     exists,
     find_file,
@@ -102,6 +103,18 @@ def test_refuses_an_archive_whose_names_escape_it(tmp_path, name):
     assert escapes_folder(name)
     archive(tmp_path / "evil.zip", {"a/ok.txt": b"", name: b"x"})
     with pytest.raises(StorageError, match=r"names that point out of its folder .1, "):
+        find_folder(str(tmp_path), "a")
+
+
+def test_a_backslash_is_not_called_an_escape(tmp_path):
+    assert describe_unsafe_name(r"JPEGImages\1.jpg") == (
+        "it has a backslash, as on Windows; write 'JPEGImages/1.jpg'"
+    )
+    assert "'..'" in describe_unsafe_name(r"a\..\..\1.jpg")
+    assert "starts with 'C:'" in describe_unsafe_name(r"C:\1.jpg")
+    assert describe_unsafe_name("JPEGImages/1.jpg") == ""
+    archive(tmp_path / "windows.zip", {"a/1.txt": b"1", r"a\2.txt": b"2"})
+    with pytest.raises(StorageError, match=r"holds 1 names with a backslash.*zip it again"):
         find_folder(str(tmp_path), "a")
 
 

@@ -11,11 +11,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.data import ingest as ingest_module
+from pipeline.data.augment import decode_row
 from pipeline.data.dataset_files import FileContent
 from pipeline.data.ingest import CocoIngest, choose_rows_per_shard, ingest_dataset
 from pipeline.data.manifest import read_manifest
+from pipeline.data.photo import check_image
 from pipeline.data.schema import INSTANCE_SCHEMA
-from pipeline.data.validate_image import check_image, validate_image
+from pipeline.data.validate_image import validate_image
 from pipeline.errors import DatasetError, StorageError
 from tests.pipeline.data.coco_samples import (
     ALWAYS_STOPS,
@@ -84,6 +86,33 @@ def test_rows_hold_the_annotation_file(valid_root, tmp_path):
             assert coco_mask.area(packed) == entry["area"]
             assert len(row["squeeze_field"][number]) == 112 * 112
     assert not by_id
+
+
+def test_what_the_training_decoder_refuses_is_found_and_the_rest_is_trained(coco, tmp_path):
+    names = sorted(each["file_name"] for each in load(coco)["images"])
+    pngs = [coco / SPLIT / name for name in names if name.endswith(".png")]
+    broken = bytearray(pngs[0].read_bytes())
+    # A byte of a checksum: Pillow passes over it.
+    broken[-13] ^= 1
+    pngs[0].write_bytes(broken)
+    pngs[1].write_bytes(pngs[1].read_bytes()[:-12])
+    first, *_ = (coco / SPLIT / name for name in names)
+    photo = Image.open(first).convert("RGB")
+    photo.save(first, format="MPO", save_all=True, append_images=[photo])
+    with pytest.raises(DatasetError) as raised:
+        ingest_dataset(_config(coco, tmp_path / "out"))
+    text = str(raised.value)
+    assert text.startswith("2 problems in ")
+    assert "the checksum of chunk b'IDAT' is wrong" in text
+    assert "it is cut off after" in text
+    result = ingest_dataset(_config(coco, tmp_path / "out", on_bad="drop"))
+    assert (result["images"], result["rejects"]) == (68, 2)
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert (manifest.rejects, manifest.notices) == ({"image_unreadable": 2}, {"image_pictures": 1})
+    for shard in manifest.shards:
+        rows = pq.read_table(tmp_path / "out" / shard.file)
+        for row in range(len(rows)):
+            assert decode_row(rows, row).dtype == np.uint8
 
 
 def test_equal_data_gives_equal_bytes(valid_root, coco, tmp_path):

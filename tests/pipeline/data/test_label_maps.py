@@ -207,6 +207,19 @@ def test_swapped_folders_are_recognized(maps):
     assert not (maps / "out").exists()
 
 
+def test_a_gray_photo_with_a_color_mask_is_not_called_swapped(maps):
+    for kind, mode in (("images", "L"), ("labels", "RGB")):
+        for path in (maps / kind / "train").iterdir():
+            Image.open(path).convert(mode).save(path.with_suffix(".png"))
+            if path.suffix != ".png":
+                path.unlink()
+    with pytest.raises(DatasetError) as raised:
+        ingest_dataset(config(maps))
+    assert "label_format" in str(raised.value)
+    assert "it has 3 color channels; if they are equal, keep one: " in str(raised.value)
+    assert "swapped" not in str(raised.value)
+
+
 def test_missing_folders_and_classes_are_reported_with_the_existing_ones(maps):
     with pytest.raises(DatasetError, match=r"neither images/val nor val/images.*train/.*--split"):
         ingest_dataset(config(maps, split="val"))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline.data.label_png import LabelError, read_header, read_values
 from tests.pipeline.data.coco_samples import bomb_png
-from tests.pipeline.data.street_samples import png
+from tests.pipeline.data.street_samples import gray_png, png
 
 VALUES = np.arange(12 * 20, dtype=np.uint16).reshape(12, 20) * 251
 
@@ -24,6 +24,30 @@ def test_values_are_read_as_written(bits, kind):
     found = read_values(png(values), bits=bits, max_pixels=240)
     np.testing.assert_array_equal(found, values)
     assert read_header(png(values)).size_hw == (12, 20)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_are_not_stretched(bits):
+    values = (VALUES // 251 % 2**bits).astype(np.uint8)
+    found = read_values(gray_png(values, bits), bits=None, max_pixels=240)
+    np.testing.assert_array_equal(found, values)
+    assert catch_error(gray_png(values, bits)) == (
+        "label_depth",
+        f"it has {bits} bits per pixel, expected 8",
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_palette_of_few_bits_gives_its_indices(bits):
+    image = Image.new("P", VALUES.shape[::-1])
+    image.putdata((VALUES // 251 % 2**bits).astype(np.uint8).ravel().tolist())
+    image.putpalette([7, 0, 0] * 2**bits)
+    out = io.BytesIO()
+    image.save(out, format="PNG", bits=bits)
+    data = out.getvalue()
+    assert read_header(data).bits == bits
+    found = read_values(data, bits=8, max_pixels=240, take_palette=True)
+    np.testing.assert_array_equal(found, VALUES // 251 % 2**bits)
 
 
 def test_a_palette_is_refused_or_its_indices_are_taken():

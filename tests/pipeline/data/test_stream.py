@@ -58,7 +58,8 @@ def test_masks_are_optional(split):
     run = {"first_step": 0, "stop_step": 1}
     assert next(local_batches(split, DATA, **RUN, **run)).microbatches[0].targets.masks is None
     with_masks = next(local_batches(split, DATA, **RUN, **run, with_masks=True)).microbatches[0]
-    assert with_masks.targets.masks.shape[2:] == with_masks.images.shape[2:]
+    # As stored, not resized like the images.
+    assert with_masks.targets.masks.shape[2:] == tuple(with_masks.original_sizes_hw.amax(0))
 
 
 def test_label_maps_follow_the_same_plan(tmp_path):

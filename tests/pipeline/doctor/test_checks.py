@@ -25,6 +25,7 @@ from pipeline.doctor.facts import (
     StorageTrip,
     Tracking,
 )
+from pipeline.errors import SetupError
 
 GIB = 2**30
 A100 = Gpu(name="NVIDIA A100", memory_mib=40960, driver="580.65")
@@ -269,7 +270,7 @@ def test_a_healthy_cluster_has_no_problem():
             "waits 10.7 s",
         ),
         (
-            report_no_ray("head:6379", "AuthenticationError: wrong"),
+            report_no_ray(SetupError("cannot connect to RAY_ADDRESS=head:6379", "start Ray")),
             "FAIL",
             "cannot connect to RAY_ADDRESS=head:6379",
         ),

@@ -18,6 +18,7 @@ from pipeline.evaluation.boundary_fscore import RADII_PX, boundary_f, match_boun
 from pipeline.evaluation.class_table import format_boundary_f, format_miou
 from pipeline.evaluation.label_files import LabelFolders, evaluate_boundary_f, evaluate_miou
 from pipeline.evaluation.mean_iou import count_pixels, mean_iou
+from tests.pipeline.data.street_samples import gray_png
 
 VOID = 255
 LABEL_IDS = [each.label_id for each in CLASSES if each.label_id >= 0]
@@ -257,6 +258,34 @@ def test_file_names_of_bdd_and_of_other_datasets(tmp_path: Path) -> None:
     text = format_miou(evaluate_miou(other))
     assert "class 2" in text
     assert "mean" in text
+
+
+def test_few_bits_and_palettes_are_read_as_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = draw(0, classes=[0, 1, 2, 3])
+    save(
+        {"two": labels, "four": labels, "palette": labels, "one": labels % 2},
+        tmp_path / "t",
+        ".png",
+    )
+    found = tmp_path / "f"
+    found.mkdir()
+    for name, values, bits in (("two", labels, 2), ("four", labels, 4), ("one", labels % 2, 1)):
+        (found / f"{name}.png").write_bytes(gray_png(values, bits))
+    image = Image.new("P", labels.shape[::-1])
+    image.putdata(labels.ravel().tolist())
+    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
+    image.save(found / "palette.png", bits=2)
+    for truth, other in (("t", "f"), ("f", "t")):
+        folders = LabelFolders(
+            truth=str(tmp_path / truth), detections=str(tmp_path / other), classes="4"
+        )
+        assert evaluate_miou(folders).miou == 1
+    assert f"the indices of 1 palette in {found} are taken as classes" in caplog.text
+    save(dict.fromkeys(("two", "four", "one", "palette"), labels * 0), tmp_path / "zero", ".png")
+    folders = LabelFolders(truth=str(found), detections=str(tmp_path / "zero"), classes="4")
+    assert evaluate_miou(folders).miou < 0.5
 
 
 def catch_error(folders: LabelFolders) -> str:

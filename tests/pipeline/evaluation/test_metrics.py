@@ -323,6 +323,32 @@ def test_all_problems_of_detections() -> None:
     assert text.startswith("10 kinds of problem; nothing was evaluated")
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**70), 10**400])
+def test_numbers_beyond_64_bits_are_listed(number: int) -> None:
+    truth = truth_of([(2, 2, 20), (30, 30, 25)])
+    truth["annotations"][0]["id"] = number
+    truth["annotations"][1]["image_id"] = number
+    truth["images"].append({"id": number, "height": 4, "width": 4})
+    truth["images"].append({"id": 8, "height": abs(number), "width": 4})
+    found = [detection(2, 2, 20, image_id=number), detection(2, 2, 20, category_id=number)]
+    with pytest.raises(DatasetError) as caught:
+        evaluate_detections(truth, found, metric="segm")
+    text = str(caught.value)
+    assert "truth: id is not an integer (3)\n    images: id" in text
+    assert "rule: ids of images, categories and annotations are integers of at most 64 bits" in text
+    assert "truth: image without size (1)\n    image 8" in text
+    assert "detections: id is not an integer (2)\n    entry 0: image_id" in text
+
+
+def test_scores_and_areas_beyond_a_float_are_listed() -> None:
+    truth = truth_of([(2, 2, 20)])
+    truth["annotations"][0]["area"] = 10**400
+    with pytest.raises(DatasetError) as caught:
+        evaluate_detections(truth, [detection(2, 2, 20, score=10**400)], metric="segm")
+    assert "truth: invalid area (1)" in str(caught.value)
+    assert "detections: score is not finite (1)" in str(caught.value)
+
+
 def test_all_problems_of_a_truth() -> None:
     truth = truth_of([(2, 2, 20), (30, 30, 25), (5, 40, 10)])
     del truth["images"][0]["height"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,18 @@ from pipeline.data.collate import collate_images
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.evaluation.infer import detect
+from pipeline.registry.lifecycle import read_card_content
+from pipeline.registry.predict import load_registered_model
 from pipeline.registry.provenance import EvaluationRecord
 from pipeline.registry.register import register
+from pipeline.registry.versions import (
+    WEIGHTS_FILE,
+    Version,
+    add_file,
+    find_version,
+    list_files,
+    read_file,
+)
 
 LIGHT_IMPORT = """
 import sys
@@ -188,6 +199,26 @@ def test_only_a_better_version_becomes_the_champion(registered_model, tmp_path):
     assert held.tags["champion_decision"] == better.decision
 
 
+def test_weights_that_changed_in_the_artifact_store_are_refused(registered_model):
+    tracking = registered_model.handle.tracking_uri
+    version = find_version(f"models:/{registered_model.name}/1", registry=tracking)
+    file = Path(version.source.removeprefix("file://"), WEIGHTS_FILE)
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        for read in (
+            lambda: load_registered_model(version.uri, tracking=tracking),
+            lambda: read_file(version, WEIGHTS_FILE),
+        ):
+            with pytest.raises(RegistryError, match=f"{version.uri}: its weights were changed"):
+                read()
+    finally:
+        file.write_bytes(before)
+    assert read_file(version, WEIGHTS_FILE) == before
+    unknown = replace(version, tags={})
+    assert read_file(unknown, WEIGHTS_FILE) == before
+
+
 def test_the_same_weights_under_another_name_do_not_change_the_first(registered_model):
     before = {path: path.read_bytes() for path in find_files(registered_model).rglob("*.*")}
     other = register(
@@ -223,3 +254,46 @@ def test_all_problems_are_reported_at_once(registered_model, tmp_path):
         )  # fmt: skip
     for part in ("'a/b'", "model.pth", "2 categories", "num_classes 3"):
         assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda version: list_files(version, ""),
+        lambda version: read_file(version, "origin.json"),
+        lambda version: add_file(version, "model_card.md", b"card"),
+        read_card_content,
+    ],
+)
+def test_files_of_a_moved_store_are_told_where_they_should_be(tmp_path, use):
+    inside = "mlartifacts/bsm/run/artifacts/models/abc"
+    version = Version(
+        registry=f"sqlite:///{tmp_path}/new/mlflow.db",
+        name="m",
+        version="1",
+        source=(tmp_path / "old runs" / inside).as_uri(),
+        run_id="run",
+        created_ms=0,
+    )
+    (tmp_path / "new" / inside).mkdir(parents=True)
+    with pytest.raises(RegistryError) as raised:
+        use(version)
+    assert str(raised.value) == (
+        f"models:/m/1: there is no folder {tmp_path}/old runs/{inside}: the store was moved from "
+        f"{tmp_path}/old runs to {tmp_path}/new, and MLflow keeps absolute paths. Move it back, "
+        f"or link it: mkdir -p {tmp_path} && ln -s {tmp_path}/new '{tmp_path}/old runs'"
+    )
+    assert not (tmp_path / "old runs").exists()
+
+
+def test_a_version_without_an_origin_is_not_said_to_be_a_strangers(tmp_path):
+    version = Version(
+        registry=f"sqlite:///{tmp_path}/mlflow.db",
+        name="m",
+        version="1",
+        source=(tmp_path / "mlartifacts" / "gone").as_uri(),
+        run_id="run",
+        created_ms=0,
+    )
+    with pytest.raises(RegistryError, match=r"it holds: nothing\): .*moved or removed.*list m$"):
+        read_card_content(version)

@@ -54,6 +54,15 @@ def test_draw_instances_keeps_large_photos_and_photos_without_instances():
     np.testing.assert_array_equal(np.asarray(draw_instances(photo, [hidden])), photo)
 
 
+def test_a_narrow_photo_is_not_enlarged_without_limit():
+    strip = np.zeros((40, 8000, 3), np.uint8)
+    mask = np.zeros((40, 8000), dtype=bool)
+    mask[10:20, 100:300] = True
+    picture = draw_instances(strip, [Instance(mask, "a long name of a category", PALETTE[0])])
+    assert picture.size == (8192, 41)
+    assert draw_instances(np.zeros((5, 9000, 3), np.uint8), []).size == (9000, 5)
+
+
 def test_labels_stay_in_the_picture_and_do_not_overlap():
     rng = np.random.default_rng(0)
     taken = []

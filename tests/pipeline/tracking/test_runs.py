@@ -1,6 +1,7 @@
 """The embedded store, resume, and messages about unreachable stores."""
 
 import json
+import os
 import shutil
 import socket
 from dataclasses import replace
@@ -182,3 +183,43 @@ def test_uris_become_absolute_and_unknown_schemes_are_refused(tmp_path, monkeypa
     assert "set --tracking.uri" in caplog.text
     with pytest.raises(StorageError, match="must start with one of http"):
         resolve_tracking_uri("host:5000", storage_uri="runs")
+
+
+@pytest.mark.parametrize("name", ["feature%2Fx", "what?"])
+def test_a_path_that_sqlalchemy_decodes_is_refused_with_a_way_on(tmp_path, monkeypatch, name):
+    folder = tmp_path / name / "runs"
+    for given in ({"uri": ""}, {"uri": f"sqlite:///{folder}/mlflow.db"}):
+        with pytest.raises(StorageError) as raised:
+            resolve_tracking_uri(**given, storage_uri=str(folder))
+        assert str(raised.value).startswith(f"{folder}/mlflow.db: MLflow cannot open")
+        assert "--tracking.uri sqlite:////OTHER/FOLDER/mlflow.db" in str(raised.value)
+    with pytest.raises(StorageError, match="percent-encoded"):
+        open_run(Recipe(name="first", storage=str(folder)))
+    assert not (tmp_path / "feature").exists()
+    plain = f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_tracking_uri(plain, storage_uri=str(folder)) == plain
+
+
+@pytest.mark.parametrize("name", ["100% + #1 'x'"])
+def test_other_characters_in_a_path_are_taken_as_they_are(tmp_path, name):
+    handle = open_run(Recipe(name="first", storage=str(tmp_path / name)))
+    assert log_artifacts(handle, __file__)
+    assert finish(handle)
+    assert (tmp_path / name / "mlflow.db").stat().st_size
+    assert list((tmp_path / name / "mlartifacts").rglob("test_runs.py"))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_moved_store_is_not_written_at_its_old_place(tmp_path):
+    handle = open_run(Recipe(name="first", storage=str(tmp_path / "old")))
+    log_artifacts(handle, __file__)
+    finish(handle)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = Recipe(name="second", storage=str(tmp_path / "new"))
+    with pytest.raises(StorageError) as raised:
+        open_run(moved)
+    link = f"mkdir -p {tmp_path} && ln -s {tmp_path}/new {tmp_path}/old"
+    assert str(raised.value).endswith(link)
+    assert not (tmp_path / "old").exists()
+    os.system(link)  # noqa: S605  the command of the message
+    assert open_run(moved).run_id

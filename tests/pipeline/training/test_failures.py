@@ -82,6 +82,19 @@ def test_the_final_error_has_the_first_cause_its_place_and_the_resume_command(re
     assert text.endswith(RESUME)
 
 
+def test_a_node_without_memory_is_said_without_rays_advice(relay, job):
+    killed = ray.exceptions.OutOfMemoryError(
+        "1 worker(s) were killed due to the node running low on memory. To disable worker killing, "
+        "set the environment variable `RAY_memory_monitor_refresh_ms` to zero."
+    )
+    FailureCallback(relay, max_failures=2).after_exception(None, {1: killed})
+    assert relay.lines[0][1].startswith("was killed because its node ran out of memory; restarting")
+    error = ray.train.WorkerGroupError("one failed", {1: killed})
+    text = str(to_training_error(error, relay, job=job))
+    assert text.startswith("worker 1 was killed because its node ran out of memory. Use fewer")
+    assert "RAY_memory" not in text
+
+
 def test_errors_of_the_controller_keep_their_kind(relay, job):
     def convert(cause):
         return to_training_error(ray.train.ControllerError(cause), relay, job=job)

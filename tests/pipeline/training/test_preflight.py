@@ -9,7 +9,7 @@ import torch
 
 from bsm.build import build_model
 from bsm.configs.semantic import DeepLabConfig
-from pipeline.data.manifest import Category, read_manifest
+from pipeline.data.manifest import Category, Manifest, read_manifest
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.training import preflight
 from pipeline.training.preflight import prepare_run
@@ -88,6 +88,31 @@ def test_weights_that_do_not_fit_are_a_recipe_error(shards, folder, monkeypatch)
         prepare_run(replace(recipe, model=replace(recipe.model, weights="nowhere.pth")))
 
 
+def test_weights_with_nan_are_named_before_training(shards, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    recipe = tiny_recipe(shards, folder / "none", name="nan", num_workers=0)
+    state = build_model(recipe.model).state_dict()
+    next(iter(state.values())).fill_(torch.nan)
+    torch.save(state, "nan.pth")
+    with pytest.raises(RecipeError, match=r"nan\.pth: 1 of \d+ tensors hold NaN or infinity"):
+        prepare_run(replace(recipe, model=replace(recipe.model, weights="nan.pth")))
+
+
+def test_the_environment_is_checked_with_the_rest(shards, folder, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    recipe = tiny_recipe(shards, folder / "a%2Fb", name="environment", num_workers=1)
+    with pytest.raises(RecipeError) as error:
+        prepare_run(replace(recipe, model=replace(recipe.model, num_classes=9)))
+    for part in (
+        "a%2Fb/mlflow.db: MLflow cannot",
+        "RAY_ADDRESS=127.0.0.1:1",
+        "--model.num-classes",
+    ):
+        assert part in str(error.value)
+    assert not (folder / "a%2Fb").exists()
+
+
 def test_shards_that_changed_after_ingest_are_refused(tmp_path):
     shards = write_shards(tmp_path, train_images=8)
     next((shards / "train").glob("part-*.parquet")).write_bytes(b"PAR1")
@@ -116,6 +141,51 @@ def test_long_lists_of_categories_are_cut(shards, folder, monkeypatch):
     change_manifest(monkeypatch, "train", categories=name_categories(*"abcdefghijk"))
     with pytest.raises(RecipeError, match=r"11 categories \(a, b, c, d, e, f, g, h, and 3 more\)"):
         prepare_run(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"annotations": 0, "category_images": (0,) * 5}, "it has no annotation"),
+        ({"category_images": (0,) * 5}, r"all of its \d+ annotations are crowds"),
+    ],
+)
+def test_training_data_without_an_object_are_refused(shards, folder, monkeypatch, changes, reason):
+    recipe = tiny_recipe(shards, folder / "none", name="nothing", num_workers=0)
+    change_manifest(monkeypatch, "train", **changes)
+    message = rf"/train has nothing to learn: {reason}.*ingest it again with --overwrite"
+    with pytest.raises(RecipeError, match=message):
+        prepare_run(recipe)
+    assert not (folder / "none").exists()
+
+
+def test_label_maps_of_one_class_are_refused():
+    names = name_categories("background", "polyp")
+    train = Manifest(
+        task="semantic",
+        categories=names,
+        shards=(),
+        images=4,
+        annotations=0,
+        fingerprint="",
+        category_px=(900, 0),
+    )
+    (problem,) = preflight._content_problems(train, train, train_uri="train", val_uri="val")
+    assert "background is the only class with a pixel" in problem
+    one = replace(train, categories=names[:1], category_px=(900,))
+    assert not preflight._content_problems(one, one, train_uri="train", val_uri="val")
+
+
+def test_a_category_without_object_and_an_empty_val_are_warnings(
+    shards, folder, monkeypatch, caplog
+):
+    recipe = tiny_recipe(shards, folder / "runs", name="some", num_workers=0)
+    change_manifest(monkeypatch, "train", category_images=(3, 0, 3, 3, 0))
+    prepare_run(recipe)
+    assert "2 of 5 categories have no object: " in caplog.text
+    change_manifest(monkeypatch, "val", annotations=0)
+    prepare_run(recipe)
+    assert "/val: there is nothing to measure: it has no annotation" in caplog.text
 
 
 def test_only_cityscapes_has_a_submission_format(shards, folder, monkeypatch):

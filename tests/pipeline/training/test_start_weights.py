@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from bsm.configs.semantic import DeepLabConfig
 from pipeline import storage
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
-from pipeline.registry.versions import Version
+from pipeline.registry.versions import WEIGHTS_FILE, Version
 from pipeline.serving.artifacts import categories_to_json
 from pipeline.training import start_weights
 from pipeline.training.start_weights import (
@@ -30,20 +29,20 @@ MODEL = MaskRCNNConfig(weights="models:/far@champion")
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
     """A registry whose only version is models:/far/1."""
-    file = tmp_path / "version" / "model.safetensors"
-    file.parent.mkdir()
+    file = tmp_path / "version" / WEIGHTS_FILE
+    file.parent.mkdir(parents=True)
     file.write_bytes(b"registered")
     tags = {"weights_sha256": hashlib.sha256(b"registered").hexdigest()}
     version = Version(
-        registry="sqlite://", name="far", version="1", source="", run_id="", created_ms=0, tags=tags
+        registry="sqlite://",
+        name="far",
+        version="1",
+        source=str(tmp_path / "version"),
+        run_id="",
+        created_ms=0,
+        tags=tags,
     )
-
-    @contextmanager
-    def download(found, name):
-        yield file
-
     monkeypatch.setattr(start_weights, "find_version", lambda model, *, registry: version)
-    monkeypatch.setattr(start_weights, "download_file", download)
     monkeypatch.setattr(
         start_weights, "read_file", lambda *_: categories_to_json(CATEGORIES).encode()
     )
@@ -90,7 +89,8 @@ def test_a_registered_version_is_pinned_and_no_longer_looked_up(
     with resolve_start_weights(MODEL, recipe, run_uri=run_uri) as start:
         assert Path(start.local_model.weights).read_bytes() == b"registered"
         assert (start.version, start.categories) == ("models:/far/1", CATEGORIES)
-        assert start.name_version(f"{registry}: no key") == "models:/far/1: no key"
+        text = f"{start.local_model.weights}: no key"
+        assert start.name_version(text) == "models:/far/1: no key"
         assert read_start_version(run_uri) == ""
         start.pin()
     assert read_start_version(run_uri) == "models:/far/1"

@@ -34,6 +34,14 @@ def load_final(job):
     return checkpoint.load(latest)
 
 
+def forget_checksums(ref):
+    """Make a checkpoint look like one of an earlier version."""
+    file = Path(ref.uri, "checkpoint.json")
+    info = json.loads(file.read_text())
+    del info["sha256"], info["manifest_sha256"]
+    file.write_text(json.dumps(info))
+
+
 def read_sample_lists(job):
     return {
         path.name: path.read_bytes() for path in sorted(Path(job.run_uri, "samples").glob("*.csv"))
@@ -113,6 +121,24 @@ def test_a_bad_batch_is_reported_and_saved_and_does_not_update_the_weights(job):
     assert record["lr"] == pytest.approx(0.2 * (0.001 + 0.999 * 2 / 3))
 
 
+def test_a_full_gpu_is_said_without_torchs_advice(job, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. 1.20 GiB is free. Of the allocated "
+            "memory 20 GiB is allocated by PyTorch. If reserved but unallocated memory is large "
+            "try setting PYTORCH_ALLOC_CONF=x"
+        )
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    with pytest.raises(TrainingError) as raised:
+        run(job)
+    assert str(raised.value).startswith("rank 0, step 0, images [0, 1, 2, 3]: CUDA out of memory.")
+    assert "1.20 GiB is free.\nUse fewer images at once (--scale.images-per-microbatch " in str(
+        raised.value
+    )
+    assert "PYTORCH" not in str(raised.value)
+
+
 def test_a_bad_batch_is_found_at_the_next_log_line_on_a_gpu(job, monkeypatch):
     """The numbers are read after step 6 only, and the error still names step 5."""
     monkeypatch.setattr(loop.StepMetrics, "has_bad_step", lambda _: False)
@@ -151,14 +177,15 @@ def test_old_checkpoints_are_pruned_and_incomplete_ones_ignored(job):
     last = Path(checkpoint.find_latest(job.run_uri).uri)
     (last / "checkpoint.json").rename(last / "elsewhere.json")
     assert checkpoint.find_latest(job.run_uri).step == 8
-    eighth = Path(checkpoint.find_latest(job.run_uri).uri, "checkpoint.pt")
-    eighth.write_bytes(eighth.read_bytes()[:-1])
+    eighth = Path(checkpoint.find_latest(job.run_uri).uri)
+    (eighth / "checkpoint.json").unlink()
     assert checkpoint.find_latest(job.run_uri) is None
 
 
-def test_a_damaged_checkpoint_names_the_folder_to_delete(job):
+def test_a_damaged_checkpoint_without_checksum_names_the_folder_to_delete(job):
     run(job)
     latest = checkpoint.find_latest(job.run_uri)
+    forget_checksums(latest)
     weights_file = Path(latest.uri, "checkpoint.pt")
     weights_file.write_bytes(b"x" * weights_file.stat().st_size)
     with pytest.raises(TrainingError, match="Delete this folder"):

@@ -1,0 +1,107 @@
+"""List the photos of a folder, and count everything else that is in it."""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.data.photo import FORMAT_NAMES, PHOTO_ENDINGS, find_format
+from pipeline.errors import DatasetError
+from pipeline.text import format_counts
+
+_log = logging.getLogger(__name__)
+
+_HEADER_BYTES = 16
+_EXAMPLES = 3
+
+
+class PhotoFolder(NamedTuple):
+    """The photos of a folder."""
+
+    root: Path
+    names: list[str]
+    """Paths under root, with slashes."""
+    others: dict[str, str]
+    """Ending of each file that is no photo, and why a folder is not read."""
+
+
+def list_photos(images: Path, out: Path) -> PhotoFolder:
+    """List the photos under a folder, also in linked folders; or one photo.
+
+    A file is a photo by its ending or its first bytes. Everything else is counted in the log.
+
+    Args:
+        images: folder, or a file.
+        out: folder of results, which are not photos to read.
+
+    Raises:
+        DatasetError: there is no photo, or out would overwrite them.
+    """
+    folder = (
+        PhotoFolder(images.parent, [images.name], {})
+        if images.is_file()
+        else _walk(images, out.resolve())
+    )
+    if not folder.names:
+        state = (
+            f"has no {FORMAT_NAMES} file{_count(folder.others)}"
+            if images.is_dir()
+            else f"is not a folder with a {FORMAT_NAMES} file"
+        )
+        raise DatasetError(f"--images {images} {state}")
+    if out.resolve() == folder.root.resolve():
+        raise DatasetError(
+            f"--out {out} is the folder of the photos, which would be overwritten; use another"
+        )
+    if folder.others:
+        _log.warning("predict: not read%s", _count(folder.others))
+    return folder
+
+
+def _walk(root: Path, out: Path) -> PhotoFolder:
+    names: list[str] = []
+    others: dict[str, str] = {}
+    seen: set[Path] = set()
+    ignored = {out} - {root.resolve()}
+
+    def add_unreadable(error: OSError) -> None:
+        others[f"{Path(error.filename).relative_to(root)}/"] = error.strerror or "unreadable folder"
+
+    for parent, folders, files in os.walk(root, followlinks=True, onerror=add_unreadable):
+        path = Path(parent)
+        real = path.resolve()
+        if real in ignored or real in seen:
+            folders.clear()
+            if real in seen:
+                others[f"{path.relative_to(root)}/"] = "link to a folder that is read already"
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(files):
+            file = path / name
+            relative = file.relative_to(root).as_posix()
+            if _is_photo(file):
+                names.append(relative)
+            else:
+                others[relative] = file.suffix.lower() or "no ending"
+    return PhotoFolder(root, sorted(names, key=lambda name: Path(name).parts), others)
+
+
+def _is_photo(path: Path) -> bool:
+    if path.suffix.lower() in PHOTO_ENDINGS:
+        return True
+    try:
+        # A pipe would wait for its other end.
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return bool(find_format(stream.read(_HEADER_BYTES)))
+    except OSError:
+        return False
+
+
+def _count(others: dict[str, str]) -> str:
+    if not others:
+        return ""
+    examples = ", ".join(list(others)[:_EXAMPLES])
+    return f": {format_counts(others.values())} (such as {examples})"

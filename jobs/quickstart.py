@@ -13,7 +13,6 @@ import io
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bsm.configs.instance import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig
@@ -189,6 +188,7 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
     from pipeline.registry.predict import load_registered_model
     from pipeline.report.boundary_picture import Panel, draw_boundary_errors
     from pipeline.report.draw import decode_instance, decode_instances
+    from pipeline.serving.artifacts import SCORE_THRESHOLD
     from pipeline.serving.photos import read_photo
 
     registered = load_registered_model(MODEL, storage_uri=recipe.storage)
@@ -201,8 +201,7 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
     for image_id in crowded[:MAX_IMAGES]:
         name = coco.imgs[image_id]["file_name"]
         photo = read_photo(images / name, name=name)
-        table: Any = registered.model.predict([photo])
-        found = table.to_dict("records")
+        found = registered.model.predict_photo(photo, score_threshold=SCORE_THRESHOLD)
         true = [(coco.annToRLE(a), index[a["category_id"]]) for a in coco.imgToAnns[image_id]]
         panels.append(
             Panel(

@@ -10,6 +10,8 @@ import math
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,6 +82,37 @@ def check_environment() -> None:
         _check_cluster(os.environ.get("RAY_ADDRESS", ""))
     else:
         _check_temporary_folder()
+
+
+@contextmanager
+def explain_lost_processes(work: str, *, memory_advice: str) -> Iterator[None]:
+    """Say in one sentence that Ray lost a process, and leave errors of the code in it alone.
+
+    Args:
+        work: what was going on.
+        memory_advice: what helps if the memory was too small; Ray advises to switch its check off.
+
+    Raises:
+        SetupError: Ray lost a process, or itself.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        if is_out_of_memory(error):
+            text = f"{work}: a process was killed because its node ran out of memory"
+            raise SetupError(text, memory_advice) from None
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        text = f"{work}: Ray lost a process ({type(error).__name__}: {line[:200]})"
+        raise SetupError(
+            text, "check it with: ray status. Then run the same command again"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether Ray killed a process because its node had too little memory."""
+    return "killed due to the node running low on memory" in str(error)
 
 
 def _uses_cluster() -> bool:

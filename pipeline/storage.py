@@ -7,6 +7,7 @@ Writes are atomic: a reader sees the old file or the new one, never a part.
 """
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,16 @@ from pipeline.errors import StorageError
 _LOCAL = ("", "file")
 _SCHEMES = (*_LOCAL, "s3", "gs")
 
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("CLOUD_STORAGE_EMULATOR_ENDPOINT",),
+}
+"""Variables that name a store that is not the cloud's own; the first one that is set counts."""
+
+_NO_CONNECTION = re.compile(r"(?:curlCode: \d+, |CURL error \[\d+\]=)(.*?)(?:;| error_info|$)")
+"""In the messages of AWS's and Google's libraries."""
+
+_EMULATOR_TIMEOUT = timedelta(seconds=5)
 _GS_TIMEOUT = timedelta(seconds=30)
 """Google's default is 15 minutes, even without credentials."""
 
@@ -177,9 +188,17 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _endpoint(scheme: str) -> str:
     """Return the endpoint of a store that is not the cloud's own, from its usual variable."""
-    if scheme == "gs":
-        return os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or ""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
+
+
+def _explain_no_connection(uri: str, reason: str) -> str:
+    """Name the store of a URI, without a password, and the variable that sets it."""
+    scheme = _split(uri)[0]
+    if not (endpoint := _endpoint(scheme)):
+        return f"no connection to its cloud ({reason}); check the network of this machine"
+    variable = next(name for name in _ENDPOINTS[scheme] if os.environ.get(name))
+    place = endpoint.rpartition("@")[2]
+    return f"no connection to {place} ({reason}); start it, or correct {variable}"
 
 
 @lru_cache(maxsize=8)
@@ -192,7 +211,8 @@ def _object_store(scheme: str, endpoint: str) -> pafs.FileSystem:
     )
     if scheme == "gs":
         # An emulator has no accounts.
-        return pafs.GcsFileSystem(retry_time_limit=_GS_TIMEOUT, anonymous=bool(endpoint), **other)
+        timeout = _EMULATOR_TIMEOUT if endpoint else _GS_TIMEOUT
+        return pafs.GcsFileSystem(retry_time_limit=timeout, anonymous=bool(endpoint), **other)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
     # Delayed open: a small file is one request, not the three of a multipart upload.
     return pafs.S3FileSystem(region=region, allow_delayed_open=True, **other)
@@ -217,6 +237,9 @@ def _wrap_errors(uri: str, verb: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if found := _NO_CONNECTION.search(str(error)):
+            reason = _explain_no_connection(uri, found[1])
+            raise StorageError(f"cannot {verb} {uri}: {reason}") from error
         if isinstance(error, FileNotFoundError) and verb != "write":
             hint = "no such file; check the path"
         elif is_local(uri):

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".pkl" and not zipfile.is_zipfile(file):
             content = read_pickled_arrays(file)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = _load_torch_file(file)
     except _DamagedFileError:
         raise
     except UnsupportedPickleError as error:
@@ -84,6 +85,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"nothing in a file is executed. {_CONVERT}"
         ) from error
     return _unwrap(content, file)
+
+
+def _load_torch_file(file: Path) -> object:
+    with warnings.catch_warnings():
+        # For files of old versions, torch asks to report its own limits to its developers.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 class _DamagedFileError(ValueError):
@@ -119,6 +127,8 @@ def _explain(error: Exception, file: Path, *, start: bytes) -> str:
         return f"it asks for {asked[1]}"
     if start.startswith(b"PK"):
         return "it is a zip that torch.save did not write, or that is cut off or damaged"
+    if start.startswith(b"\x80"):
+        return "it is a Python pickle with other content"
     return f"it starts with {start[:16]!r}"
 
 

@@ -9,6 +9,7 @@ from pipeline.data.source_index import UNKNOWN_VALUE
 from pipeline.data.text_files import decode_text
 from pipeline.errors import DatasetError
 
+_NAME_AND_VALUE = re.compile(r".*\S[\s:,;=]+([0-9]+)")
 _VALUE_AND_NAME = re.compile(r"([0-9]+)[\s:,;=]+(\S.*)")
 
 _OTHER_FORMATS = ("[", "{", '"', "'", "- ")
@@ -42,6 +43,9 @@ def parse_class_list(lines: Sequence[str], *, where: str) -> dict[int, str]:
     if not pairs:
         pairs = list(enumerate(lines))
     names = dict(pairs)
+    # "lane 1" may be a name; with a value before it, it is.
+    last = [each[1] for line in lines if (each := _NAME_AND_VALUE.fullmatch(line))]
+    are_swapped = not any(found) and len(lines) == len(set(last)) > 1
     bare = [line for line, each in zip(lines, found, strict=True) if not each]
     odd = [name for _, name in pairs if name.startswith(_OTHER_FORMATS) or not name.isprintable()]
     rules = [
@@ -51,6 +55,7 @@ def parse_class_list(lines: Sequence[str], *, where: str) -> dict[int, str]:
             f"{len(bare)} of {len(lines)} lines have no value, such as {bare[:1]}; give all lines "
             "one, or none",
         ),
+        (not are_swapped, f"every line ends in a number, such as {lines[:1]}; put values first"),
         (not odd, f"{odd[:1]} is not a name"),
         (len(names) == len(pairs), "a value is used twice"),
         (len({name for _, name in pairs}) == len(pairs), "a name is used twice"),

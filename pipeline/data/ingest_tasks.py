@@ -12,7 +12,11 @@ import ray
 
 from pipeline.data.shards import ShardReport, ShardSettings, make_shard, parse_report
 from pipeline.errors import StorageError
-from pipeline.ray_connection import connect
+from pipeline.ray_connection import connect, explain_lost_processes
+
+_MEMORY_ADVICE = (
+    "use fewer tasks at once: --workers 1. The same command continues from the finished shards"
+)
 
 
 def make_shards_on_ray(
@@ -37,10 +41,11 @@ def make_shards_on_ray(
     )
     rows.clear()
     try:
-        for row in reports.iter_rows():
-            if row["error"]:
-                raise StorageError(row["error"])
-            yield parse_report(json.loads(row["report"]))
+        with explain_lost_processes("ingest", memory_advice=_MEMORY_ADVICE):
+            for row in reports.iter_rows():
+                if row["error"]:
+                    raise StorageError(row["error"])
+                yield parse_report(json.loads(row["report"]))
     finally:
         context.enable_progress_bars = bars
 

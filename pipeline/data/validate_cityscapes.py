@@ -5,7 +5,6 @@ for all others. For a class with instances, the latter are a group without separ
 become a crowd. If the PNG is missing, it is drawn from the polygons, as cityscapesScripts do.
 """
 
-import json
 from collections import Counter
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipeline.data.label_png import LabelError, read_values
 from pipeline.data.photo import read_size_hw
 from pipeline.data.problems import Entry, shorten
 from pipeline.data.run_lengths import RunLengths, encode_instance_masks
+from pipeline.data.text_files import parse_json
 from pipeline.data.validate_image import Instance, ValidatedImage, make_instance_row
 from pipeline.data.validate_label_map import check_pair, format_values, make_label_problem
 
@@ -111,8 +111,8 @@ def _next_value(label: str, seen: Counter[str]) -> int | None:
 def _read_polygons(data: bytes) -> tuple[int, int, list[dict[str, Any]]]:
     """Parse and check height, width and objects of a polygon file."""
     try:
-        top = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        top = parse_json(data)
+    except ValueError as error:
         reason = f"it is not readable as JSON ({shorten(str(error), 80)})"
         raise LabelError("polygon_file", reason) from error
     if not isinstance(top, dict) or not isinstance(top.get("objects"), list):

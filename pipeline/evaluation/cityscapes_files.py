@@ -8,13 +8,13 @@ object. Unlike cityscapesScripts, all files are checked, and one error reports a
 import math
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.data.cityscapes_classes import CLASSES
 from pipeline.data.text_files import decode_text
 from pipeline.errors import StorageError
@@ -63,6 +63,7 @@ def evaluate_cityscapes(
         DatasetError: all problems of both folders.
     """
     check_ratio(dilation_ratio)
+    sums = checksums.read_sums(detections)
     problems = FolderProblems.of(truth, detections)
     pairs = pair_files(
         _list_truth(truth, problems.truth),
@@ -72,7 +73,7 @@ def evaluate_cityscapes(
 
     def count(pair: Pair, problems: FolderProblems) -> FrameCounts | None:
         instance_map = _read_instance_map(pair, problems.truth)
-        lines = _read_lines(pair.detections, detections, problems.detections)
+        lines = _read_lines(pair.detections, detections, problems.detections, sums=sums)
         if instance_map is None:
             return None
         masks = _read_masks(lines, instance_map.shape, problems.detections)
@@ -144,12 +145,14 @@ class _Line(NamedTuple):
     score: float
 
 
-def _read_lines(txt: str, root: str, problems: Problems) -> list[_Line]:
+def _read_lines(txt: str, root: str, problems: Problems, *, sums: Mapping[str, str]) -> list[_Line]:
     name = file_name(txt)
     try:
-        text = decode_text(storage.read_bytes(txt))
+        data = storage.read_bytes(txt)
+        checksums.check(txt, data, sums)
+        text = decode_text(data)
     except (StorageError, UnicodeDecodeError) as error:
-        problems.add("malformed line", f"{name}: {error}")
+        problems.add("unreadable file", f"{name}: {error}")
         return []
     lines: list[_Line] = []
     seen: set[str] = set()

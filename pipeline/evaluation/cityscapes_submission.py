@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.data.semantic_fields import encode_plane
 from pipeline.errors import DatasetError
 from pipeline.evaluation.folders import parse_frame
@@ -49,8 +49,7 @@ def write_submission(
             pool.submit(_write_frame, uri, name, by_image[image_id])
             for image_id, name in frames.items()
         ]
-    for each in done:
-        each.result()
+    checksums.write_sums(uri, dict(each.result() for each in done))
 
 
 def _parse_frames(file_names: Mapping[int, str]) -> dict[int, str]:
@@ -66,11 +65,14 @@ def _parse_frames(file_names: Mapping[int, str]) -> dict[int, str]:
     return {image_id: frame for image_id, frame in frames.items() if frame is not None}
 
 
-def _write_frame(uri: str, frame: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_frame(uri: str, frame: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Write the files of a frame; return the name of its txt, and its SHA-256."""
     lines = []
     for number, row in enumerate(rows):
         path = f"{_MASKS}/{frame}_{number:03d}.png"
         mask = np.ascontiguousarray(mask_api.decode(row["segmentation"]))
         storage.write_bytes_atomic(storage.join(uri, path), encode_plane(mask * np.uint8(255)))
         lines.append(f"{path} {row['category_id']} {row['score']!r}\n")
-    storage.write_bytes_atomic(storage.join(uri, f"{frame}.txt"), "".join(lines).encode())
+    name, data = f"{frame}.txt", "".join(lines).encode()
+    storage.write_bytes_atomic(storage.join(uri, name), data)
+    return name, checksums.hash_bytes(data)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from pipeline import storage
+from pipeline import checksums
 from pipeline.data.annotation_rules import DEFAULTS, is_area_off, is_crowd, is_object
 from pipeline.data.problems import is_id, is_side
 from pipeline.data.text_files import parse_json
@@ -63,10 +63,10 @@ def read_json(uri: str) -> object:
     """Read a JSON file.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, or was changed after this package wrote it.
         DatasetError: it is not JSON, for instance because it was truncated.
     """
-    data = storage.read_bytes(uri)
+    data = checksums.read_file(uri)
     try:
         return parse_json(data)
     except ValueError as error:
@@ -77,12 +77,12 @@ def read_json(uri: str) -> object:
 
 
 def write_detections(uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write detections as a COCO results file, atomically.
+    """Write detections as a COCO results file, atomically and with a checksum.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    storage.write_bytes_atomic(uri, json.dumps(list(rows), separators=(",", ":")).encode())
+    checksums.write_file(uri, json.dumps(list(rows), separators=(",", ":")).encode())
 
 
 def check_files(
@@ -170,7 +170,7 @@ def _check_annotations(
     notices: list[str] = []
     for position, entry in enumerate(entries):
         where = f"annotations[{position}]{_show_id(entry)}"
-        checked = _check_entry(entry, where, index, problems)
+        checked = _check_entry(entry, where, index, problems, more=("id",))
         if isinstance(entry, dict):
             _check_flags(entry, where, problems)
         if checked is None:

@@ -5,9 +5,11 @@ are the image's with or without `_train_id`; other data sets have the same path 
 Pixel values are train ids, or Cityscapes' label ids on request.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -42,6 +44,7 @@ from pipeline.evaluation.mean_iou import (
     mean_iou,
 )
 from pipeline.evaluation.problems import Problems, raise_all
+from pipeline.text import format_counts
 
 Ids = Literal["train", "label"]
 
@@ -52,6 +55,11 @@ _TRUTH_SUFFIX: dict[Ids, str] = {
     "label": "_gtFine_labelIds.png",
 }
 
+
+_PNG = ".png"
+"""Ending of label maps; its case does not matter."""
+
+_log = logging.getLogger(__name__)
 
 _TRAIN_ID = np.full(VOID + 1, VOID, np.uint8)
 _TRAIN_ID[[each.label_id for each in TRAIN_CLASSES]] = [each.train_id for each in TRAIN_CLASSES]
@@ -182,8 +190,24 @@ def _map_label_maps(
     return map_pairs(pairs, measure_pair, problems)
 
 
+def _list_pngs(folder: str) -> list[str]:
+    """List the PNGs of a folder, and count its other files in the log."""
+    files = storage.list_files(folder, recursive=True)
+    pngs = [uri for uri in files if uri.lower().endswith(_PNG)]
+    # Cityscapes' own folders have polygons beside the label maps.
+    others = [
+        uri for uri in files if not uri.lower().endswith(_PNG) and "_gtFine_" not in file_name(uri)
+    ]
+    if pngs and others:
+        counts = format_counts(PurePosixPath(uri).suffix.lower() or "no ending" for uri in others)
+        _log.warning(
+            "evaluate: not read in %s: %s (such as %s)", folder, counts, file_name(others[0])
+        )
+    return pngs
+
+
 def _list_truth(folders: LabelFolders, problems: Problems) -> dict[str, list[str]]:
-    files = storage.list_files(folders.truth, suffix=".png", recursive=True)
+    files = _list_pngs(folders.truth)
     suffix = _TRUTH_SUFFIX[folders.truth_ids]
     if folders.classes == "cityscapes" and any("_gtFine_" in file_name(uri) for uri in files):
         named = [uri for uri in files if uri.endswith(suffix)]
@@ -201,7 +225,7 @@ def _list_truth(folders: LabelFolders, problems: Problems) -> dict[str, list[str
 
 
 def _list_predictions(folders: LabelFolders, problems: Problems) -> dict[str, list[str]]:
-    files = storage.list_files(folders.detections, suffix=".png", recursive=True)
+    files = _list_pngs(folders.detections)
     if not files:
         problems.add(
             "no label maps in the folder", f"{describe_folder(folders.detections)}; none is *.png"
@@ -222,9 +246,9 @@ def _group_by_image(
             case "cityscapes":
                 key = parse_frame(uri)
             case "bdd":
-                key = file_name(uri).removesuffix(".png").removesuffix("_train_id")
+                key = file_name(uri)[: -len(_PNG)].removesuffix("_train_id")
             case _:
-                key = uri.removeprefix(storage.absolute(root)).strip("/").removesuffix(".png")
+                key = uri.removeprefix(storage.absolute(root)).strip("/")[: -len(_PNG)]
         if key is None:
             problems.add("no frame in the file name", file_name(uri))
         else:

@@ -57,6 +57,7 @@ RULES = {
     "several files for one frame": "a frame has one file; move other files elsewhere",
     "unreadable image": "masks, instance maps and label maps are PNGs with one value per pixel; "
     "copy the file again, and compare its size with the original's",
+    "unreadable file": "copy the file again, or write the submission again",
     "instance map is not 16-bit": "instance maps hold label id * 1000 + number, in 16-bit PNGs "
     "named *_gtFine_instanceIds.png; an 8-bit PNG is a label map",
     "unknown instance id": "an id is label id * 1000 + number for an object, and the label id "

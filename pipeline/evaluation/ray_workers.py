@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.evaluation.result import PredictorFactory
 from pipeline.evaluation.split_reader import EvalChunk
+from pipeline.ray_connection import explain_lost_processes
 
 _RETRIES = 3
 
@@ -25,6 +26,11 @@ _WARN_AFTER_S = 120
 
 # None means no group; without it, Ray would use the group of the calling process.
 _NO_PLACEMENT_GROUP: Any = None
+
+_MEMORY_ADVICE = (
+    "use fewer images at once (--evaluation.images-per-batch 1), fewer workers "
+    "(--scale.num-workers), or nodes with more memory"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +85,8 @@ def run_on_ray(
         remote.remote(make_predictor, device) for _ in range(min(num_workers, len(chunks)))
     ]
     try:
-        yield from _schedule(workers, chunks, model_ref=model_ref)
+        with explain_lost_processes("evaluate", memory_advice=_MEMORY_ADVICE):
+            yield from _schedule(workers, chunks, model_ref=model_ref)
     finally:
         for worker in workers:
             ray.kill(worker)

@@ -2,8 +2,9 @@
 
 import logging
 
-from pipeline.data.manifest import read_manifest
-from pipeline.errors import DatasetError, RegistryError
+from pipeline.data.learnable import describe_unlearnable
+from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.errors import DatasetError
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.recipe import EvaluationConfig, from_json
 from pipeline.registry.lifecycle import (
@@ -12,17 +13,15 @@ from pipeline.registry.lifecycle import (
     save_evaluation,
     update_card,
 )
+from pipeline.registry.predict import load_version
 from pipeline.registry.provenance import EvaluationRecord, describe_evaluation_set
 from pipeline.registry.versions import (
     CATEGORIES_FILE,
     RECIPE_FILE,
-    WEIGHTS_FILE,
     Version,
-    download_file,
     read_file,
 )
 from pipeline.serving.artifacts import categories_from_json
-from pipeline.serving.predictor import load_registered_weights
 from pipeline.text import format_names
 
 _log = logging.getLogger(__name__)
@@ -46,9 +45,9 @@ def make_evaluator(
         use_gpu: as for `evaluate_version`.
 
     Raises:
-        DatasetError: the split is incomplete.
+        DatasetError: the split is incomplete or has nothing to measure.
     """
-    manifest = read_manifest(split_uri)
+    manifest = _read_split(split_uri)
     images = min(manifest.images, settings.max_images or manifest.images)
     evaluated_on = describe_evaluation_set(manifest.fingerprint, images, settings)
 
@@ -91,10 +90,11 @@ def evaluate_version(
         use_gpu: use a GPU, one per worker.
 
     Raises:
-        DatasetError: the split is incomplete, or has other categories than the model.
+        DatasetError: the split is incomplete, has nothing to measure, or has other categories than
+            the model.
         RegistryError: the version cannot be read.
     """
-    manifest = read_manifest(split_uri)
+    manifest = _read_split(split_uri)
     categories = categories_from_json(read_file(version, CATEGORIES_FILE).decode())
     if categories != manifest.categories:
         known, present = (
@@ -106,14 +106,14 @@ def evaluate_version(
             f"{split_uri} has {len(manifest.categories)} ({present}). "
             "Metrics need the same categories: use a split of the model's dataset"
         )
-    recipe = from_json(read_file(version, RECIPE_FILE).decode())
-    with download_file(version, WEIGHTS_FILE) as weights:
-        try:
-            model = load_registered_weights(recipe, weights)
-        except RegistryError as error:
-            raise RegistryError(f"{version.uri}: {error}") from error
+    predictor = load_version(version, device="cpu")
     evaluation = evaluate_model(
-        model.eval(), split_uri, recipe.data, settings, num_workers=num_workers, use_gpu=use_gpu
+        predictor.model,
+        split_uri,
+        predictor.recipe.data,
+        settings,
+        num_workers=num_workers,
+        use_gpu=use_gpu,
     )
     record = EvaluationRecord.from_evaluation(
         evaluation, fingerprint=manifest.fingerprint, settings=settings
@@ -121,3 +121,10 @@ def evaluate_version(
     save_evaluation(version, record)
     update_card(version)
     return record
+
+
+def _read_split(split_uri: str) -> Manifest:
+    manifest = read_manifest(split_uri)
+    if reason := describe_unlearnable(manifest):
+        raise DatasetError(f"{split_uri} has nothing to measure: {reason}. Use a labeled split")
+    return manifest

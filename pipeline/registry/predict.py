@@ -11,10 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.data.label_png import read_values
 from pipeline.data.manifest import Category
 from pipeline.data.photo import PhotoError, Pixels, decode_photo
@@ -24,6 +23,7 @@ from pipeline.progress import log_progress
 from pipeline.registry.photo_folder import PhotoFolder, list_photos
 from pipeline.registry.versions import (
     ARTIFACTS_FOLDER,
+    Version,
     download_file,
     find_version,
     is_model_uri,
@@ -31,7 +31,12 @@ from pipeline.registry.versions import (
 from pipeline.report.draw import decode_instances, draw_instances
 from pipeline.report.label_picture import assign_colors, draw_label_map
 from pipeline.serving.artifacts import SCORE_THRESHOLD
-from pipeline.serving.predictor import Predictor, load_predictor
+from pipeline.serving.predictor import (
+    OUT_OF_MEMORY,
+    Predictor,
+    describe_memory,
+    load_predictor,
+)
 from pipeline.text import format_count
 from pipeline.tracking.stores import resolve_tracking_uri
 
@@ -76,8 +81,16 @@ def load_registered_model(
     version = find_version(
         model_uri, registry=resolve_tracking_uri(tracking, storage_uri=storage_uri)
     )
+    return RegisteredModel(load_version(version), version.uri)
+
+
+def load_version(version: Version, *, device: str = "") -> Predictor:
+    """Load the files of a registered version into this process; see `load_predictor`."""
     with download_file(version, ARTIFACTS_FOLDER) as folder:
-        return RegisteredModel(load_predictor(folder), version.uri)
+        try:
+            return load_predictor(folder, device=device)
+        except RegistryError as error:
+            raise RegistryError(f"{version.uri}: {error}") from error
 
 
 def predict_folder(
@@ -167,9 +180,8 @@ class _Photos:
         """Leave a photo out if there is not enough memory for it."""
         try:
             yield
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            cause = str(error)[:100] or type(error).__name__
-            self._leave_out(name, "image_too_large", f"not enough memory to predict it: {cause}")
+        except OUT_OF_MEMORY as error:
+            self._leave_out(name, "image_too_large", describe_memory(error))
 
     def save(self, picture: Image.Image, name: str) -> None:
         """Save the picture of a photo under its name, with another ending if it needs one."""
@@ -212,8 +224,7 @@ def _write_detections(
     for image, pixels in photos.read():
         name = image["file_name"]
         with photos.leave_out_if_too_large(name):
-            table = registered.model.predict([pixels], params={"score_threshold": score})
-            detections = table.to_dict("records")
+            detections = registered.model.predict_photo(pixels, score_threshold=score)
             photos.save(draw_instances(pixels, decode_instances(detections)), name)
             images.append(image)
             rows += [
@@ -245,7 +256,7 @@ def _write_label_maps(registered: RegisteredModel, photos: _Photos) -> dict[str,
             path = path.with_name(f"{path.name}.png")
         taken.add(path)
         with photos.leave_out_if_too_large(name):
-            (row,) = registered.model.predict([pixels]).to_dict("records")
+            (row,) = registered.model.predict_photo(pixels)
             labels = read_values(row["label_map"], bits=8, max_pixels=None)
             photos.save(draw_label_map(pixels, labels, legend), name)
             storage.write_bytes_atomic(str(path), row["label_map"])
@@ -264,7 +275,7 @@ def _write_label_maps(registered: RegisteredModel, photos: _Photos) -> dict[str,
 def _write_json(file: Path, registered: RegisteredModel, content: dict[str, Any]) -> None:
     categories = [asdict(each) for each in registered.model.categories]
     document = {"model": registered.uri, "categories": categories, **content}
-    storage.write_bytes_atomic(str(file), (json.dumps(document, indent=1) + "\n").encode())
+    checksums.write_file(str(file), (json.dumps(document, indent=1) + "\n").encode())
 
 
 def _to_coco(

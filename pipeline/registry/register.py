@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bsm
+from pipeline import checksums
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.recipe import Recipe, fingerprint
@@ -178,6 +179,11 @@ def package_model(
     shutil.copyfile(weights_path, files["weights"])
     files["recipe"].write_text(recipe_to_json(recipe))
     files["categories"].write_text(artifacts.categories_to_json(categories))
+    plain = (files["recipe"], files["categories"])
+    checksums.write_sums(
+        str(sources), {f.name: checksums.hash_bytes(f.read_bytes()) for f in plain}
+    )
+    files["checksums"] = sources / checksums.SUMS_FILE
     with _silence_mlflow():
         mlflow.pyfunc.save_model(
             folder / "model",

@@ -104,7 +104,7 @@ def find_version(model: str, *, registry: str, version: str = "") -> Version:
                 number = str(store.get_model_version_by_alias(name, alias).version)
             # A version that is looked up by alias lacks its other aliases.
             return _from_mlflow(registry, store.get_model_version(name, number))
-    except RegistryError:
+    except (RegistryError, StorageError):
         raise
     except Exception as error:  # MLflow, requests and SQLAlchemy share no base class
         wanted = f"{name}@{alias}" if alias else f"{name}/{number}"

@@ -2,20 +2,14 @@
 
 import base64
 import binascii
-import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.data.augment import to_rgb
 from pipeline.data.photo import Photo, PhotoError, Pixels, decode_photo
-from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.errors import DatasetError
-
-_log = logging.getLogger(__name__)
 
 # First characters in base64, as REST clients send bytes, of JPEG, PNG, WebP and TIFF. Those of BMP
 # may start a path.
@@ -26,6 +20,11 @@ _SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 
 
 def read_photo(photo: object, *, name: str) -> Pixels:
+    """Read the pixels of a photo, (H, W, 3) RGB; see `open_photo`."""
+    return open_photo(photo, name=name).pixels
+
+
+def open_photo(photo: object, *, name: str) -> Photo:
     """Read a path, an encoded file as bytes or base64 text, or a uint8 array.
 
     EXIF orientation is not applied, as in COCO's tools.
@@ -34,42 +33,9 @@ def read_photo(photo: object, *, name: str) -> Pixels:
         photo: the photo, in any of these forms.
         name: its name in error messages.
 
-    Returns:
-        (H, W, 3) RGB.
-
     Raises:
         DatasetError: it cannot be read, or an HTTP client sent a path.
     """
-    return _read(photo, name).pixels
-
-
-def check_photos(photos: Sequence[Any]) -> None:
-    """Check that all photos can be read, before any prediction, and log what decoding changes.
-
-    Raises:
-        DatasetError: some cannot be read; the message lists them by index.
-    """
-    # Decoding twice costs milliseconds per photo; keeping all decoded photos would cost memory.
-    problems = []
-    notices = ProblemCounts()
-    for index, photo in enumerate(photos):
-        try:
-            for kind, reason in _read(photo, f"image {index}").notices:
-                notices.add(kind, f"image {index}: {reason}")
-        except DatasetError as error:
-            problems.append(str(error))
-    if problems:
-        raise DatasetError(
-            f"{len(problems)} of {len(photos)} images cannot be read, nothing was predicted:\n  "
-            + "\n  ".join(problems)
-            + "\nRepair or leave out these images. Paths, encoded bytes and uint8 arrays "
-            "(H, W, 3) are supported."
-        )
-    if notices.counts:
-        _log.warning("%s", format_problems(notices))
-
-
-def _read(photo: object, name: str) -> Photo:
     if isinstance(photo, np.ndarray):
         return Photo(to_rgb(photo, name=name), [])
     if isinstance(photo, str | Path) and not _is_base64(photo):

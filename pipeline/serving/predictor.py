@@ -3,11 +3,13 @@
     predictor = load_predictor(folder / "artifacts")
     rows = predictor.predict(["photo.jpg", encoded_bytes, array], params={"score_threshold": 0.5})
 
-Photos are predicted one by one, so a prediction does not depend on the rest of the request.
+Photos are predicted one by one, so a prediction does not depend on the rest of the request, and a
+photo that cannot be read costs only itself.
 """
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from torch import nn
 from bsm.build import build_model
 from bsm.checkpoints.weights import load_weights
 from bsm.configs.models import without_weights
+from pipeline import checksums
 from pipeline.data import collate_semantic
 from pipeline.data.collate import collate_images
 from pipeline.data.manifest import Category
 from pipeline.data.photo import Pixels
+from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.data.schema import Task
 from pipeline.errors import DatasetError, RegistryError
 from pipeline.evaluation.infer import detect
@@ -36,7 +40,9 @@ from pipeline.serving.artifacts import (
     WEIGHTS_FILE,
     categories_from_json,
 )
-from pipeline.serving.photos import check_photos, read_photo
+from pipeline.serving.photos import open_photo
+
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 DEVICE_VARIABLE = "BSM_DEVICE"
 """Environment variable that names the device; by default a GPU if there is one."""
@@ -48,14 +54,24 @@ DETECTION_COLUMNS = (
     "score",
     "box_xyxy",
     "rle",
+    "error",
 )
 """Columns of an instance model. box_xyxy holds four floats in pixels of the photo, rle COCO's dict
-of size and counts."""
+of size and counts. error is "", or says why a photo was not predicted; its row has nothing else."""
 
-LABEL_COLUMNS = ("image_index", "label_map", "category_ids", "category_names", "pixel_shares")
+LABEL_COLUMNS = (
+    "image_index",
+    "label_map",
+    "category_ids",
+    "category_names",
+    "pixel_shares",
+    "error",
+)
 """Columns of a semantic model. label_map is an 8-bit PNG of the photo's size whose values are
 category ids, as in the label files of the dataset. The lists hold the categories in the map, by
-descending pixel share, and their shares."""
+descending pixel share, and their shares. error is as for instances."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,31 +99,60 @@ class Predictor:
                 detections below the recipe's box_head.score_threshold.
 
         Returns:
-            Rows with the columns DETECTION_COLUMNS or LABEL_COLUMNS.
+            Rows with the columns DETECTION_COLUMNS or LABEL_COLUMNS; one with an error for each
+            photo that cannot be read or does not fit into memory.
 
         Raises:
-            DatasetError: some images cannot be read; the message names each of them, and nothing
-                is predicted. Or score_threshold is not in [0, 1].
+            DatasetError: no image can be predicted; the message names each of them. Or
+                score_threshold is not in [0, 1].
         """
         photos = _to_list(images)
-        check_photos(photos)
-        is_semantic = self.task == "semantic"
-        predict_photo = self._predict_label_map if is_semantic else self._predict_instances
-        rows = [
-            (index, *row)
-            for index, photo in enumerate(photos)
-            for row in predict_photo(read_photo(photo, name=f"image {index}"), params or {})
-        ]
-        columns = LABEL_COLUMNS if is_semantic else DETECTION_COLUMNS
-        return pd.DataFrame(rows, columns=list(columns))
+        threshold = _check_threshold(float((params or {}).get("score_threshold", SCORE_THRESHOLD)))
+        columns = LABEL_COLUMNS if self.task == "semantic" else DETECTION_COLUMNS
+        rows: list[tuple[Any, ...]] = []
+        errors: list[str] = []
+        notices = ProblemCounts()
+        for index, photo in enumerate(photos):
+            name = f"image {index}"
+            try:
+                pixels, changes = open_photo(photo, name=name)
+                rows += [(index, *row, "") for row in self._predict_photo(pixels, threshold)]
+            except DatasetError as error:
+                errors.append(str(error))
+            except OUT_OF_MEMORY as error:
+                errors.append(f"{name}: {describe_memory(error)}")
+            else:
+                for kind, reason in changes:
+                    notices.add(kind, f"{name}: {reason}")
+                continue
+            rows.append((index, *(None for _ in columns[1:-1]), errors[-1]))
+        _report(errors, notices, total=len(photos))
+        # Beside None, pandas would turn integers into floats.
+        return pd.DataFrame(rows, columns=list(columns), dtype=object if errors else None)
 
-    def _predict_instances(
-        self, pixels: Pixels, params: Mapping[str, Any]
-    ) -> Iterator[tuple[Any, ...]]:
+    def predict_photo(self, pixels: Pixels, *, score_threshold: float = 0) -> list[dict[str, Any]]:
+        """Predict for one decoded photo.
+
+        Returns:
+            Rows by column, as `predict` does, without image_index and error.
+
+        Raises:
+            DatasetError: score_threshold is not in [0, 1].
+        """
+        _check_threshold(score_threshold)
+        columns = LABEL_COLUMNS if self.task == "semantic" else DETECTION_COLUMNS
+        return [
+            dict(zip(columns[1:-1], row, strict=True))
+            for row in self._predict_photo(pixels, score_threshold)
+        ]
+
+    def _predict_photo(self, pixels: Pixels, threshold: float) -> Iterable[tuple[Any, ...]]:
+        if self.task == "semantic":
+            return [self._predict_label_map(pixels)]
+        return self._predict_instances(pixels, threshold)
+
+    def _predict_instances(self, pixels: Pixels, threshold: float) -> Iterator[tuple[Any, ...]]:
         """Yield the objects of a photo, best first."""
-        threshold = float(params.get("score_threshold", SCORE_THRESHOLD))
-        if not 0 <= threshold <= 1:
-            raise DatasetError(f"params: score_threshold must be in [0, 1], got {threshold}")
         batch = collate_images([pixels], self.recipe.data).to(self.device)
         (detections,) = detect(self.model, batch, paste_bytes=self.recipe.evaluation.paste_bytes)
         for each in detections:
@@ -116,16 +161,14 @@ class Predictor:
                 rle = {"size": list(each.size_hw), "counts": each.rle_counts.decode()}
                 yield name, each.category_index, each.score, list(each.box_xyxy), rle
 
-    def _predict_label_map(
-        self, pixels: Pixels, _params: Mapping[str, Any]
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yield the label map of a photo, as its only row."""
+    def _predict_label_map(self, pixels: Pixels) -> tuple[Any, ...]:
+        """Return the label map of a photo, its only row."""
         batch = collate_semantic.collate_images([pixels], self.recipe.data).to(self.device)
         (labels,) = label_batch(self.model, batch, self.recipe.evaluation)
         counts = np.bincount(labels.ravel(), minlength=len(self.categories))
         by_share = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist()
         present = [self.categories[index] for index in by_share]
-        yield (
+        return (
             encode_labels(labels, self.categories),
             [each.category_id for each in present],
             [each.name for each in present],
@@ -133,31 +176,39 @@ class Predictor:
         )
 
 
-def load_predictor(folder: Path) -> Predictor:
-    """Build a model from the artifacts of its version, on the device of this process.
+def load_predictor(folder: Path, *, device: str = "") -> Predictor:
+    """Build a model from the artifacts of its version.
+
+    Args:
+        folder: with the artifacts.
+        device: of the model; "" is that of DEVICE_VARIABLE, or a GPU if there is one.
 
     Raises:
         RecipeError: the recipe cannot be read.
-        RegistryError: categories or weights do not fit the recipe.
+        RegistryError: a file was changed after registration, or categories or weights do not fit
+            the recipe.
     """
+    if changed := checksums.find_changed(str(folder)):
+        raise RegistryError(
+            f"{' and '.join(changed)} of the model: changed after registration (SHA-256 differs). "
+            "Take another version, or register the run again"
+        )
     recipe = from_json((folder / RECIPE_FILE).read_text())
-    device = torch.device(
-        os.environ.get(DEVICE_VARIABLE) or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    device = device or os.environ.get(DEVICE_VARIABLE) or _default_device()
     return Predictor(
-        model=load_registered_weights(recipe, folder / WEIGHTS_FILE).to(device).eval(),
+        model=_load_weights(recipe, folder / WEIGHTS_FILE).to(device).eval(),
         recipe=recipe,
         categories=categories_from_json((folder / CATEGORIES_FILE).read_text()),
-        device=device,
+        device=torch.device(device),
     )
 
 
-def load_registered_weights(recipe: Recipe, weights: Path) -> nn.Module:
-    """Build the model of a recipe on the CPU and load registered weights into it.
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
-    Raises:
-        RegistryError: the weights do not fit the recipe.
-    """
+
+def _load_weights(recipe: Recipe, weights: Path) -> nn.Module:
+    """Build the model of a recipe on the CPU and load registered weights into it."""
     # The file covers the whole model, so the start weights of the recipe are not needed.
     model: nn.Module = build_model(without_weights(recipe.model))
     try:
@@ -165,6 +216,36 @@ def load_registered_weights(recipe: Recipe, weights: Path) -> nn.Module:
     except ValueError as error:
         raise RegistryError(f"the registered weights cannot be loaded: {error}") from error
     return model
+
+
+def describe_memory(error: BaseException) -> str:
+    """Say that a photo does not fit into memory, for one of OUT_OF_MEMORY."""
+    return f"not enough memory to predict it: {str(error)[:100] or type(error).__name__}"
+
+
+def _check_threshold(threshold: float) -> float:
+    if not 0 <= threshold <= 1:
+        raise DatasetError(f"params: score_threshold must be in [0, 1], got {threshold}")
+    return threshold
+
+
+def _report(errors: Sequence[str], notices: ProblemCounts, *, total: int) -> None:
+    """Log the photos that were left out, and what decoding changed.
+
+    Raises:
+        DatasetError: all photos were left out.
+    """
+    if errors:
+        lines = "\n  ".join(errors)
+        text = f"{len(errors)} of {total} images cannot be predicted:\n  {lines}"
+        if len(errors) == total:
+            raise DatasetError(
+                f"{text}\nRepair or replace these images. Paths, encoded bytes and uint8 arrays "
+                "(H, W, 3) are supported."
+            )
+        _log.warning("%s", text)
+    if notices.counts:
+        _log.warning("%s", format_problems(notices))
 
 
 def _to_list(images: object) -> list[Any]:

@@ -49,6 +49,7 @@ def _detection_columns() -> "Columns":
         ColSpec(DataType.double, "score"),
         ColSpec(Array(DataType.double), "box_xyxy"),
         ColSpec(Object([size, counts]), "rle"),
+        ColSpec(DataType.string, "error"),
     ]
 
 
@@ -63,4 +64,5 @@ def _label_columns() -> "Columns":
         ColSpec(Array(DataType.long), "category_ids"),
         ColSpec(Array(DataType.string), "category_names"),
         ColSpec(Array(DataType.double), "pixel_shares"),
+        ColSpec(DataType.string, "error"),
     ]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import checksums
 from pipeline.recipe import Recipe, fingerprint
 from pipeline.text import format_markdown
 
@@ -61,7 +62,9 @@ def train_heads(recipes: Mapping[str, Recipe], *, seeds: Sequence[int], out: str
         for head, recipe in recipes.items():
             run = _name_run(recipe, head, seed, out)
             path = Path(out) / run.name / "result.json"
-            if path.exists() and json.loads(path.read_text())["recipe"] == fingerprint(run):
+            if path.exists() and json.loads(checksums.read_file(str(path)))[
+                "recipe"
+            ] == fingerprint(run):
                 _log.info("%s: finished before", run.name)
                 continue
             result = launch.run(run)
@@ -74,7 +77,7 @@ def train_heads(recipes: Mapping[str, Recipe], *, seeds: Sequence[int], out: str
                 },
                 "train_s": result["seconds_by_phase"]["train"],
             }
-            path.write_text(json.dumps(record, indent=1))
+            checksums.write_file(str(path), json.dumps(record, indent=1).encode())
     return read_runs(recipes, out=out)
 
 
@@ -82,7 +85,7 @@ def read_runs(recipes: Mapping[str, Recipe], *, out: str) -> list[HeadRun]:
     """Read the results of all runs in a folder that match the given recipes."""
     runs = []
     for path in sorted(Path(out).glob("*/result.json")):
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = _read_record(path)
         recipe, expected = recipes.get(record["head"]), record.pop("recipe")
         run = recipe and _name_run(recipe, record["head"], record["seed"], out)
         if run and fingerprint(run) == expected:
@@ -178,6 +181,11 @@ def draw_summaries(
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(checksums.read_file(str(path)))
+    return record
 
 
 def _name_run(recipe: Recipe, head: str, seed: int, out: str) -> Recipe:

@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import shlex
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -88,11 +90,16 @@ def embedded_artifacts(tracking_uri: str, experiment: str) -> str | None:
 
 
 def create_client(uri: str) -> "MlflowClient":
-    """Create a client for a full tracking URI, with short timeouts."""
+    """Create a client for a full tracking URI, with short timeouts.
+
+    Raises:
+        StorageError: the file of an embedded store cannot be opened, or is not a database.
+    """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if (path := sqlite_path(uri)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_database(path)
     # Creating the database logs every migration.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -102,6 +109,20 @@ def create_client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient  # noqa: PLC0415
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _check_database(path: Path) -> None:
+    """Open a database once, as MLflow tries one that is broken for 100 s."""
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        if "locked" not in str(error):  # another process writes to it
+            raise StorageError(
+                f"MLflow's database {path} cannot be opened: {error}; check the permissions of its "
+                "folder, restore the file from a copy, or use another (--tracking.uri for "
+                "training, --tracking-uri for jobs/models.py and jobs/predict.py)"
+            ) from error
 
 
 def sqlite_path(uri: str) -> Path | None:

@@ -8,7 +8,6 @@ their size is checked. The layout does not depend on the number of workers, so a
 with two workers can resume with none.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from pipeline import storage
+from pipeline.checksums import hash_bytes
 from pipeline.errors import RecipeError, StorageError, TrainingError
 from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
 from pipeline.training.optim import FiniteOptimizer
@@ -150,7 +150,7 @@ def save(
     ref = CheckpointRef(storage.join(checkpoints_uri(run_uri), f"step-{step:08d}"), step)
     # Hashing takes as long as half of the write, and runs beside it: both release the GIL.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        digest = pool.submit(_sha256, data)
+        digest = pool.submit(hash_bytes, data)
         storage.write_bytes_atomic(storage.join(ref.uri, "checkpoint.pt"), data)
     manifest = {**info, "bytes": len(data), "sha256": digest.result()}
     text = json.dumps({**manifest, _SELF_DIGEST: _digest_json(manifest)}, indent=1)
@@ -309,18 +309,14 @@ def _find_changed_bytes(ref: CheckpointRef, data: bytes | None = None) -> str:
     expected = load_info(ref).get("sha256")
     if expected is None:
         return ""
-    digest = _sha256(data or storage.read_bytes(storage.join(ref.uri, "checkpoint.pt")))
+    digest = hash_bytes(data or storage.read_bytes(storage.join(ref.uri, "checkpoint.pt")))
     if digest == expected:
         return ""
     return f"checkpoint.pt was changed after it was written (SHA-256 {digest}, written {expected})"
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _digest_json(content: dict[str, Any]) -> str:
-    return _sha256(json.dumps(content, sort_keys=True).encode())
+    return hash_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def _names(categories: Sequence[Sequence[Any]]) -> list[str]:

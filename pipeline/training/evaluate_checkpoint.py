@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.evaluation.evaluate import plan_evaluation
 from pipeline.recipe import Recipe
 from pipeline.training.step import WorkerContext
@@ -59,18 +59,18 @@ def save_metrics(run_uri: str, metrics: dict[str, float], *, step: int) -> None:
         StorageError: the folder cannot be written.
     """
     uri = storage.join(run_uri, _FOLDER, f"step-{step:08d}.json")
-    storage.write_bytes_atomic(uri, json.dumps(metrics, indent=1).encode())
+    checksums.write_file(uri, json.dumps(metrics, indent=1).encode())
 
 
 def load_metrics(run_uri: str) -> dict[int, dict[str, float]]:
     """Load the metrics of a run's checkpoints, by step.
 
     Raises:
-        StorageError: the folder cannot be read.
+        StorageError: a file cannot be read, or was changed after it was written.
     """
     files = storage.list_files(storage.join(run_uri, _FOLDER), suffix=".json")
     return {
-        int(uri.rpartition("/step-")[2].removesuffix(".json")): json.loads(storage.read_bytes(uri))
+        int(uri.rpartition("/step-")[2].removesuffix(".json")): json.loads(checksums.read_file(uri))
         for uri in files
     }
 

@@ -13,6 +13,7 @@ import ray.train
 from ray.train.v2.api.callback import UserCallback
 
 from pipeline.errors import PipelineError, TrainingError
+from pipeline.ray_connection import is_out_of_memory
 from pipeline.text import format_count
 from pipeline.training.loop import TrainJob
 
@@ -36,10 +37,6 @@ _CONNECTION_LOST = (
     "remote process exited",
 )
 """Parts of the messages that gloo and NCCL raise when the process at the other end is gone."""
-
-
-_OUT_OF_MEMORY = "killed due to the node running low on memory"
-"""Part of Ray's message, which goes on with how to switch its memory monitor off."""
 
 
 class FailureCallback(UserCallback):
@@ -124,7 +121,7 @@ def _unwrap(error: Exception) -> BaseException:
 
 
 def _describe(cause: BaseException) -> str:
-    if _OUT_OF_MEMORY in str(cause):
+    if is_out_of_memory(cause):
         return "was killed because its node ran out of memory"
     if isinstance(cause, ray.exceptions.RayActorError):
         return "died"
@@ -135,7 +132,7 @@ def _describe(cause: BaseException) -> str:
 
 
 def _format_traceback(rank: int, error: Exception) -> str:
-    if _OUT_OF_MEMORY in str(error):
+    if is_out_of_memory(error):
         return (
             f"worker {rank} {_describe(error)}. Use fewer workers on each node (more "
             "--scale.cpus-per-worker), fewer images at once (--scale.images-per-microbatch 1), or "

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bsm.checkpoints.weights import read_weights
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
 from pipeline.recipe import Recipe, from_json
@@ -35,7 +35,7 @@ def save_provenance(
         StorageError: the folder cannot be written.
     """
     for name, value in ((TRAINED_ON_FILE, training_data), (METRICS_FILE, evaluation)):
-        storage.write_bytes_atomic(storage.join(run_uri, name), provenance.to_json(value).encode())
+        checksums.write_file(storage.join(run_uri, name), provenance.to_json(value).encode())
 
 
 def register_run(
@@ -51,7 +51,7 @@ def register_run(
 
     Raises:
         RegistryError: the run is not finished, or cannot be registered.
-        StorageError: the folder cannot be read.
+        StorageError: a file cannot be read, or was changed after it was written.
     """
     recipe, final = _load_run(run_uri)
     name = name or recipe.tracking.model_name
@@ -121,4 +121,4 @@ def _load_run(run_uri: str) -> tuple[Recipe, CheckpointRef]:
 
 
 def _read(run_uri: str, name: str) -> bytes:
-    return storage.read_bytes(storage.join(run_uri, name))
+    return checksums.read_file(storage.join(run_uri, name))

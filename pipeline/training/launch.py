@@ -23,7 +23,7 @@ from torch import nn
 from bsm.build import build_model
 from bsm.checkpoints.weights import save_weights
 from bsm.configs.models import without_weights
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
 from pipeline.errors import Terminated, TrainingError
@@ -331,7 +331,7 @@ def _save_results(
         # Folders are not uploaded: they are as large as the split.
         artifacts += [uri for uri in evaluation.files.values() if uri.endswith(".json")]
         for uri in artifacts:
-            (files / uri.rpartition("/")[2]).write_bytes(storage.read_bytes(uri))
+            (files / uri.rpartition("/")[2]).write_bytes(checksums.read_file(uri))
         runs.log_artifacts(handle, files, folder="results")
     return version
 

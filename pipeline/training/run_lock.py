@@ -5,8 +5,8 @@ nothing, so a process first writes its own file and then lists the folder; one t
 file withdraws its own and retries. Of two competing processes at least one sees the other, as each
 writes before it lists. On local disks it works the same way.
 
-A holder is taken over if its process is gone from this machine, or if it was silent for SILENT_S.
-The clocks of two machines may differ, so a holder on another machine is watched for that time.
+A holder is taken over if its process is gone from this machine, or if it is silent for SILENT_S.
+The clocks of two machines differ, so this process watches a holder on another one for that time.
 """
 
 import getpass
@@ -31,8 +31,6 @@ _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 SILENT_S = 60.0
-_LONG_SILENT_S = 600.0
-"""No two clocks differ by this much: a holder that is older needs no watching."""
 _ATTEMPTS = 30
 _PAUSE_S = 0.2
 
@@ -110,17 +108,23 @@ def _acquire(run_uri: str, me: Holder) -> str:
 
 
 def _beat(run_uri: str, me: Holder, ended: threading.Event, on_loss: Callable[[str], None]) -> None:
-    """Rewrite the file of this process until the run ends or another process has deleted it."""
+    """Rewrite the file of this process until the run ends or another process has taken it over."""
     uri = _lock_uri(run_uri, f"{me.key}.json")
+    before: set[Holder] = set()
     while not ended.wait(HEARTBEAT_S):
         try:
-            if not storage.exists(uri):
-                others = ", ".join(str(holder) for holder in _read_holders(run_uri))
+            # A write that crosses a takeover restores the file of this process, so look at the
+            # others too. One that competed at the start has left by the next heartbeat.
+            later = {each for each in _read_holders(run_uri) if each.since_s > me.since_s}
+            later = {replace(each, alive_s=0.0) for each in later}
+            if later & before or not storage.exists(uri):
+                others = ", ".join(map(str, later))
                 on_loss(
                     f"{run_uri} was taken over by {others or 'another process'}: this process was "
                     f"silent for {SILENT_S:g} s. It writes nothing more to the run"
                 )
                 return
+            before = later
             _write(uri, me)
         except StorageError as error:
             _log.warning("event=run_lock_is_away reason=%r", str(error))
@@ -128,15 +132,12 @@ def _beat(run_uri: str, me: Holder, ended: threading.Event, on_loss: Callable[[s
 
 def _why_gone(run_uri: str, holder: Holder) -> str:
     """Say why a holder no longer runs; "" if it does."""
-    silent_s = time.time() - holder.alive_s
     if holder.machine == _identify_machine():
         # Only Linux tells the start; elsewhere the heartbeat decides.
         if holder.process_start != _read_process_start(holder.pid):
             return "its process is gone"
-        if silent_s < SILENT_S:
+        if time.time() - holder.alive_s < SILENT_S:
             return ""
-    elif holder.alive_s and silent_s > _LONG_SILENT_S:
-        return f"silent for {silent_s:.0f} s"
     _log.info("%s is held by %s; watching it for %g s at most", run_uri, holder, SILENT_S)
     end = time.monotonic() + SILENT_S
     while time.monotonic() < end:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.data.batch import Batch
 from pipeline.errors import TrainingError
 from pipeline.training.step import WorkerContext, gather_rows
@@ -56,7 +56,7 @@ def merge_sample_lists(run_uri: str, *, steps: int, global_batch: int) -> tuple[
         )
     data = _format_csv(rows)
     uri = storage.join(run_uri, "samples.csv")
-    storage.write_bytes_atomic(uri, data)
+    checksums.write_file(uri, data)
     return uri, hashlib.sha256(data).hexdigest()
 
 

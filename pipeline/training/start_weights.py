@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bsm.configs.models import ModelConfig
-from pipeline import storage
+from pipeline import checksums, storage
 from pipeline.data.manifest import Category
 from pipeline.recipe import Recipe
 from pipeline.registry.versions import (
@@ -87,7 +87,7 @@ def resolve_start_weights(
             def pin() -> None:
                 storage.write_bytes_atomic(copy, file.read_bytes())
                 record = {"typed": model.weights, "version": version.uri}
-                storage.write_bytes_atomic(
+                checksums.write_file(
                     storage.join(run_uri, _RECORD), json.dumps(record, indent=1).encode()
                 )
 
@@ -142,5 +142,5 @@ def _read_record(run_uri: str) -> dict[str, str]:
     uri = storage.join(run_uri, _RECORD)
     if not storage.exists(uri):
         return {}
-    record: dict[str, str] = json.loads(storage.read_bytes(uri))
+    record: dict[str, str] = json.loads(checksums.read_file(uri))
     return record

@@ -157,6 +157,11 @@ def test_every_format_and_linked_folder_is_read_and_the_rest_is_counted(
     }
 
 
+def test_a_score_that_is_no_share_is_refused(model, photos, tmp_path):
+    with pytest.raises(DatasetError, match=r"score_threshold must be in \[0, 1\], got 50"):
+        predict_folder(model, str(photos), tmp_path / "out", score=50)
+
+
 def test_a_narrow_photo_is_predicted_and_drawn(model, tmp_path):
     folder = tmp_path / "strips"
     folder.mkdir()
@@ -168,7 +173,7 @@ def test_a_narrow_photo_is_predicted_and_drawn(model, tmp_path):
     result = predict_folder(model, str(folder), tmp_path / "out", score=0.0)
     assert (result["images"], result["left_out"]) == (3, 0)
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"detections.json", "wide.jpg", "thin.png", "long.tif.png"}
+    assert written == {"detections.json", "SHA256SUMS", "wide.jpg", "thin.png", "long.tif.png"}
 
 
 def test_a_photo_that_does_not_fit_into_memory_costs_that_photo(

@@ -16,7 +16,7 @@ from pipeline import ray_connection
 from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CocoIngest
 from pipeline.errors import SetupError
-from pipeline.ray_connection import check_environment, connect
+from pipeline.ray_connection import check_environment, connect, explain_lost_processes
 
 DASHBOARD = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 HTTP2_SETTINGS = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00"
@@ -198,3 +198,42 @@ def test_the_error_survives_a_worker_process():
     # Copying rebuilds an object as pickle does.
     again = copy(SetupError("no Ray", "start it"))
     assert (str(again), again.fix) == ("no Ray; start it", "start it")
+
+
+OUT_OF_MEMORY = (
+    "Task was killed due to the node running low on memory.\nTo disable worker killing, set the "
+    "environment variable `RAY_memory_monitor_refresh_ms` to zero."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            ray.exceptions.OutOfMemoryError(OUT_OF_MEMORY),
+            "ingest: a process was killed because its node ran out of memory; use --workers 1",
+        ),
+        (
+            ray.exceptions.LocalRayletDiedError(),
+            "ingest: Ray lost a process (LocalRayletDiedError: The task's local raylet died. Check "
+            "raylet.out for more information.); check it with: ray status. Then run the same "
+            "command again",
+        ),
+    ],
+)
+def test_a_lost_process_is_one_sentence(error, reason):
+    with (
+        pytest.raises(SetupError) as raised,
+        explain_lost_processes("ingest", memory_advice="use --workers 1"),
+    ):
+        raise error
+    assert str(raised.value) == reason
+
+
+def test_an_error_of_the_code_in_a_process_keeps_its_traceback():
+    error = ray.exceptions.RayTaskError("f", "Traceback ...", ValueError("a bug"))
+    with (
+        pytest.raises(ray.exceptions.RayTaskError),
+        explain_lost_processes("ingest", memory_advice=""),
+    ):
+        raise error

@@ -11,7 +11,9 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import StorageError
-from tests.object_stores import child_environment, gs_bucket, s3_bucket
+from tests.object_stores import child_environment, find_free_port, gs_bucket, s3_bucket
+
+GS_VARIABLE = "CLOUD_STORAGE_EMULATOR_ENDPOINT"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,25 @@ def test_a_large_object_is_read_in_one_request(bucket, caplog):
 def test_errors_name_the_missing_bucket(scheme, bucket, google_bucket):
     with pytest.raises(StorageError, match=r"cannot write .*nobody.*check the bucket's name"):
         storage.write_bytes_atomic(f"{scheme}://nobody-has-this/x", b"1")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variable"),
+    [("s3", "AWS_ENDPOINT_URL"), ("s3", "AWS_ENDPOINT_URL_S3"), ("gs", GS_VARIABLE)],
+)
+def test_a_store_that_does_not_listen_is_an_error_in_seconds(scheme, variable, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", GS_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    place = f"127.0.0.1:{find_free_port()}"
+    monkeypatch.setenv(variable, f"http://{place}")
+    started = time.monotonic()
+    with pytest.raises(StorageError) as error:
+        storage.exists(f"{scheme}://bucket/a")
+    assert time.monotonic() - started < 30
+    assert str(error.value) == (
+        f"cannot access {scheme}://bucket/a: no connection to http://{place} (Could not connect to "
+        f"server); start it, or correct {variable}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,18 @@ def test_the_server_predicts_masks_for_base64_photos(server, registered_model, t
 
     response = send(server, {"inputs": [photo[:200]], "params": params})
     assert response.status_code >= 400
-    assert "1 of 1 images cannot be read" in response.text
+    assert "1 of 1 images cannot be predicted" in response.text
+    response = send(server, {"inputs": [photo[:200], photo], "params": params})
+    assert response.status_code == 200, response.text
+    bad, *good = response.json()["predictions"]
+    assert bad["error"].startswith("image 0: ")
+    assert [row["rle"] for row in good] == [row["rle"] for row in rows if row["image_index"] == 0]
 
     # HTTP clients must not read files of the server.
     on_server = tmp_path / "photo.png"
     on_server.write_bytes(buffer.getvalue())
     response = send(server, {"inputs": [str(on_server), "/no/such/file"], "params": params})
     assert response.status_code >= 400
-    assert "2 of 2 images cannot be read" in response.text
+    assert "2 of 2 images cannot be predicted" in response.text
     assert response.text.count("a served model takes photos as base64") == 2
     assert "No such file" not in response.text

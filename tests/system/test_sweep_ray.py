@@ -22,6 +22,7 @@ from ray.tune.schedulers import TrialScheduler
 from pipeline.data.manifest import read_manifest
 from pipeline.recipe import from_json
 from pipeline.training import evaluate_checkpoint
+from pipeline.training.run_lock import hold_run
 from pipeline.tuning.search import SweepScheduler
 from pipeline.tuning.space import Range, Sweep
 from pipeline.tuning.trial import parse_trial_number
@@ -70,12 +71,12 @@ def make_sweep(folder: Path) -> Sweep:
     )
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, log: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(folder), *arguments],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=(folder / f"log{len(arguments)}.txt").open("w"),
+        stdout=(folder / log).open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
@@ -101,24 +102,35 @@ def wait_for_file(path: Path, process: subprocess.Popen, *, seconds: float) -> N
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, one_ray) -> Path:
-    """Run a sweep whose first trial is stopped, kill it in the second, and resume it."""
+    """Run a sweep whose first trial is stopped; kill it in the second, stop it, and resume it."""
     folder = tmp_path_factory.mktemp("sweep")
     write_shards(folder, train_images=16)
     (folder / "shards.json").write_text(json.dumps(list_shards(folder)))
-    first = start(folder)
+    first = start(folder, log="killed.txt")
     try:
         file = trial_folder(folder, 2) / "checkpoints" / "step-00000002" / "checkpoint.json"
         wait_for_file(file, first, seconds=400)
     finally:
         kill(first)
     (folder / "killed").touch()
-    second = start(folder, "--resume")
-    try:
-        assert second.wait(timeout=300) == 0, (folder / "log1.txt").read_text()[-3000:]
-    finally:
-        if second.poll() is None:
-            kill(second)
+    resume(folder, log="stopped.txt", sigterm_after="resuming: ", code=143)
+    with hold_run(str(folder / "runs" / "sweep")):
+        resume(folder, log="refused.txt", code=2)
+    resume(folder, log="finished.txt", code=0)
     return folder
+
+
+def resume(folder: Path, *, log: str, code: int, sigterm_after: str = "") -> None:
+    process, deadline = start(folder, "--resume", log=log), time.monotonic() + 300
+    try:
+        while sigterm_after not in (folder / log).read_text() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        if sigterm_after:
+            process.terminate()
+        assert process.wait(timeout=300) == code, (folder / log).read_text()[-3000:]
+    finally:
+        kill(process)
 
 
 def list_shards(folder: Path) -> list:
@@ -128,12 +140,12 @@ def list_shards(folder: Path) -> list:
 
 @pytest.fixture(scope="module")
 def result(folder) -> dict:
-    last = (folder / "log1.txt").read_text().strip().splitlines()[-1]
+    last = (folder / "finished.txt").read_text().strip().splitlines()[-1]
     return json.loads(last.removeprefix("RESULT "))
 
 
 def test_a_killed_sweep_resumes_its_trials(folder, result):
-    first, second = ((folder / f"log{n}.txt").read_text() for n in (0, 1))
+    first, second = ((folder / f"{name}.txt").read_text() for name in ("killed", "finished"))
     assert "trial 1 stopped early at step 2" in first
     assert "trial 2 of 2" in first
     assert "resuming: 1 of 2 trials ended, 1 unfinished" in second
@@ -149,6 +161,20 @@ def test_a_killed_sweep_resumes_its_trials(folder, result):
     assert sorted(run.info.run_name for run in runs) == [
         f"sweep-00{n}" for n in range(1, TRIALS + 1)
     ]
+
+
+def test_sigterm_stops_a_sweep_with_the_command_that_goes_on(folder):
+    text = (folder / "stopped.txt").read_text()
+    assert "stopped by SIGTERM. Resume with: " in text
+    assert text.strip().endswith("--resume")
+    assert "Traceback" not in text
+
+
+def test_a_sweep_that_another_process_holds_is_refused(folder):
+    text = (folder / "refused.txt").read_text()
+    assert f"{folder}/runs/sweep is held by " in text
+    assert f"(pid {os.getpid()}" in text
+    assert "starting Ray" not in text
 
 
 def trial_folder(folder: Path, number: int) -> Path:

@@ -36,6 +36,11 @@ def test_lines_without_values_count_from_0():
     assert parse_class_list(lines, where="x") == dict(enumerate(lines))
 
 
+def test_names_may_end_in_numbers_if_their_values_come_first():
+    names = parse_class_list(["0 lane 1", "1 lane 2"], where="x")
+    assert names == {0: "lane 1", 1: "lane 2"}
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -47,6 +52,7 @@ def test_lines_without_values_count_from_0():
         (["0 road", "0 car"], "a value is used twice"),
         (["0 road", "1 road"], "a name is used twice"),
         ([], "it is empty"),
+        (["road 0", "tall house: 1"], r"ends in a number, such as \['road 0'\]; put values first"),
     ],
 )
 def test_what_is_not_a_list_is_an_error_with_the_format(lines, message):

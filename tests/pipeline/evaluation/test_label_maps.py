@@ -288,6 +288,17 @@ def test_few_bits_and_palettes_are_read_as_written(
     assert evaluate_miou(folders).miou < 0.5
 
 
+def test_endings_in_capitals_are_read_and_other_files_are_counted(tmp_path: Path, caplog) -> None:
+    labels = np.array([[0, 1], [1, 0]], np.uint8)
+    truth = save({"a": labels, "b": labels}, tmp_path / "truth", ".PNG")
+    found = save({"a": labels, "b": 1 - labels}, tmp_path / "found", ".png")
+    (truth / "c.tif").write_bytes(b"II*")
+    scores = evaluate_miou(LabelFolders(truth=str(truth), detections=str(found), classes="2"))
+    assert scores.images == 2
+    assert scores.miou == pytest.approx(1 / 3)
+    assert f"not read in {truth}: .tif 1 (such as c.tif)" in caplog.text
+
+
 def catch_error(folders: LabelFolders) -> str:
     with pytest.raises(DatasetError) as caught:
         evaluate_miou(folders)

@@ -22,6 +22,8 @@ from pipeline.registry.predict import load_registered_model
 from pipeline.registry.provenance import EvaluationRecord
 from pipeline.registry.register import register
 from pipeline.registry.versions import (
+    CATEGORIES_FILE,
+    RECIPE_FILE,
     WEIGHTS_FILE,
     Version,
     add_file,
@@ -217,6 +219,22 @@ def test_weights_that_changed_in_the_artifact_store_are_refused(registered_model
     assert read_file(version, WEIGHTS_FILE) == before
     unknown = replace(version, tags={})
     assert read_file(unknown, WEIGHTS_FILE) == before
+
+
+@pytest.mark.parametrize("name", [RECIPE_FILE, CATEGORIES_FILE])
+def test_a_recipe_or_categories_that_changed_after_registration_are_refused(registered_model, name):
+    tracking = registered_model.handle.tracking_uri
+    version = find_version(f"models:/{registered_model.name}/1", registry=tracking)
+    file = Path(version.source.removeprefix("file://"), name)
+    before = file.read_text()
+    file.write_text(before.replace("1", "2", 1))
+    try:
+        expected = f"{version.uri}: {file.name} of the model: changed after registration"
+        with pytest.raises(RegistryError, match=expected):
+            load_registered_model(version.uri, tracking=tracking)
+    finally:
+        file.write_text(before)
+    load_registered_model(version.uri, tracking=tracking)
 
 
 def test_the_same_weights_under_another_name_do_not_change_the_first(registered_model):

@@ -19,6 +19,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe import EvaluationConfig, Recipe
 from pipeline.registry.predict import RegisteredModel, predict_folder
 from pipeline.registry.register import package_model
+from pipeline.serving.predictor import LABEL_COLUMNS
 
 VALUES = (7, 12, 40)
 """Category ids of the classes."""
@@ -86,10 +87,20 @@ def test_a_prediction_is_independent_of_the_other_photos(package) -> None:
     assert decode_map(rows[1]["label_map"]).shape == (60, 130)
 
 
+def test_a_bad_photo_costs_only_itself(package, caplog) -> None:
+    photo = make_photo((40, 44))
+    rows = package.loaded.predict([b"no photo", photo]).to_dict("records")
+    alone = package.loaded.predict([photo]).to_dict("records")
+    assert rows[1]["label_map"] == alone[0]["label_map"]
+    assert (rows[0]["image_index"], rows[0]["label_map"]) == (0, None)
+    assert rows[0]["error"].startswith("image 0: not an image file")
+    assert "1 of 2 images cannot be predicted" in caplog.text
+
+
 def test_the_signature_names_the_output_columns(package) -> None:
     signature = mlflow.models.Model.load(str(package.folder)).signature
     names = signature.outputs.input_names()
-    assert names == ["image_index", "label_map", "category_ids", "category_names", "pixel_shares"]
+    assert names == list(LABEL_COLUMNS)
     # A threshold would have no effect.
     assert signature.params is None or not signature.params.params
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.tracking.runs import (
     open_run,
     resolve_tracking_uri,
 )
+from pipeline.tracking.stores import create_client
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +210,22 @@ def test_other_characters_in_a_path_are_taken_as_they_are(tmp_path, name):
     assert (tmp_path / name / "mlflow.db").stat().st_size
     assert list((tmp_path / name / "mlartifacts").rglob("test_runs.py"))
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.write_bytes(b"no database " * 100), "file is not a database"),
+        (lambda path: path.mkdir(parents=True), "unable to open database file"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_an_error_in_seconds(tmp_path, make, reason):
+    path = tmp_path / "mlflow.db"
+    make(path)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=f"{path} cannot be opened: {reason}; .*permissions"):
+        create_client(f"sqlite:///{path}")
+    assert time.monotonic() - started < 5
 
 
 def test_a_moved_store_is_not_written_at_its_old_place(tmp_path):

@@ -11,9 +11,10 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from bsm.build import build_model
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, RegistryError, StorageError, TrainingError
 from pipeline.recipe import from_json
-from pipeline.training import evaluate_checkpoint, launch
+from pipeline.training import checkpoint, evaluate_checkpoint, launch, run_lock
+from pipeline.training.finished_run import register_run
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
 
@@ -59,6 +60,32 @@ def test_a_finished_run_is_only_evaluated_again(finished_run, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("metrics.json", r"metrics\.json was changed after it was written"),
+        ("trained_on.json", r"trained_on\.json was changed after it was written"),
+        ("model.safetensors", r"finished/model\.safetensors is not registered: .*were changed"),
+        ("checkpoints/step-00000013/checkpoint.pt", "is not finished: it is at step 10 of 13"),
+    ],
+)
+def test_a_run_with_a_changed_file_is_not_registered(finished_run, name, reason, caplog):
+    recipe, _ = finished_run
+    run_uri = f"{recipe.storage}/finished"
+    file = Path(run_uri, name)
+    before = file.read_bytes()
+    at = len(before) // 2
+    file.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+    try:
+        with pytest.raises((RegistryError, StorageError), match=reason):
+            register_run(run_uri, name="changed")
+    finally:
+        file.write_bytes(before)
+    assert ("passed over" in caplog.text) == name.startswith("checkpoints")
+    assert not MlflowClient(f"sqlite:///{recipe.storage}/mlflow.db").search_registered_models()
+
+
+@pytest.mark.slow
 def test_evaluating_checkpoints_does_not_change_training(finished_run, caplog):
     recipe, result = finished_run
     evaluating = replace(
@@ -80,6 +107,33 @@ def test_evaluating_checkpoints_does_not_change_training(finished_run, caplog):
     assert [point.step for point in history] == [5, 10, 13]
     without = store.get_metric_history(result["run_id"], "boundary_ap")
     assert {point.step for point in without} == {13}
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_its_lock_stops_and_writes_no_more(shards, folder, monkeypatch):
+    recipe = tiny_recipe(shards, folder / "runs", name="lost", num_workers=0)
+    recipe = replace(recipe, optim=replace(recipe.optim, steps=2000))
+    run = Path(recipe.storage, "lost")
+    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.1)
+    write, kept = checkpoint.save, []
+
+    def lose_lock(*args, **kwargs):
+        saved = write(*args, **kwargs)
+        if not kept:
+            (lock,) = (run / "lock").iterdir()
+            lock.rename(lock.with_name("other.json"))
+            kept.append(saved)
+        return saved
+
+    monkeypatch.setattr(checkpoint, "save", lose_lock)
+    with pytest.raises(TrainingError, match=r"was taken over by .*\. It writes nothing more"):
+        launch.run(recipe)
+    assert not (run / "model.safetensors").exists()
+    assert not (run / "metrics.json").exists()
+    assert [path.name for path in (run / "lock").iterdir()] == ["other.json"]
+    store = MlflowClient(f"sqlite:///{recipe.storage}/mlflow.db")
+    statuses = {each.info.run_name: each.info.status for each in store.search_runs(["1"])}
+    assert statuses["lost"] == "FAILED"
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ setup: $(READY)
 quickstart: $(READY)
 	@$(BIN)/python jobs/quickstart.py $(ARGS)
 
-# Two processes, of which one runs all tests that start Ray; one thread in each.
+# Two processes, of which one runs the tests that share a Ray; one thread in each.
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 

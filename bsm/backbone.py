@@ -6,6 +6,7 @@ so that a model that does not fit is reported before any weights are loaded.
 N images, H, W image size, D channels of the pyramid
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -160,6 +161,7 @@ def extract_features(backbone: nn.Module, pixels: Tensor) -> list[Tensor]:
     return features
 
 
+@functools.cache
 def _find_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Find the stages at our strides, and the timm options that allow images of any size."""
     probe, options = _build_probe(name)

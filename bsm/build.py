@@ -1,6 +1,10 @@
 """Build the model that a config describes."""
 
-from typing import overload
+from collections.abc import Callable
+from typing import Any, overload
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bsm.checkpoints.load import load_model
 from bsm.configs.instance import MaskRCNNConfig
@@ -8,6 +12,36 @@ from bsm.configs.models import ModelConfig, without_weights
 from bsm.configs.semantic import DeepLabConfig
 from bsm.instance.rcnn import MaskRCNN
 from bsm.semantic.deeplab import DeepLab
+
+_RANDOM_FUNCTIONS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_} | {
+    Tensor.normal_,
+    Tensor.uniform_,
+}
+"""Those that initialize parameters; the other functions of nn.init call them."""
+
+
+class SkipRandomInit(TorchFunctionMode):
+    """Leave parameters uninitialized that would get random values, for models that are loaded.
+
+        with SkipRandomInit():
+            model = build_model(config)
+        load_weights(model, path)
+
+    Constant parameters and buffers get their values. Drawing the others takes seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401  torch's signature
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Return the tensor as it is instead of filling it with random values."""
+        kwargs = kwargs or {}
+        if func in _RANDOM_FUNCTIONS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @overload

@@ -159,18 +159,13 @@ def _generate(root: Path, *, train_images: int, val_images: int) -> None:
 def _ingest(root: Path, recipe: Recipe) -> None:
     from pipeline.data.ingest import CocoIngest, ingest_dataset
 
-    on_ray = recipe.scale.num_workers > 0
-    if on_ray:
-        from pipeline.training.capacity import start_ray
-
-        start_ray(recipe)
     for split in (recipe.data.train_split, recipe.data.val_split):
         ingest_dataset(
             CocoIngest(
                 root=str(root),
                 split=split,
                 out=f"{recipe.data.root}/{split}",
-                workers=-1 if on_ray else 0,
+                workers=-1 if recipe.scale.num_workers else 0,
             )
         )
 

@@ -78,7 +78,7 @@ def check_environment() -> None:
     """
     if ray.is_initialized():
         return
-    if _uses_cluster():
+    if uses_cluster():
         _check_cluster(os.environ.get("RAY_ADDRESS", ""))
     else:
         _check_temporary_folder()
@@ -115,7 +115,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "killed due to the node running low on memory" in str(error)
 
 
-def _uses_cluster() -> bool:
+def uses_cluster() -> bool:
+    """Tell whether Ray will be a running cluster: of a submitted job, or in RAY_ADDRESS."""
     is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return is_job or os.environ.get("RAY_ADDRESS", "") not in {"", "local"}
 
@@ -211,7 +212,7 @@ def _to_setup_error(error: Exception) -> SetupError:
             "~/.ray/auth_token as on the head"
         )
         return _no_cluster(os.environ.get("RAY_ADDRESS", ""), reason, fix)
-    if _uses_cluster():
+    if uses_cluster():
         return _no_cluster(os.environ.get("RAY_ADDRESS", ""), reason)
     temporary: str = get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
     logs = Path(temporary, "session_latest", "logs")
@@ -223,7 +224,7 @@ def _arguments(cpus: float) -> dict[str, Any]:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         # A submitted job: its runtime environment already reaches the workers.
         return quiet
-    if _uses_cluster():
+    if uses_cluster():
         return quiet | {"runtime_env": {"env_vars": _forwarded_env()}}
     # More CPUs than the machine has are allowed, so two workers fit on a laptop with two cores.
     count = max(os.cpu_count() or 1, math.ceil(cpus))

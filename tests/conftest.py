@@ -8,22 +8,38 @@ from types import SimpleNamespace
 import pytest
 
 RAY_TESTS = (
-    "tests/system/",
-    "tests/jobs/test_quickstart.py",
     "tests/pipeline/evaluation/test_evaluate_model.py::test_ray_workers",
+    "tests/system/test_ingest_ray.py",
+    "tests/system/test_stopped_runs.py",
+    "tests/system/test_stream_ray.py",
+    "tests/system/test_sweep_ray.py",
+    "tests/system/test_training_ray.py",
 )
+CLUSTER_TESTS = ("tests/system/test_two_nodes.py", "tests/system/test_doctor.py")
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Run all tests that start Ray in the same one of the parallel processes, before others."""
+    """Run the tests that share a Ray in one process, first, and beside them all others.
+
+    The tests that start clusters come last, beside nothing else if possible. Those of a whole
+    system share what their file sets up.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneRay(LoadScopeScheduling):
+    class RayFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if nodeid.startswith(RAY_TESTS) else nodeid
+            if nodeid.startswith(RAY_TESTS):
+                return "ray"
+            return nodeid.partition("::")[0] if nodeid.startswith("tests/system/") else nodeid
 
-    return OneRay(config, log)
+        def _assign_work_unit(self, node: object) -> None:
+            for file in CLUSTER_TESTS:
+                if file in self.workqueue:
+                    self.workqueue.move_to_end(file)
+            super()._assign_work_unit(node)
+
+    return RayFirst(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +59,9 @@ def one_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Four workers and Ray Data, possibly more CPUs than the machine has.
-        ray.init(address="local", num_cpus=5, object_store_memory=300 * 2**20, log_to_driver=False)
+        # Four workers of half a CPU and Ray Data, possibly more CPUs than the machine has. More
+        # tasks at once would only be more processes with imports of their own.
+        ray.init(address="local", num_cpus=3, object_store_memory=300 * 2**20, log_to_driver=False)
         yield
         ray.shutdown()
 

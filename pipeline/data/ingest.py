@@ -1,16 +1,19 @@
 """Turn a data set into shards: everything is validated, and every dropped image is counted.
 
-The driver makes the index of the source; Ray Data reads, validates and writes, one task per shard,
-so memory does not grow with the number of files. A second run keeps finished shards and makes the
+The driver makes the index of the source and, unless told otherwise, the first shards; those that it
+does not finish in the time that Ray takes to start are made by Ray Data, one task per shard, so
+memory does not grow with the number of files. A second run keeps finished shards and makes the
 others. The bytes do not depend on interruptions or the number of workers.
 """
 
 import hashlib
 import json
 import logging
+import math
+import os
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -63,6 +66,9 @@ _MEANING_VERSION = 1
 
 _PROGRESS_EVERY_S = 5.0
 
+_ALONE_S = 15.0
+"""Work in this process for about as long as Ray takes to start on two cores."""
+
 
 def ingest_dataset(config: IngestConfig) -> dict[str, Any]:
     """Validate a data set and write it as shards; dataset.json comes last.
@@ -76,7 +82,8 @@ def ingest_dataset(config: IngestConfig) -> dict[str, Any]:
         StorageError: a file cannot be read or written.
     """
     started = time.perf_counter()
-    if config.workers:
+    # With the default, Ray is not needed for most small data sets.
+    if config.workers > 0 or (config.workers and os.environ.get("RAY_ADDRESS")):
         from pipeline.ray_connection import check_environment  # noqa: PLC0415  imports ray
 
         check_environment()
@@ -207,11 +214,21 @@ def _make_shards(config: IngestConfig, index: SourceIndex, started: float) -> It
 def _run_tasks(
     parts: list[tuple[str, bytes]], settings: ShardSettings, workers: int
 ) -> Iterator[ShardReport]:
-    if workers == 0 or not parts:
-        return (make_shard(file, packed, settings) for file, packed in parts)
-    from pipeline.data.ingest_tasks import make_shards_on_ray  # noqa: PLC0415  imports ray
+    alone_s = {-1: _ALONE_S, 0: math.inf}.get(workers, 0.0)
+    started = time.perf_counter()
+    waiting = deque(parts)
+    parts.clear()
+    while waiting and time.perf_counter() - started < alone_s:
+        yield make_shard(*waiting.popleft(), settings)
+    if waiting:
+        from pipeline.data.ingest_tasks import make_shards_on_ray  # noqa: PLC0415  imports ray
 
-    return make_shards_on_ray(parts, settings, workers=workers)
+        if alone_s:
+            _log.info("ingest: %d shards left for Ray, on every CPU", len(waiting))
+        # Emptied as they are passed on, to free their memory.
+        parts += waiting
+        waiting.clear()
+        yield from make_shards_on_ray(parts, settings, workers=workers)
 
 
 def _format_refusal(config: IngestConfig, index: SourceIndex, problems: ProblemCounts) -> str:

@@ -42,8 +42,8 @@ class IngestConfig(Config):
     max_pixels: _PixelLimit = MAX_PIXELS
     """Reject larger images before they are decoded."""
     workers: Annotated[int, Ge(-1)] = -1
-    """Parallel Ray tasks, one shard each; -1 takes every CPU, 0 works in this process without
-    Ray."""
+    """Parallel Ray tasks, one shard each; 0 works in this process without Ray. -1 does so for 15 s
+    and leaves the rest to Ray on every CPU."""
     overwrite: bool = False
     """Replace a data set in out that was made from something else."""
 

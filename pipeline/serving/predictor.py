@@ -19,7 +19,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import torch
 from torch import nn
 
-from bsm.build import build_model
+from bsm.build import SkipRandomInit, build_model
 from bsm.checkpoints.weights import load_weights
 from bsm.configs.models import without_weights
 from pipeline import checksums
@@ -210,7 +210,8 @@ def _default_device() -> str:
 def _load_weights(recipe: Recipe, weights: Path) -> nn.Module:
     """Build the model of a recipe on the CPU and load registered weights into it."""
     # The file covers the whole model, so the start weights of the recipe are not needed.
-    model: nn.Module = build_model(without_weights(recipe.model))
+    with SkipRandomInit():
+        model: nn.Module = build_model(without_weights(recipe.model))
     try:
         load_weights(model, weights)
     except ValueError as error:

@@ -1,19 +1,41 @@
 """Start Ray, and check that it has the CPUs and GPUs for a run."""
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import ray
 
-from pipeline.errors import RecipeError
-from pipeline.ray_connection import connect
+from pipeline.errors import RecipeError, SetupError
+from pipeline.ray_connection import check_environment, connect, uses_cluster
 from pipeline.recipe import Recipe, ScaleConfig
 from pipeline.text import format_count
 
 _log = logging.getLogger(__name__)
 
+PLACEMENT_GROUP_KEY = "placement_group"
+"""Key in the metrics of a checkpoint: the hex id of the workers' placement group. Code that
+stops a run from outside must remove this group."""
+
 _DATA_CPUS = 1
 """CPUs for Ray Data besides the workers; without one the workers would wait forever."""
+
+
+def check_cluster(recipe: Recipe) -> None:
+    """Connect to the cluster of a run, if there is one, and check its CPUs and GPUs.
+
+    This takes a second, the other checks of a run may take minutes. Without a cluster they come
+    first, because Ray takes longer to start here. A cluster that does not answer is left to them:
+    they report all problems at once.
+
+    Raises:
+        RecipeError: see `start_ray`.
+    """
+    with suppress(SetupError):
+        if uses_cluster():
+            check_environment()
+            connect()
+            _require_capacity(recipe.scale)
 
 
 def start_ray(recipe: Recipe) -> None:
@@ -23,7 +45,8 @@ def start_ray(recipe: Recipe) -> None:
         RecipeError: the only machine has too few CPUs or GPUs for the recipe.
     """
     connect(cpus=count_cpus(recipe.scale))
-    _check_capacity(recipe.scale)
+    if shortage := _require_capacity(recipe.scale):
+        _log.info("%s\nThe run waits until enough nodes have joined.", shortage)
 
 
 def count_cpus(scale: ScaleConfig) -> float:
@@ -51,10 +74,11 @@ def describe_shortage(scale: ScaleConfig) -> str:
     return f"Ray has {' and '.join(missing)} ({workers}, and {_DATA_CPUS} CPU for Ray Data)"
 
 
-def _check_capacity(scale: ScaleConfig) -> None:
+def _require_capacity(scale: ScaleConfig) -> str:
+    """Return what a cluster lacks and may still get; refuse a machine that is too small."""
     shortage = describe_shortage(scale)
     if not shortage:
-        return
+        return ""
     text = (
         f"{shortage}. Use fewer workers (--scale.num-workers), give each fewer CPUs "
         "(--scale.cpus-per-worker 0.5), or give Ray more: ray start --head --num-cpus N"
@@ -64,4 +88,4 @@ def _check_capacity(scale: ScaleConfig) -> None:
     # A single node with CPUs is one machine, and stays that. A head without CPUs waits for nodes.
     if len(alive) == 1 and alive[0]["Resources"].get("CPU", 0) > 0:
         raise RecipeError(text)
-    _log.info("%s\nThe run waits until enough nodes have joined.", text)
+    return text

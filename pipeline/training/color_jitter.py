@@ -11,11 +11,6 @@ import math
 from dataclasses import replace
 
 import torch
-from kornia.enhance import (
-    adjust_brightness_accumulative,
-    adjust_hue,
-    adjust_saturation_with_gray_subtraction,
-)
 from torch import Tensor
 
 from bsm.backbone import make_inside_mask
@@ -43,6 +38,13 @@ def adjust_colors(images: Tensor, image_sizes_hw: Tensor, colors: Tensor) -> Ten
     Returns:
         (N, 3, H, W) uint8; padding stays 0.
     """
+    # Most recipes have no jitter, and kornia takes a second to import.
+    from kornia.enhance import (  # noqa: PLC0415
+        adjust_brightness_accumulative,
+        adjust_hue,
+        adjust_saturation_with_gray_subtraction,
+    )
+
     brightness, contrast, saturation, hue = colors.unbind(1)
     inside = make_inside_mask(image_sizes_hw, (images.shape[-2], images.shape[-1]))[:, None]
     pixels = adjust_brightness_accumulative(images.float() / 255, brightness)

@@ -4,7 +4,7 @@ When one worker fails, the others fail too because they lose their partner. Only
 reported.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -15,7 +15,10 @@ from ray.train.v2.api.callback import UserCallback
 from pipeline.errors import PipelineError, TrainingError
 from pipeline.ray_connection import is_out_of_memory
 from pipeline.text import format_count
-from pipeline.training.loop import TrainJob
+
+if TYPE_CHECKING:
+    # Ray Train's controller imports this module for its callback, and should not import the model.
+    from pipeline.training.loop import TrainJob
 
 _PERMANENT = (
     PipelineError,
@@ -64,7 +67,7 @@ class FailureCallback(UserCallback):
             self._relay.report_lost.remote(rank, text)
 
 
-def to_training_error(error: Exception, relay: Any, *, job: TrainJob) -> PipelineError:  # noqa: ANN401
+def to_training_error(error: Exception, relay: Any, *, job: "TrainJob") -> PipelineError:  # noqa: ANN401
     """Turn Ray Train's error into one for the user, with the first worker's traceback."""
     resume = _resume_hint(job)
     if isinstance(error, ray.train.ControllerError):
@@ -86,7 +89,7 @@ def to_training_error(error: Exception, relay: Any, *, job: TrainJob) -> Pipelin
     )
 
 
-def to_ray_lost_error(error: Exception, *, job: TrainJob) -> TrainingError:
+def to_ray_lost_error(error: Exception, *, job: "TrainJob") -> TrainingError:
     """Build the error for a run whose cluster stopped or whose head node died."""
     return TrainingError(
         f"Ray stopped during the run: {_summarize(error)}\nCheck the cluster with: ray status\n"
@@ -94,7 +97,7 @@ def to_ray_lost_error(error: Exception, *, job: TrainJob) -> TrainingError:
     )
 
 
-def _resume_hint(job: TrainJob) -> str:
+def _resume_hint(job: "TrainJob") -> str:
     return f"Resume from the last checkpoint with: {job.resume_command}"
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bsm.build import build_model
+from bsm.build import SkipRandomInit, build_model
 from bsm.checkpoints.weights import save_weights
 from bsm.configs.models import without_weights
 from pipeline import checksums, storage
@@ -83,6 +83,11 @@ def run(recipe: Recipe, *, parent: ParentRun = ParentRun()) -> dict[str, Any]:
 def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _time_phase(seconds, "check"):
+        if recipe.scale.num_workers:
+            from pipeline.training.capacity import check_cluster  # noqa: PLC0415  imports ray
+
+            check_cluster(recipe)
+            stop.install()
         prepared = prepare_run(recipe)
         handle = runs.open_run(
             recipe,
@@ -266,7 +271,8 @@ def _load_final_model(prepared: PreparedRun, *, step: int) -> tuple[nn.Module, C
             f"{prepared.run_uri} has no whole checkpoint of step {step}, although training ended "
             "there. Run the same command again: it trains from the newest whole checkpoint"
         )
-    model = build_model(without_weights(prepared.recipe.model))
+    with SkipRandomInit():
+        model = build_model(without_weights(prepared.recipe.model))
     model.load_state_dict(checkpoint.load(latest)["model"])
     return model.eval(), latest
 

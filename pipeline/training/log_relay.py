@@ -11,13 +11,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.training.step import WorkerContext
 from pipeline.training.stop import Stop, StopRequest
+
+if TYPE_CHECKING:
+    # The relay's own process imports this module, and should not import torch.
+    from pipeline.training.step import WorkerContext
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ class StopAgreement:
     until all have answered; they stop before the latest of these steps.
     """
 
-    def __init__(self, relay: Any, *, worker: WorkerContext) -> None:  # noqa: ANN401  an actor's handle
+    def __init__(self, relay: Any, *, worker: "WorkerContext") -> None:  # noqa: ANN401  an actor's handle
         self._relay, self._worker = relay, worker
         self._lock = threading.Lock()
         self._next_step = 0

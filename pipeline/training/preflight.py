@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bsm.build import build_model
+from bsm.build import SkipRandomInit, build_model
 from bsm.configs.semantic import DeepLabConfig
 from pipeline import storage
 from pipeline.data.audit import audit_shards, format_audit
@@ -130,7 +130,8 @@ def resolve_paths(recipe: Recipe) -> Recipe:
 def _try_build(start: StartWeights) -> tuple[int, int]:
     """Build the model and load its weights, to count all and the trained parameters."""
     try:
-        model = build_model(start.local_model)
+        with SkipRandomInit():
+            model = build_model(start.local_model)
     except ValueError as error:
         raise RecipeError(f"model: {start.name_version(str(error))}") from error
     counts = [(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()]

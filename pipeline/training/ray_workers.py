@@ -6,6 +6,7 @@ without Ray.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe, reads_masks
 from pipeline.text import format_count
 from pipeline.tracking.runs import MetricLog, RunHandle
+from pipeline.training.capacity import PLACEMENT_GROUP_KEY
 from pipeline.training.checkpoint import CheckpointRef, find_latest
 from pipeline.training.failures import FailureCallback, to_ray_lost_error, to_training_error
 from pipeline.training.log_relay import StopAgreement, open_relay
@@ -38,10 +40,6 @@ _log = logging.getLogger(__name__)
 
 _ray_train: Any = ray.train
 """Type checkers see the old classes of ray.train; at run time they are those of Train V2."""
-
-PLACEMENT_GROUP_KEY = "placement_group"
-"""Key in the metrics of a checkpoint: the hex id of the workers' placement group. Code that
-stops a run from outside must remove this group."""
 
 
 def train_on_workers(
@@ -86,8 +84,8 @@ def train_on_workers(
     try:
         with open_relay(stop or StopRequest()) as relay, watch_nodes(recipe.scale):
             trainer = _ray_train.torch.TorchTrainer(
-                _train_worker,
-                train_loop_config={"job": job, "handle": handle, "relay": relay, "chapters": parts},
+                # Not in train_loop_config: Ray's controller unpickles that, and imports torch.
+                functools.partial(_train_worker, job=job, handle=handle, relay=relay, parts=parts),
                 scaling_config=_scaling_config(recipe),
                 run_config=_ray_train.RunConfig(
                     name=recipe.name,
@@ -123,11 +121,14 @@ def _scaling_config(recipe: Recipe) -> Any:  # noqa: ANN401  a ScalingConfig
     )
 
 
-def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
+def _train_worker(
+    *,
+    job: TrainJob,
+    handle: RunHandle,
+    relay: Any,  # noqa: ANN401  an actor's handle
+    parts: tuple[Chapter, ...],
+) -> dict[str, Any]:
     """Train in a worker process."""
-    job: TrainJob = config["job"]
-    handle: RunHandle = config["handle"]
-    relay = config["relay"]
     context = ray.train.get_context()
     worker = WorkerContext(
         rank=context.get_world_rank(),
@@ -159,7 +160,7 @@ def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
         result = train(
             job,
             worker=worker,
-            batches=lambda first: _read_batches(job, config["chapters"], first, worker=worker),
+            batches=lambda first: _read_batches(job, parts, first, worker=worker),
             hooks=hooks,
             resume_from=resume_from,
         )

@@ -16,8 +16,7 @@ from ray.util.state import get_actor
 from ray.util.state.exception import RayStateApiException
 
 from pipeline.recipe import ScaleConfig
-from pipeline.training.capacity import required_resources
-from pipeline.training.ray_workers import PLACEMENT_GROUP_KEY
+from pipeline.training.capacity import PLACEMENT_GROUP_KEY, required_resources
 from pipeline.tuning.space import Sweep
 
 _log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle
 from pipeline.tracking.stores import sqlite_path
 from pipeline.training import evaluate_checkpoint
-from pipeline.training.capacity import start_ray
+from pipeline.training.capacity import check_cluster, start_ray
 from pipeline.training.launch import resume_command
 from pipeline.training.preflight import prepare_run, resolve_paths
 from pipeline.training.run_lock import hold_run
@@ -76,6 +76,7 @@ def run_sweep(sweep: Sweep, *, resume: bool) -> dict[str, Any]:
 
 def _run_sweep(sweep: Sweep, folder: str, *, resume: bool, stop: StopRequest) -> dict[str, Any]:
     is_declared = _check_declaration(sweep, folder, resume=resume)
+    check_cluster(sweep.recipe)
     prepare_run(sweep.recipe)
     data = read_manifest(storage.join(sweep.recipe.data.root, sweep.recipe.data.train_split))
     handle = runs.open_run(sweep.recipe, data_fingerprint=data.fingerprint)

@@ -13,8 +13,6 @@ import ray.train
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipeline.training import launch
-from pipeline.training.launch import ParentRun
 from pipeline.tuning.concurrency import CONTROLLER_KEY, TRIAL_DRIVER_RESOURCES
 from pipeline.tuning.space import Sweep, Values, trial_recipe
 
@@ -53,11 +51,14 @@ def build_trainable(context: TrialContext) -> Callable[[Values], None]:
     """Build the function that Tune calls with the values of a trial."""
 
     def run_trial(values: Values) -> None:
+        # Not at the top: Ray Train's controller imports this file for its callback.
+        from pipeline.training import launch  # noqa: PLC0415
+
         sweep = context.sweep
         number = parse_trial_number(tune.get_context().get_trial_name())
         result = launch.run(
             trial_recipe(sweep.recipe, number=number, values=values),
-            parent=ParentRun(
+            parent=launch.ParentRun(
                 run_id=context.parent_run_id,
                 resume_command=context.resume_command,
                 callbacks=(_ReportCallback(sweep.metric),),

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.errors import DatasetError, RegistryError, StorageError
 from pipeline.registry import predict
 from pipeline.registry.predict import load_registered_model, predict_folder
+from tests.heavy_imports import list_heavy
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "predict.py"
 
@@ -42,7 +43,7 @@ def model(registered_model):
 def run(*arguments, cwd):
     env = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     return subprocess.run(
-        [sys.executable, str(JOB), *arguments],
+        [sys.executable, "-X", "importtime", str(JOB), *arguments],
         cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
@@ -65,6 +66,9 @@ def test_the_command_of_the_readme(registered_model, photos, tmp_path):
     assert result["detections"] > 0
     assert result["model"] == f"models:/{registered_model.name}/1"
     assert "predict 3/3 images" in done.stdout
+    # MLflow and timm import pandas and scipy, torchvision and torch.
+    used = {"mlflow", "pandas", "scipy", "timm", "torch", "torchvision"}
+    assert list_heavy(done.stderr) <= used
     written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
     assert written == {"detections.json", "a.png", "b.JPG", "sub/a.png"}
     with Image.open(tmp_path / "out" / "b.JPG") as picture:

@@ -275,9 +275,9 @@ def run(tmp_path_factory) -> Iterator[SimpleNamespace]:
 
 
 def ingest(bucket: str, nodes: TwoNodes, log: TimingLog) -> None:
-    for split in ("train", "val"):
-        command = ["python", "jobs/ingest.py", "coco", "--root", f"{bucket}/raw/coco",
-                   "--split", split, "--out", f"{bucket}/shards/{split}"]  # fmt: skip
+    for split, workers in (("train", "2"), ("val", "-1")):  # -1 is the default: without Ray
+        command = ["python", "jobs/ingest.py", "coco", "--root", f"{bucket}/raw/coco", "--workers",
+                   workers, "--split", split, "--out", f"{bucket}/shards/{split}"]  # fmt: skip
         with run_command(*command, environment=nodes.environment) as job:
             images = job.result()["images"]
             log.add(f"ingest {split}", time.monotonic() - job.started_s, f"{images} images")

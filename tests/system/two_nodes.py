@@ -4,6 +4,7 @@ It runs in its own process: the test process cannot start a second Ray, and node
 main thread. It reads commands from its standard input, and stops when the input ends.
 """
 
+import fcntl
 import json
 import random
 import socket
@@ -65,7 +66,12 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
     """Start a cluster whose nodes have an environment, and stop it at the end."""
     # A separate folder keeps it apart from another Ray on this machine; the path must be short,
     # because it contains sockets.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        Path(tempfile.gettempdir(), "two_nodes.lock").open("w") as lock,
+    ):
+        # Ray gives a node 30 s to start, and a test beside this one may start a cluster too.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         here = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.system.two_nodes", folder],
@@ -77,7 +83,9 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
             text=True,
         )
         try:
-            yield TwoNodes(process, here, Path(folder))
+            nodes = TwoNodes(process, here, Path(folder))
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            yield nodes
         finally:
             process.stdin.close()
             try:

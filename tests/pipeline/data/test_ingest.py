@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,28 @@ def test_resumes_after_being_killed(valid_root, tmp_path, monkeypatch):
     assert result["shards_kept"] == 2
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == written
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+
+
+def test_ray_makes_only_what_this_process_does_not_finish_while_it_would_start(
+    valid_root, tmp_path, monkeypatch
+):
+    made: list[str] = []
+
+    def make_shards(parts, settings, *, workers):
+        assert workers == -1
+        for file, packed in parts:
+            made.append(file)
+            yield ingest_module.make_shard(file, packed, settings)
+
+    monkeypatch.setattr("pipeline.data.ingest_tasks.make_shards_on_ray", make_shards)
+    default = {"rows_per_shard": 32, "workers": -1}
+    ingest_dataset(replace(_config(valid_root, tmp_path / "here"), **default))
+    assert made == []
+    monkeypatch.setattr(ingest_module, "_ALONE_S", 0.05)
+    ingest_dataset(replace(_config(valid_root, tmp_path / "both"), **default))
+    assert made[-1] == "part-00002.parquet"
+    assert len(made) < 3
+    assert _bytes(tmp_path / "here") == _bytes(tmp_path / "both")
 
 
 def test_a_truncated_shard_is_made_again(valid_root, tmp_path):

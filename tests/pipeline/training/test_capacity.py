@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.training import capacity, node_watch
-from pipeline.training.capacity import count_cpus, describe_shortage, start_ray
+from pipeline.training.capacity import check_cluster, count_cpus, describe_shortage, start_ray
 
 
 def make_node(cpus: float, *, name: str = "a", alive: bool = True) -> dict:
@@ -51,6 +51,18 @@ def test_a_cluster_waits_for_more_nodes(start, nodes, caplog):
     with caplog.at_level(logging.INFO, logger="pipeline"):
         start(*nodes)
     assert "The run waits until enough nodes have joined." in caplog.text
+
+
+def test_a_cluster_is_checked_before_the_data_and_a_local_ray_after_it(start, recipe, monkeypatch):
+    start(make_node(100))
+    monkeypatch.setattr(capacity, "connect", lambda: None)
+    monkeypatch.setattr(capacity, "check_environment", lambda: None)
+    many = replace(recipe, scale=replace(recipe.scale, num_workers=2, cpus_per_worker=200.0))
+    monkeypatch.setattr(capacity, "uses_cluster", lambda: False)
+    check_cluster(many)
+    monkeypatch.setattr(capacity, "uses_cluster", lambda: True)
+    with pytest.raises(RecipeError, match="Ray has 100 CPUs, the run needs 401"):
+        check_cluster(many)
 
 
 def test_gpus_are_counted_too(recipe, monkeypatch):

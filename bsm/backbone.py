@@ -58,7 +58,10 @@ class FpnBackbone(nn.Module):
 
     def forward(self, images: Tensor, image_sizes_hw: Tensor) -> list[Tensor]:
         """Turn RGB images (N, 3, H, W) of 0 to 255, padded, into P2 to P6 (N, D, H / s, W / s)."""
-        features = extract_features(self.trunk, self.normalize(images, image_sizes_hw))
+        return self.merge(extract_features(self.trunk, self.normalize(images, image_sizes_hw)))
+
+    def merge(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Merge the trunk's features (N, C, H / s, W / s), finest first, into P2 to P6."""
         merged = self.laterals[-1](features[-1])
         levels = [self.outputs[-1](merged)]
         for feature, lateral, output in zip(

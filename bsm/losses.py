@@ -10,7 +10,7 @@ R rois, H, W sides of a mask or of any other grid, M side of a square one
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +41,7 @@ def bce_loss(
     *,
     weights: Float[Tensor, " R"] | None = None,
     band_weights: Float[Tensor, " R"] | None = None,
+    cells: Bool[Tensor, "R H W"] | None = None,
 ) -> Float[Tensor, ""]:
     """Average the binary cross-entropy over the cells of real rois.
 
@@ -49,15 +50,19 @@ def bce_loss(
         targets: 0/1.
         weights: 1 for a real roi, 0 for an empty slot; by default every roi is real.
         band_weights: weights of the target's cells in each roi; by default 1.
+        cells: cells to average over in each roi; by default all.
     """
-    cells = F.binary_cross_entropy_with_logits(
+    entropy = F.binary_cross_entropy_with_logits(
         logits.float(),
         targets.float(),
         reduction="none",
         pos_weight=None if band_weights is None else band_weights[:, None, None],
     )
     # A sum and a division, not a mean: the mean over no cells is NaN.
-    return _average_rois(cells.flatten(1).sum(1) / _count_cells(logits), weights)
+    if cells is None:
+        return _average_rois(entropy.flatten(1).sum(1) / _count_cells(logits), weights)
+    inside = (entropy * cells).flatten(1).sum(1)
+    return _average_rois(inside / cells.flatten(1).sum(1).clamp(min=1), weights)
 
 
 def weighted_bce_loss(

@@ -3,10 +3,11 @@
 
     python jobs/study_cost.py
 
-Prints parameters and multiply-adds of each mask head, and the time of a whole detector (ResNet-50,
-800 px, 100, 50 and 20 detections) for inference and for a training step. Times are ratios to Mask
-R-CNN, timed in turn in one process; the last column has the paper's ratios on a V100. On a GPU
-(--use-gpu), inference runs in float32 and the training step in bfloat16, as in recipes.
+Prints parameters and multiply-adds of each mask head (for a RoI, and for the whole P2 that fine
+stages read), its time for 100 RoIs, and the time of a whole detector (ResNet-50, 800 px, 100, 50
+and 20 detections) for inference and for a training step. Times are ratios to Mask R-CNN, timed in
+turn in one process; the last column has the paper's ratios on a V100. On a GPU (--use-gpu),
+inference runs in float32 and the training step in bfloat16, as in recipes.
 """
 
 import time
@@ -14,12 +15,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
+from bsm.configs.instance import FineStagesConfig, MaskHeadConfig, MaskRCNNConfig
 from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig
 from pipeline.cli import Result, run_verb
 from pipeline.errors import RecipeError
 from pipeline.recipe import OptimConfig
 from pipeline.text import format_markdown
+
+FINE = FineStagesConfig(channels=(48, 24))
 
 DETECTORS = {
     "plain": MaskHeadConfig(kind="plain"),
@@ -29,7 +32,15 @@ DETECTORS = {
     "light": MaskHeadConfig(
         squeeze=SqueezeConfig(variant="light"), guided_flow=GuidedFlowConfig(weight=0.5)
     ),
+    "plain-fine": MaskHeadConfig(kind="plain", fine_stages=FINE),
+    "bsm-no-warp-fine": MaskHeadConfig(squeeze=SqueezeConfig(warp="none"), fine_stages=FINE),
+    "light-fine": MaskHeadConfig(
+        squeeze=SqueezeConfig(variant="light", warp="none"), fine_stages=FINE
+    ),
 }
+
+_ROIS = 100
+"""For the time of the heads alone."""
 
 PAPER = {"bmask": 58 / 48, "pointrend": 73 / 48, "bsm": 54 / 48}
 """Inference times of Table 2 relative to Mask R-CNN, one V100."""
@@ -74,7 +85,15 @@ def cost(
     size_hw = (short_edge_px, long_edge_px)
     base = MaskRCNNConfig(backbone=FpnBackboneConfig(name="resnet50", norm="frozen"))
     models = {name: replace(base, mask_head=head) for name, head in DETECTORS.items()}
-    counts = {name: engine.count_head(model) for name, model in models.items()}
+    counts = {name: engine.count_head(model, size_hw=size_hw) for name, model in models.items()}
+    heads = engine.time_heads(
+        models,
+        num_rois=_ROIS,
+        size_hw=size_hw,
+        rounds=rounds,
+        print_line=print,
+        device=device,
+    )
     inference = engine.time_inference(
         models,
         detections=detections,
@@ -95,10 +114,11 @@ def cost(
             device=device,
             amp=OptimConfig().amp,
         )
-    columns = [*(f"inference, {n} detections" for n in detections), "training step"]
-    rows = [["head", "inference, M", "train only, M", "GMAC per RoI", *columns, "paper, inference"]]
+    columns = ["head alone", *(f"inference, {n} detections" for n in detections), "training step"]
+    header = ["head", "inference, M", "train only, M", "GMAC per RoI", "per image"]
+    rows = [[*header, *columns, "paper, inference"]]
     for name, count in counts.items():
-        timed = [inference[name, n] for n in detections]
+        timed = [heads[name, _ROIS], *(inference[name, n] for n in detections)]
         timed += [training[name, training_images]] if training else []
         rows.append(
             [
@@ -106,6 +126,7 @@ def cost(
                 f"{count.parameters_m:.3f}",
                 f"{count.train_only_m:.3f}",
                 f"{count.gmac_per_roi:.3f}",
+                f"{count.gmac_per_image:.3f}",
                 *(f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" for r in timed),
                 *([] if training else ["-"]),
                 f"{PAPER[name]:.3f}" if name in PAPER else "-",
@@ -116,6 +137,7 @@ def cost(
         "device": torch.cuda.get_device_name(device) if use_gpu else "cpu",
         "seconds": round(time.perf_counter() - began, 1),
         **{f"gmac_{name}": round(count.gmac_per_roi, 4) for name, count in counts.items()},
+        **{f"head_{k}": round(r.median, 3) for (k, _), r in heads.items()},
         **{f"inference_{k}_{n}": round(r.median, 3) for (k, n), r in inference.items()},
         **{f"training_{k}": round(r.median, 3) for (k, _), r in training.items()},
         **(_gpu_results(inference, training) if use_gpu else {}),

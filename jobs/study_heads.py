@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""Compare mask heads at an equal training budget, on two CPU cores.
+"""Compare mask heads at an equal training budget, on one CPU core.
 
-    python jobs/study_heads.py --shards runs/coco_mini --backbone-weights lite0.safetensors
+    python jobs/study_heads.py --shards runs/coco_mini --backbone-weights lite0.pth --steps 400
 
 Trains every head on the same photos in the same order, with a frozen ImageNet backbone and the
 ground truth boxes; evaluates the masks in the ground truth boxes, so that no detector affects the
-numbers; and writes a table and a plot. --shards is a folder with the splits train2017 and val2017
-as written by jobs/ingest.py. A run takes about 20 minutes on one core. Finished runs are kept, and
-a second process with other --seeds or --heads halves the time.
+numbers; and writes tables and a plot, with the quality that masks of each size can reach. --shards
+is a folder with both splits, as written by jobs/ingest.py (--train-split and --val-split name
+them). The features of the backbone are computed once and kept in OUT/features (about 1.6 MB for
+each image and its mirror image). Finished runs are kept, and a second process with other --seeds or
+--heads halves the time.
 """
 
 from dataclasses import replace
@@ -16,8 +18,19 @@ from typing import Annotated
 
 import tyro
 
-from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig, PointRendConfig
-from bsm.configs.shared import FpnBackboneConfig, GuidedFlowConfig, SqueezeConfig, TargetConfig
+from bsm.configs.instance import (
+    FineStagesConfig,
+    MaskHeadConfig,
+    MaskRCNNConfig,
+    PointRendConfig,
+)
+from bsm.configs.shared import (
+    FpnBackboneConfig,
+    GuidedFlowConfig,
+    LossWeights,
+    SqueezeConfig,
+    TargetConfig,
+)
 from pipeline.cli import Result, run_verb
 from pipeline.errors import RecipeError
 from pipeline.recipe import (
@@ -32,6 +45,9 @@ from pipeline.recipe import (
 
 CHANNELS = 96
 STEPS = 800
+
+WIDE_CHANNELS = 170
+"""A plain head of this width has about as many parameters as bsm-no-warp."""
 
 RECIPE = Recipe(
     name="head",
@@ -66,6 +82,10 @@ RECIPE = Recipe(
 )
 
 GUIDED = GuidedFlowConfig(weight=0.5)
+NO_WARP = SqueezeConfig(warp="none")
+LIGHT = SqueezeConfig(variant="light", warp="none")
+FINE = FineStagesConfig(channels=(48, 24))
+MASK_ONLY = LossWeights(boundary=0.0, contraction=0.0, expansion=0.0)
 
 HEADS = {
     "plain": MaskHeadConfig(kind="plain"),
@@ -79,65 +99,117 @@ HEADS = {
     ),
     "bsm-released": MaskHeadConfig(squeeze=SqueezeConfig(initialization="released")),
     "bsm": MaskHeadConfig(),
-    "bsm-no-warp": MaskHeadConfig(squeeze=SqueezeConfig(warp="none")),
+    "bsm-no-warp": MaskHeadConfig(squeeze=NO_WARP),
     "bsm-guided": MaskHeadConfig(guided_flow=GUIDED),
     "bsm-guided-roi": MaskHeadConfig(guided_flow=GUIDED, targets=TargetConfig(source="roi")),
     "light": MaskHeadConfig(squeeze=SqueezeConfig(variant="light")),
+    "light-no-warp": MaskHeadConfig(squeeze=LIGHT),
     "light-guided": MaskHeadConfig(squeeze=SqueezeConfig(variant="light"), guided_flow=GUIDED),
+    # With finer last stages.
+    "plain-fine": MaskHeadConfig(kind="plain", fine_stages=FINE),
+    "bmask-fine": MaskHeadConfig(kind="bmask", fine_stages=FINE),
+    "bsm-no-warp-fine": MaskHeadConfig(squeeze=NO_WARP, fine_stages=FINE),
+    "bsm-guided-fine": MaskHeadConfig(guided_flow=GUIDED, fine_stages=FINE),
+    "light-fine": MaskHeadConfig(squeeze=LIGHT, fine_stages=FINE),
+    "light-fine-band": MaskHeadConfig(squeeze=LIGHT, fine_stages=replace(FINE, boundary_band=2)),
+    "light-fine-112": MaskHeadConfig(
+        squeeze=LIGHT,
+        fine_stages=replace(FINE, large_channels=12),
+        # Finer than the field.
+        targets=TargetConfig(source="roi"),
+    ),
+    # Controls: what of the gain is depth, parameters, the fine feature, or the boundary losses?
+    "plain-8-convs": MaskHeadConfig(kind="plain", num_convs=8),
+    "plain-wide": MaskHeadConfig(kind="plain", channels=WIDE_CHANNELS),
+    "bmask-mask-loss": MaskHeadConfig(kind="bmask", loss_weights=MASK_ONLY),
+    "bsm-no-warp-mask-loss": MaskHeadConfig(squeeze=NO_WARP, loss_weights=MASK_ONLY),
+    "bsm-no-warp-no-p2": MaskHeadConfig(squeeze=SqueezeConfig(warp="none", fine_features=False)),
 }
 
 REFERENCE = "bmask"
 
 
-def study(
+def study(  # noqa: PLR0913  the flags, all by name
     *,
     shards: str,
     backbone_weights: Annotated[str, tyro.conf.arg(aliases=("--trunk-weights",))] = "timm",
+    train_split: str = "train2017",
+    val_split: str = "val2017",
     out: Path = Path("runs/study_heads"),
     heads: tuple[str, ...] = tuple(HEADS),
     seeds: tuple[int, ...] = (0, 1, 2),
     steps: int = STEPS,
     use_gpu: bool = False,
+    bfloat16: bool = False,
 ) -> Result:
-    """Train and evaluate the heads, and summarize all runs in the folder.
+    """Train and measure the heads, and summarize all runs in the folder.
 
     Args:
-        shards: folder with the splits train2017 and val2017.
+        shards: folder with the two splits.
         backbone_weights: of tf_efficientnet_lite0: "timm" downloads them, or a file.
-        out: folder for the runs, table.md and heads.png.
-        heads: heads to train; the table has all finished runs.
+        train_split: folder under shards to train on.
+        val_split: folder under shards to measure on.
+        out: folder for the runs, the features, table.md and heads.png.
+        heads: heads to train; the tables have all finished runs. Without any, nothing is trained.
         seeds: one run each.
         steps: optimizer steps of a run.
-        use_gpu: use the GPU of this machine, in bfloat16 (OptimConfig.amp).
+        use_gpu: use the GPU of this machine, in bfloat16.
+        bfloat16: train in bfloat16 on a CPU too, which is faster if it has AMX.
     """
+    from pipeline.data.manifest import read_manifest
     from pipeline.study import heads as engine
+    from pipeline.study import summary
+    from pipeline.study.ceilings import load_ceilings
 
     unknown = [name for name in heads if name not in HEADS]
     if unknown:
         raise RecipeError(
             f"--heads: unknown head {', '.join(unknown)}. Known heads: {', '.join(HEADS)}"
         )
+    root = str(Path(shards).absolute())
     recipe = replace(
         RECIPE,
-        data=replace(RECIPE.data, root=str(Path(shards).absolute())),
-        optim=replace(RECIPE.optim, steps=steps, warmup_steps=round(0.3 * steps)),
+        model=replace(
+            RECIPE.model, num_classes=len(read_manifest(f"{root}/{train_split}").categories)
+        ),
+        data=replace(RECIPE.data, root=root, train_split=train_split, val_split=val_split),
+        optim=replace(
+            RECIPE.optim,
+            steps=steps,
+            warmup_steps=round(0.3 * steps),
+            amp=use_gpu or bfloat16,
+        ),
         scale=replace(RECIPE.scale, use_gpu=use_gpu),
     )
     recipes = {name: with_head(recipe, name, backbone_weights=backbone_weights) for name in HEADS}
-    folder = str(out.absolute())
-    engine.train_heads({name: recipes[name] for name in heads}, seeds=seeds, out=folder)
+    folder = out.absolute()
+    engine.train_heads(
+        {name: recipes[name] for name in heads}, seeds=seeds, out=folder, cache=folder / "features"
+    )
     runs = engine.read_runs(recipes, out=folder)
-    summaries = engine.summarize(runs, heads=tuple(HEADS), reference=REFERENCE)
-    table = engine.format_summaries(summaries, reference=REFERENCE)
+    ceilings = load_ceilings(
+        folder / "ceilings.json", split_uri=f"{root}/{val_split}", data=recipe.data
+    )
+    tables = (
+        summary.format_table(runs, heads=tuple(HEADS)),
+        summary.format_gains(runs, heads=tuple(HEADS), reference=REFERENCE),
+        summary.format_table(ceilings, heads=[run.head for run in ceilings]),
+    )
+    table = "\n\n".join(tables)
     print(table)
     (out / "table.md").write_text(table + "\n")
     title = f"{steps} steps of {recipe.optim.global_batch} images, masks in the ground truth boxes"
-    engine.draw_summaries(summaries, runs, out / "heads.png", title=title)
+    summary.draw_plot(runs, out / "heads.png", heads=tuple(HEADS), title=title)
     return {
         "runs": len(runs),
         "table": str(out / "table.md"),
         "plot": str(out / "heads.png"),
-        **{f"boundary_iou_{row.head}": round(row.means["boundary_iou"], 5) for row in summaries},
+        **{
+            f"boundary_iou_{head}": round(
+                sum(run.mean("boundary", "all") for run in own) / len(own), 5
+            )
+            for head, own in summary.find_heads(runs, tuple(HEADS)).items()
+        },
     }
 
 
@@ -151,9 +223,13 @@ def with_head(
         model=replace(
             model,
             backbone=replace(model.backbone, weights=backbone_weights),
-            mask_head=replace(HEADS[head], channels=CHANNELS),
+            mask_head=_set_width(HEADS[head]),
         ),
     )
+
+
+def _set_width(head: MaskHeadConfig) -> MaskHeadConfig:
+    return head if head.channels == WIDE_CHANNELS else replace(head, channels=CHANNELS)
 
 
 if __name__ == "__main__":

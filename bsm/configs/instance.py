@@ -132,6 +132,31 @@ class PointRendConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FineStagesConfig(Config):
+    """Finer stages after any head but PointRend's (bsm/instance/mask_heads/fine_stages.py)."""
+
+    channels: tuple[PositiveInt, ...] = ()
+    """Width of each stage: the first has the side of the head's mask, each further one twice the
+    side of the one before. () adds none; (48, 24) adds stages at 28 and 56."""
+    large_channels: NonNegativeInt = 0
+    """Width of one more stage at twice the side, for large objects only; 0 leaves it out."""
+    large_per_image: PositiveInt = 16
+    """Largest number of objects per image in that stage."""
+    large_side_px: PositiveFloat = 96.0
+    """Smallest square root of the area of such an object's box, in pixels of the input."""
+    loss_side: PositiveInt = 112
+    """Side to which the finest logits are upsampled for their loss; not less than their own."""
+    boundary_band: NonNegativeInt = 0
+    """Train the finer stages only near the outline, and replace only cells near it: within this
+    number of cells of the coarser grid (RefineMask: 2). 0 trains and takes all cells."""
+
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that the stage for large objects has stages before it."""
+        if self.large_channels and not self.channels:
+            yield "large_channels", "needs channels, the stages before it"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MaskHeadConfig(Config):
     """The mask head, its targets and its losses."""
 
@@ -154,10 +179,13 @@ class MaskHeadConfig(Config):
     band_loss: BandLoss = "dice"
     """Loss of the contraction and expansion bands (Table 1b)."""
     guided_flow: GuidedFlowConfig = field(default_factory=GuidedFlowConfig)
+    fine_stages: FineStagesConfig = field(default_factory=FineStagesConfig)
 
     def find_problems(self) -> Iterator[tuple[str, str]]:
-        """Check that there is a flow to guide."""
-        return check_guided_flow(self.kind, self.squeeze, self.guided_flow)
+        """Check that there is a flow to guide, and a dense mask for fine stages to refine."""
+        yield from check_guided_flow(self.kind, self.squeeze, self.guided_flow)
+        if self.kind == "pointrend" and self.fine_stages.channels:
+            yield "fine_stages.channels", 'kind "pointrend" refines its mask itself; leave them out'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -142,10 +142,30 @@ def pool_rois(
 
 
 def pool_finest(
-    feature: Tensor, rois: Tensor, *, side: int, box_convention: BoxConvention = "detectron2"
+    feature: Tensor,
+    rois: Tensor,
+    *,
+    side: int,
+    box_convention: BoxConvention = "detectron2",
+    samples_per_cell: int | None = None,
 ) -> Tensor:
-    """Pool every RoI from P2, whatever its size, by RoIAlign: (R, D, side, side)."""
-    return _roi_align(feature, rois, side, stride=STRIDES[0], box_convention=box_convention)
+    """Pool every RoI from P2, whatever its size, by RoIAlign: (R, D, side, side).
+
+    Args:
+        feature: P2.
+        rois: image index and box.
+        side: cells along a side.
+        box_convention: how boxes become cells.
+        samples_per_cell: along a side; None takes the box convention's.
+    """
+    return _roi_align(
+        feature,
+        rois,
+        side,
+        stride=STRIDES[0],
+        box_convention=box_convention,
+        sampling_ratio=samples_per_cell,
+    )
 
 
 def read_points(

@@ -58,18 +58,21 @@ def make_grid_targets(
         side: M.
     """
     kernel_size, unite = config.kernel_size, config.unite_boundary
-    image, boxes = rois.image_index, rois.boxes_xyxy
     if config.source == "roi":
-        boxes = boxes * _get_mask_scale(targets, rois).repeat(1, 2)
-        masks = crop_masks(_require_masks(targets), boxes, image, rois.target_slot, side=side)
+        masks = _crop_masks(rois, targets, side=side)
         return targets_from_masks(masks, kernel_size=kernel_size, unite_boundary=unite)
-    distance = sample_field(
-        targets.squeeze_field[image, rois.target_slot],
-        targets.field_frame_xyxy[image, rois.target_slot],
-        boxes,
-        side=side,
-    )
+    distance = _sample_distance(rois, targets, side=side)
     return targets_from_distance(distance, kernel_size=kernel_size, unite_boundary=unite)
+
+
+@torch.no_grad()
+def make_mask_targets(
+    rois: MaskRois, targets: Targets, *, config: TargetConfig, side: int
+) -> Tensor:
+    """Make the masks (R, M, M) of `make_grid_targets` without the bands."""
+    if config.source == "roi":
+        return _crop_masks(rois, targets, side=side)
+    return (_sample_distance(rois, targets, side=side) > 0).float()
 
 
 @torch.no_grad()
@@ -97,6 +100,22 @@ def to_image_pixels(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
     """Convert points (R, P, 2) of boxes (R, 4) to pixels of the image."""
     corner, far = boxes_xyxy[:, None, :2], boxes_xyxy[:, None, 2:]
     return corner + points * (far - corner)
+
+
+def _crop_masks(rois: MaskRois, targets: Targets, *, side: int) -> Tensor:
+    boxes = rois.boxes_xyxy * _get_mask_scale(targets, rois).repeat(1, 2)
+    masks = _require_masks(targets)
+    return crop_masks(masks, boxes, rois.image_index, rois.target_slot, side=side)
+
+
+def _sample_distance(rois: MaskRois, targets: Targets, *, side: int) -> Tensor:
+    image, slot = rois.image_index, rois.target_slot
+    return sample_field(
+        targets.squeeze_field[image, slot],
+        targets.field_frame_xyxy[image, slot],
+        rois.boxes_xyxy,
+        side=side,
+    )
 
 
 def _to_frame_points(frame_xyxy: Tensor, pixels: Tensor) -> Tensor:

@@ -88,13 +88,16 @@ def prepare_rows(rows: pa.Table, data: DataConfig, *, seed: int) -> pa.Table:
     return append_arrays(rows.drop_columns(["image"]), {"pixels": images})
 
 
-def collate_for_test(rows: pa.Table, data: DataConfig, *, with_targets: bool = False) -> Batch:
+def collate_for_test(
+    rows: pa.Table, data: DataConfig, *, with_targets: bool = False, with_masks: bool = False
+) -> Batch:
     """Make an evaluation batch of rows: fixed size, no flip.
 
     Args:
         rows: of a shard.
         data: the transforms.
         with_targets: include the objects of the images, in order, without crowds.
+        with_masks: decode their masks too.
 
     Raises:
         DatasetError: an image cannot be decoded, or its size differs from its row's.
@@ -104,7 +107,7 @@ def collate_for_test(rows: pa.Table, data: DataConfig, *, with_targets: bool = F
     if with_targets:
         transforms = [get_test_transform(size_hw, data) for size_hw in row_sizes(rows)]
         no_seeds = np.zeros(len(rows), dtype=np.int64)
-        targets = _make_targets(rows, transforms, seeds=no_seeds)
+        targets = _make_targets(rows, transforms, seeds=no_seeds, with_masks=with_masks)
     return make_test_batch(images, partial(get_test_transform, data=data), targets, rows=rows)
 
 

@@ -69,6 +69,16 @@ def detect(
         found = watch.time(infer, images=len(batch.images))
     finally:
         model.train(was_training)
+    return to_image_size(found, batch, paste_bytes=paste_bytes)
+
+
+def to_image_size(
+    found: tensors.Detections, batch: Batch, *, paste_bytes: int
+) -> list[list[Detection]]:
+    """Scale the boxes of a batch to the original images, and paste the masks there.
+
+    For arguments and results see `detect`.
+    """
     boxes_xyxy = _scale_boxes(
         found.boxes_xyxy, from_hw=batch.image_sizes_hw, to_hw=batch.original_sizes_hw
     )

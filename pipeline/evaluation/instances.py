@@ -32,7 +32,8 @@ from pipeline.evaluation.table import format_quality, format_summary
 from pipeline.evaluation.timing import Stopwatch
 from pipeline.recipe import DataConfig, EvaluationConfig
 
-_TRUE_BOX_COLUMNS = ("boxes_xyxy", "category_index", "is_crowd", "squeeze_field")
+TRUE_BOX_COLUMNS = ("boxes_xyxy", "category_index", "is_crowd", "squeeze_field")
+"""Columns of a shard with the targets of an evaluation batch."""
 
 _METRICS: tuple[MetricName, ...] = ("segm", "boundary", "bbox")
 
@@ -67,7 +68,7 @@ class InstancePredictor:
             DatasetError: the model predicts categories that the split does not have.
         """
         step, in_true_boxes = self._evaluation.images_per_batch, self._evaluation.boxes == "truth"
-        table = read_chunk(self._split_uri, chunk, truth=_TRUE_BOX_COLUMNS if in_true_boxes else ())
+        table = read_chunk(self._split_uri, chunk, truth=TRUE_BOX_COLUMNS if in_true_boxes else ())
         rows: list[Row] = []
         for start in range(0, len(table), step):
             part = table.slice(start, step)
@@ -79,7 +80,7 @@ class InstancePredictor:
                 in_true_boxes=in_true_boxes,
                 watch=self._watch,
             ):
-                rows += _to_rows(found, self._manifest, self._split_uri)
+                rows += to_rows(found, self._manifest, self._split_uri)
         return ChunkDetections(rows, chunk.image_ids, self._watch.pop_seconds())
 
 
@@ -160,7 +161,12 @@ def _compute_metrics(
     )
 
 
-def _to_rows(found: Sequence[Detection], manifest: Manifest, split_uri: str) -> list[Row]:
+def to_rows(found: Sequence[Detection], manifest: Manifest, split_uri: str) -> list[Row]:
+    """Convert detections to rows of a COCO results file of a split.
+
+    Raises:
+        DatasetError: a category is not in the split.
+    """
     known = {each.category_index: each.category_id for each in manifest.categories}
     unknown = {each.category_index for each in found} - known.keys()
     if unknown:

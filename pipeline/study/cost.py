@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsm.build import build_model
@@ -34,6 +34,8 @@ class HeadCost:
     """Millions used only by the losses."""
     gmac_per_roi: float
     """10^9 multiply-adds for the mask of one RoI, without sampling and pooling."""
+    gmac_per_image: float
+    """10^9 multiply-adds on a whole P2, however many RoIs read it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,23 +51,72 @@ class Ratio:
     """Peak GPU memory of a run without the weights of the models, 10^9 bytes; 0 on a CPU."""
 
 
-def count_head(config: MaskRCNNConfig) -> HeadCost:
-    """Count the parameters and multiply-adds of a model's mask head, on the meta device."""
-    in_channels = config.backbone.fpn_channels
+def count_head(config: MaskRCNNConfig, *, size_hw: tuple[int, int]) -> HeadCost:
+    """Count the parameters and multiply-adds of a model's mask head, on the meta device.
+
+    Args:
+        config: of the model.
+        size_hw: of the image, for the multiply-adds on P2.
+    """
     with torch.device("meta"):
         head = build_mask_head(config)
-        pyramid = [torch.empty(1, in_channels, 256 // s, 256 // s) for s in _STRIDES]
-        rois, category = torch.empty(1, 5), torch.zeros(1, dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            logits = head.predict(pyramid, rois, category)
+        pyramid = _make_pyramid(config, size_hw)
+
+        def predict(num_rois: int) -> tuple[Tensor, float]:
+            rois, category = torch.empty(num_rois, 5), torch.zeros(num_rois, dtype=torch.int64)
+            with FlopCounterMode(display=False) as counter:
+                logits = head.predict(pyramid, rois, category)
+            return logits, counter.get_total_flops() / 2e9
+
+        (logits, one), (_, two) = predict(1), predict(2)
         used = torch.autograd.grad(logits.sum(), list(head.parameters()), allow_unused=True)
     in_use = sum(g.numel() for g in used if g is not None)
     total = sum(p.numel() for p in head.parameters())
     return HeadCost(
         parameters_m=in_use / 1e6,
         train_only_m=(total - in_use) / 1e6,
-        gmac_per_roi=counter.get_total_flops() / 2e9,
+        gmac_per_roi=two - one,
+        gmac_per_image=2 * one - two,
     )
+
+
+def time_heads(
+    models: Mapping[str, MaskRCNNConfig],
+    *,
+    num_rois: int,
+    size_hw: tuple[int, int],
+    rounds: int,
+    print_line: Callable[[str], None],
+    device: torch.device,
+) -> dict[tuple[str, int], Ratio]:
+    """Time the mask heads alone, on the same RoIs of random features, in float32.
+
+    Args:
+        models: by name; the first is the reference.
+        num_rois: boxes of one image, with sides of 1/16 to all of its sides, log-uniform.
+        size_hw: of the image.
+        rounds: rounds after the first one, which is a warm-up.
+        print_line: called with a line after each round.
+        device: of the heads.
+    """
+    with device:
+        heads = {name: build_mask_head(config).eval() for name, config in models.items()}
+        pyramid = [
+            torch.randn_like(each) for each in _make_pyramid(next(iter(models.values())), size_hw)
+        ]
+        extent = torch.tensor([size_hw[1], size_hw[0]]).repeat(2)
+        sides = 16 ** -torch.rand(num_rois, 2)
+        corners = torch.rand(num_rois, 2) * (1 - sides)
+        boxes = torch.cat([corners, corners + sides], dim=1) * extent
+        rois = torch.cat([torch.zeros(num_rois, 1), boxes], dim=1)
+        category = torch.zeros(num_rois, dtype=torch.int64)
+
+    def run(name: str, _: int) -> None:
+        with torch.inference_mode():
+            heads[name].predict(pyramid, rois, category)
+
+    keys = [(name, num_rois) for name in heads]
+    return _time_in_turn(keys, run, rounds=rounds, print_line=print_line, device=device)
 
 
 def time_inference(
@@ -209,6 +260,12 @@ def _build_detector(config: MaskRCNNConfig) -> MaskRCNN:
                 # Bias against background, or rounding would decide the number of detections.
                 module.bias[-1] = -5.0
     return model
+
+
+def _make_pyramid(config: MaskRCNNConfig, size_hw: tuple[int, int]) -> list[Tensor]:
+    """Make P2 to P5 of an image, on the device of the context."""
+    channels, (height, width) = config.backbone.fpn_channels, size_hw
+    return [torch.empty(1, channels, -(-height // s), -(-width // s)) for s in _STRIDES]
 
 
 def _make_disk_targets(

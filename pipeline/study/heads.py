@@ -1,205 +1,248 @@
-"""Compare mask heads at an equal budget: train each with several seeds, evaluate, summarize.
+"""Train mask heads at an equal budget and measure every mask: one result for each head and seed.
 
-Every run is an ordinary run of the pipeline with its own name, so a stopped study can be resumed,
-and two processes can share one with different heads or seeds. The runs of a seed see the same
-images in the same order, so heads are also compared seed by seed, which cancels the effect that a
-seed has on all heads.
+All runs share a frozen backbone, whose features are computed once (pipeline/study/features.py), and
+the runs of a seed see the same images in the same order, so heads are compared seed by seed and
+object by object. A run keeps the quality of every object, not only its means, and its masks as a
+COCO results file. Finished runs are skipped: a stopped study continues, and two processes can share
+one with different heads or seeds.
 """
 
 import json
 import logging
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from pipeline import checksums
-from pipeline.recipe import Recipe, fingerprint
-from pipeline.text import format_markdown
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as mask_api
+from torch import nn
+
+from bsm.build import build_model
+from pipeline import checksums, storage
+from pipeline.data.augment import decode_row
+from pipeline.data.photo import Pixels
+from pipeline.data.stream import StepBatch, local_batches
+from pipeline.errors import TrainingError
+from pipeline.evaluation.chunks import run_chunks
+from pipeline.evaluation.evaluate import plan_evaluation
+from pipeline.evaluation.mask_quality import measure_mask_quality
+from pipeline.evaluation.split_reader import plan_chunks, read_chunk, truth_from_shards
+from pipeline.recipe import Recipe, fingerprint, reads_masks
+from pipeline.study.features import CachedBackbone
+from pipeline.study.summary import BANDS, HeadRun
+from pipeline.training.optim import build_optimizer, learning_rate
+from pipeline.training.start_weights import with_local_weights
+from pipeline.training.step import BadStep, StepMetrics, WorkerContext, train_step
 
 _log = logging.getLogger(__name__)
 
-_METRICS = ("mask_iou", "boundary_iou")
+Rows: TypeAlias = list[dict[str, Any]]
+
+Masks: TypeAlias = NDArray[np.bool_]
+
+Refiner: TypeAlias = Callable[[Pixels, Masks], Masks]
+"""Turns a photo (H, W, 3) RGB and masks (R, H, W) into sharper masks (R, H, W)."""
+
+REFINED = ", refined"
+"""Ends the name of a head whose masks a refiner changed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadRun:
-    """Metrics of one head trained with one seed."""
-
-    head: str
-    seed: int
-    metrics: dict[str, float]
-    """mask_iou and boundary_iou, their shares over thresholds and for large objects; 0..1."""
-    train_s: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadSummary:
-    """Metrics of one head over its seeds."""
-
-    head: str
-    seeds: int
-    means: dict[str, float]
-    spreads: dict[str, float]
-    """Standard deviations over seeds; NaN for one seed."""
-    over_reference: dict[str, tuple[float, float]]
-    """Means and standard deviations of the difference to the reference, seed by seed."""
-
-
-def train_heads(recipes: Mapping[str, Recipe], *, seeds: Sequence[int], out: str) -> list[HeadRun]:
-    """Train and evaluate every head with every seed, skipping finished runs.
+def train_heads(
+    recipes: Mapping[str, Recipe],
+    *,
+    seeds: Sequence[int],
+    out: Path,
+    cache: Path,
+    refine: Refiner | None = None,
+) -> None:
+    """Train and measure every head with every seed, skipping finished runs.
 
     Args:
         recipes: by head; seed, name and storage are set here.
         seeds: one run each.
-        out: local folder for the runs and their results.
-    """
-    from pipeline.training import launch  # noqa: PLC0415  Ray and MLflow
+        out: folder for the runs; each has result.json and masks.json.
+        cache: folder for the features of the backbone.
+        refine: also measure the masks that it returns, as another head.
 
+    Raises:
+        TrainingError: a loss is not finite.
+    """
     for seed in seeds:
         for head, recipe in recipes.items():
             run = _name_run(recipe, head, seed, out)
-            path = Path(out) / run.name / "result.json"
-            if path.exists() and json.loads(checksums.read_file(str(path)))[
-                "recipe"
-            ] == fingerprint(run):
-                _log.info("%s: finished before", run.name)
-                continue
-            result = launch.run(run)
-            record = {
-                "head": head,
-                "seed": seed,
-                "recipe": fingerprint(run),
-                "metrics": {
-                    k: v for k, v in result.items() if k.startswith(_METRICS) and v is not None
-                },
-                "train_s": result["seconds_by_phase"]["train"],
-            }
-            checksums.write_file(str(path), json.dumps(record, indent=1).encode())
-    return read_runs(recipes, out=out)
+            folder = out / run.name
+            if not _is_finished(folder, run):
+                folder.mkdir(parents=True, exist_ok=True)
+                _log.info("%s: training", run.name)
+                model, train_s = train_head(run, cache=cache)
+                rows = predict_masks(model, run)
+                _write_json(folder / "masks.json", rows)
+                _write_result(folder, run, head=head, rows=rows, train_s=train_s)
+            name = head + REFINED
+            refined = out / f"{run.name}-refined"
+            if refine is not None and not _is_finished(refined, run):
+                refined.mkdir(exist_ok=True)
+                rows = json.loads(checksums.read_file(str(folder / "masks.json")))
+                rows = refine_masks(rows, split_uri=_get_val_uri(run), refine=refine)
+                _write_json(refined / "masks.json", rows)
+                _write_result(refined, run, head=name, rows=rows, train_s=0.0)
 
 
-def read_runs(recipes: Mapping[str, Recipe], *, out: str) -> list[HeadRun]:
+def train_head(recipe: Recipe, *, cache: Path) -> tuple[nn.Module, float]:
+    """Train the masks of a recipe's model, in this process; return it with the seconds it took.
+
+    With OptimConfig.amp it trains in bfloat16, on a CPU too.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    device = torch.device("cuda" if recipe.scale.use_gpu else "cpu")
+    torch.manual_seed(recipe.seed)
+    with with_local_weights(recipe.model) as config:
+        model: Any = build_model(config)
+    model.backbone = CachedBackbone(model.backbone, cache)
+    model.to(device).train()
+    if recipe.optim.amp and device.type == "cpu":  # train_step uses it on a GPU only
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    optimizer, optim = build_optimizer(model, optim=recipe.optim), recipe.optim
+    metrics, began_s = StepMetrics(WorkerContext(device=device)), time.perf_counter()
+    for item in _read_batches(recipe):
+        output = train_step(
+            model,
+            optimizer,
+            microbatches=item.microbatches,
+            step=item.step,
+            optim=optim,
+            device=device,
+        )
+        lr, done = learning_rate(optim, step=item.step), item.step + 1
+        metrics.add(output, step=item.step, epoch=item.epoch, lr=lr, microbatches=item.microbatches)
+        if done % recipe.tracking.log_every == 0 or done == optim.steps:
+            summary = metrics.reduce()
+            if isinstance(summary, BadStep):
+                raise TrainingError(
+                    f"{recipe.name}, step {summary.step}: a loss or gradient is not finite, on "
+                    f"images {summary.image_ids}. Train this head with a lower learning rate."
+                )
+            _log.info(
+                "%s: step %d/%d  loss %.3f  %.2f s per step",
+                recipe.name,
+                done,
+                optim.steps,
+                summary.means["loss"],
+                summary.seconds / summary.steps,
+            )
+    return model, time.perf_counter() - began_s
+
+
+def predict_masks(model: nn.Module, recipe: Recipe) -> Rows:
+    """Predict masks in the true boxes of the validation split.
+
+    Returns:
+        rows of a COCO results file in the order of the truth, with the annotation's id in the
+        truth that `truth_from_shards` rebuilds.
+    """
+    split_uri = _get_val_uri(recipe)
+    chunks, task = plan_evaluation(split_uri, recipe.data, recipe.evaluation)
+    found = run_chunks(model, chunks, task.make_predictor)
+    rows = [row for chunk in found for row in chunk.rows]
+    ids: dict[int, list[int]] = {}
+    for each in truth_from_shards(split_uri)["annotations"]:
+        if not each["iscrowd"]:
+            ids.setdefault(each["image_id"], []).append(each["id"])
+    left = {image_id: iter(own) for image_id, own in ids.items()}
+    return [{"id": next(left[row["image_id"]]), **row} for row in rows]
+
+
+def refine_masks(rows: Rows, *, split_uri: str, refine: Refiner) -> Rows:
+    """Refine the masks of a results file, image by image, with the photos of a split."""
+    by_image: dict[int, Rows] = {}
+    for row in rows:
+        by_image.setdefault(row["image_id"], []).append(row)
+    refined: Rows = []
+    for chunk in plan_chunks(split_uri, max_images=None, images_per_chunk=1):
+        own = by_image.get(chunk.image_ids[0], [])
+        if not own:
+            continue
+        photo = decode_row(read_chunk(split_uri, chunk), 0)
+        masks = np.stack([mask_api.decode(row["segmentation"]).astype(np.bool_) for row in own])
+        for row, mask in zip(own, refine(photo, masks), strict=True):
+            rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+            counts = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+            refined.append({**row, "segmentation": counts})
+    return refined
+
+
+def measure_masks(rows: Rows, *, split_uri: str) -> dict[str, Any]:
+    """Measure every object of a results file in true boxes: the fields of a HeadRun."""
+    truth = truth_from_shards(split_uri)
+    qualities = {
+        name: measure_mask_quality(truth, rows, dilation_ratio=ratio)
+        for name, ratio in BANDS.items()
+    }
+    first = next(iter(qualities.values()))
+    order = {image["id"]: index for index, image in enumerate(truth["images"])}
+    image_ids = sorted(
+        (each["image_id"] for each in truth["annotations"] if not each["iscrowd"]),
+        key=order.__getitem__,
+    )
+    return {
+        "image_id": image_ids,
+        "area_px": first.area_px.tolist(),
+        "iou": {"mask": first.mask_iou.round(5).tolist()}
+        | {name: each.boundary_iou.round(5).tolist() for name, each in qualities.items()},
+    }
+
+
+def read_runs(recipes: Mapping[str, Recipe], *, out: Path) -> list[HeadRun]:
     """Read the results of all runs in a folder that match the given recipes."""
     runs = []
-    for path in sorted(Path(out).glob("*/result.json")):
-        record = _read_record(path)
-        recipe, expected = recipes.get(record["head"]), record.pop("recipe")
-        run = recipe and _name_run(recipe, record["head"], record["seed"], out)
-        if run and fingerprint(run) == expected:
+    for path in sorted(out.glob("*/result.json")):
+        record: dict[str, Any] = json.loads(checksums.read_file(str(path)))
+        head, expected = record["head"].removesuffix(REFINED), record.pop("recipe")
+        recipe = recipes.get(head)
+        if recipe and fingerprint(_name_run(recipe, head, record["seed"], out)) == expected:
             runs.append(HeadRun(**record))
     return runs
 
 
-def summarize(
-    runs: Sequence[HeadRun], *, heads: Sequence[str], reference: str
-) -> list[HeadSummary]:
-    """Average the runs of each head, and its differences to the reference seed by seed.
-
-    Args:
-        runs: of all heads.
-        heads: in the order of the result; a head without runs has no summary.
-        reference: the head that the others are compared with.
-    """
-    by_head = {head: {run.seed: run for run in runs if run.head == head} for head in heads}
-    others = by_head.get(reference, {})
-    summaries = []
-    for head, own in by_head.items():
-        if not own:
-            continue
-        names = next(iter(own.values())).metrics
-        common = sorted(own.keys() & others.keys())
-        values = {name: [run.metrics[name] for run in own.values()] for name in names}
-        gains = {
-            name: [own[seed].metrics[name] - others[seed].metrics[name] for seed in common]
-            for name in names
-        }
-        summaries.append(
-            HeadSummary(
-                head=head,
-                seeds=len(own),
-                means={name: statistics.mean(each) for name, each in values.items()},
-                spreads={name: _deviation(each) for name, each in values.items()},
-                over_reference={
-                    name: (statistics.mean(each) if each else math.nan, _deviation(each))
-                    for name, each in gains.items()
-                },
-            )
-        )
-    return summaries
-
-
-def format_summaries(summaries: Sequence[HeadSummary], *, reference: str) -> str:
-    """Format a Markdown table in percent: mean and standard deviation over seeds."""
-    shares = {
-        "mask_iou_over_50": "mask >= .5",
-        "mask_iou_over_75": "mask >= .75",
-        "boundary_iou_over_50": "boundary >= .5",
-        "boundary_iou_over_75": "boundary >= .75",
-    }
-    header = ["head", "seeds", "mask IoU", "boundary IoU", f"boundary over {reference}"]
-    rows = [[*header, *shares.values(), "large: mask", "large: boundary"]]
-    for each in summaries:
-        gain, spread = each.over_reference["boundary_iou"]
-        rows.append(
-            [
-                each.head,
-                str(each.seeds),
-                *(_format_mean(each, name) for name in _METRICS),
-                "" if each.head == reference else f"{100 * gain:+.2f}{_format_spread(spread, 2)}",
-                *(f"{100 * each.means[name]:.1f}" for name in shares),
-                *(_format_mean(each, f"{name}_large") for name in _METRICS),
-            ]
-        )
-    return format_markdown(rows)
-
-
-def draw_summaries(
-    summaries: Sequence[HeadSummary], runs: Sequence[HeadRun], path: Path, *, title: str
-) -> None:
-    """Plot mask IoU and boundary IoU of every run, one line per head, and the means."""
-    import matplotlib as mpl  # noqa: PLC0415  a second of imports
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    figure, axes = plt.subplots(
-        1, 2, figsize=(10, 1.2 + 0.42 * len(summaries)), sharey=True, layout="constrained"
+def _read_batches(recipe: Recipe) -> Iterator[StepBatch]:
+    return local_batches(
+        storage.join(recipe.data.root, recipe.data.train_split),
+        recipe.data,
+        seed=recipe.seed,
+        global_batch=recipe.optim.global_batch,
+        images_per_microbatch=recipe.scale.images_per_microbatch,
+        first_step=0,
+        stop_step=recipe.optim.steps,
+        with_masks=reads_masks(recipe.model),
     )
-    for axis, name in zip(axes, _METRICS, strict=True):
-        for line, each in enumerate(summaries):
-            values = [100 * run.metrics[name] for run in runs if run.head == each.head]
-            axis.plot(values, [line] * len(values), "o", color="#3b6fb6", alpha=0.55, ms=6)
-            axis.plot([100 * each.means[name]], [line], "|", color="#c0392b", ms=18, mew=2.5)
-        axis.set_xlabel(f"{name.replace('_iou', ' IoU')}, %")
-        axis.grid(axis="x", alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(b=False)
-    axes[0].set_yticks(range(len(summaries)), [each.head for each in summaries])
-    axes[0].invert_yaxis()
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(checksums.read_file(str(path)))
-    return record
+def _is_finished(folder: Path, run: Recipe) -> bool:
+    path = folder / "result.json"
+    return path.exists() and json.loads(checksums.read_file(str(path)))["recipe"] == fingerprint(
+        run
+    )
 
 
-def _name_run(recipe: Recipe, head: str, seed: int, out: str) -> Recipe:
-    return replace(recipe, name=f"{head}-{seed}", seed=seed, storage=out)
+def _write_result(folder: Path, run: Recipe, *, head: str, rows: Rows, train_s: float) -> None:
+    record = {"head": head, "seed": run.seed, "recipe": fingerprint(run), "train_s": train_s}
+    measured = measure_masks(rows, split_uri=_get_val_uri(run))
+    _write_json(folder / "result.json", record | measured)
 
 
-def _format_mean(summary: HeadSummary, name: str) -> str:
-    return f"{100 * summary.means[name]:.1f}{_format_spread(summary.spreads[name], 1)}"
+def _write_json(path: Path, content: object) -> None:
+    checksums.write_file(str(path), json.dumps(content).encode())
 
 
-def _format_spread(deviation: float, digits: int) -> str:
-    """Format a standard deviation in percent; "" for NaN."""
-    return "" if math.isnan(deviation) else f" +- {100 * deviation:.{digits}f}"
+def _name_run(recipe: Recipe, head: str, seed: int, out: Path) -> Recipe:
+    return replace(recipe, name=f"{head}-{seed}", seed=seed, storage=str(out))
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+def _get_val_uri(recipe: Recipe) -> str:
+    return storage.join(recipe.data.root, recipe.data.val_split)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bsm.configs.instance import (
     BoxHeadConfig,
+    FineStagesConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
     PointRendConfig,
@@ -18,7 +19,7 @@ from bsm.instance.tensors import Targets
 
 FIELD_SIDE = 56
 
-KINDS = ("plain", "bmask", "pointrend", "squeeze", "light", "guided")
+KINDS = ("plain", "bmask", "pointrend", "squeeze", "light", "guided", "fine")
 """Accepted by `tiny_config`."""
 
 
@@ -31,8 +32,16 @@ def tiny_config(
     boxes: str = "single",
     train_on: str = "method",
 ) -> MaskRCNNConfig:
-    """Configure a small detector; kind is a mask head, or "light" or "guided" for a squeeze."""
-    squeeze, guided = SqueezeConfig(), GuidedFlowConfig()
+    """Configure a small detector.
+
+    kind is a mask head, "light" or "guided" for a squeeze, or "fine" for a plain head with stages.
+    """
+    squeeze, guided, fine = SqueezeConfig(), GuidedFlowConfig(), FineStagesConfig()
+    if kind == "fine":
+        fine = FineStagesConfig(
+            channels=(6, 4), large_channels=4, large_per_image=40, large_side_px=16
+        )
+        kind = "plain"
     if kind in {"light", "guided"}:
         squeeze = SqueezeConfig(
             variant="light" if kind == "light" else "released", light_channels=8
@@ -61,6 +70,7 @@ def tiny_config(
             num_convs=1,
             squeeze=squeeze,
             guided_flow=guided,
+            fine_stages=fine,
             train_on=train_on,
             pointrend=PointRendConfig(
                 coarse_hidden=32, num_points=24, start_side=7, subdivisions=2, subdivision_points=40

@@ -28,6 +28,8 @@ CASES = [
         ("squeeze", "single", "roi"),
         ("guided", "single", "field"),
         ("light", "cascade", "field"),
+        ("fine", "single", "field"),
+        ("fine", "cascade", "roi"),
     )
     for slots in (3, 0)
 ]

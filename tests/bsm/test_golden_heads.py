@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsm.configs.instance import MaskHeadConfig, PointRendConfig
+from bsm.configs.instance import FineStagesConfig, MaskHeadConfig, PointRendConfig
 from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig, TargetConfig
 from bsm.field import boxes_to_frames, mask_to_field
 from bsm.instance.mask_heads.build import build_mask_head
@@ -40,6 +40,10 @@ HEADS = {
     "light": MaskHeadConfig(
         squeeze=SqueezeConfig(variant="light", light_channels=4),
         guided_flow=GuidedFlowConfig(weight=0.5),
+        **SIZES,
+    ),
+    "fine": MaskHeadConfig(
+        fine_stages=FineStagesConfig(channels=(6, 4), large_channels=4, large_side_px=40),
         **SIZES,
     ),
 }

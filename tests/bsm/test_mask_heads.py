@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bsm.configs.instance import MaskHeadConfig
 from bsm.configs.shared import SqueezeConfig
 from bsm.instance.mask_heads.build import build_mask_head
-from bsm.instance.mask_heads.plain import MaskPredictor, PlainMaskHead
+from bsm.instance.mask_heads.layers import MaskPredictor
+from bsm.instance.mask_heads.plain import PlainMaskHead
 from tests.bsm.synthetic import model_config
 
 TRAIN_ONLY = ("boundary.", "contraction.", "expansion.")

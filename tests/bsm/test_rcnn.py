@@ -23,6 +23,7 @@ MASK_LOSSES = {
     "squeeze": SQUEEZE_LOSSES,
     "light": GUIDED_LOSSES,
     "guided": GUIDED_LOSSES,
+    "fine": {"loss_mask", "loss_mask_fine"},
 }
 BOX_LOSSES = {
     "single": {"loss_class", "loss_box"},
@@ -116,6 +117,7 @@ def use_gpu_code_path(monkeypatch) -> list[str]:
         ("pointrend", "single", "method"),
         ("guided", "cascade", "method"),
         ("light", "cascade", "predicted"),
+        ("fine", "single", "method"),
     ],
 )
 def test_the_gpu_code_path_gives_the_numbers_of_the_cpu(monkeypatch, kind, boxes, train_on):
@@ -188,7 +190,7 @@ def test_mixed_precision_gives_nearly_the_same_losses():
         assert model(images, sizes).mask_probs.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["plain", "pointrend", "guided"])
+@pytest.mark.parametrize("kind", ["plain", "pointrend", "guided", "fine"])
 def test_only_masks_are_trained_in_the_boxes_of_the_targets(monkeypatch, kind: str):
     torch.manual_seed(0)
     model = build_model(dataclasses.replace(tiny_config(kind=kind), trains="masks"))
@@ -250,6 +252,7 @@ def test_empty_images_give_empty_detections():
         ("pointrend", "single"),
         ("guided", "single"),
         ("light", "cascade"),
+        ("fine", "single"),
     ],
 )
 def test_a_tiny_model_learns_boxes_and_masks(kind: str, boxes: str):

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bsm.configs.instance import MaskRCNNConfig
-from bsm.instance.mask_heads.plain import (
+from bsm.instance.mask_heads.fine_stages import FineStages
+from bsm.instance.mask_heads.layers import (
     MaskPredictor,
     build_conv_relu,
     build_conv_tower,
@@ -40,6 +41,7 @@ class BMaskHead(nn.Module):
         self.mask_fusion = build_conv_relu(width, width, 3)
         self.mask = MaskPredictor(width, num_classes=config.num_classes)
         self.boundary = MaskPredictor(width, num_classes=config.num_classes)
+        self.fine = FineStages(config, in_channels=width)
 
     def extract_features(
         self, features: Float[Tensor, "R C m m"], fine_features: Float[Tensor, "R C M M"]
@@ -76,19 +78,27 @@ class BMaskHead(nn.Module):
     def losses(
         self, pyramid: Sequence[Tensor], rois: MaskRois, targets: Targets
     ) -> dict[str, Tensor]:
-        """Compute cross-entropy of the mask, cross-entropy and Dice of the boundary."""
-        config = self.config
+        """Compute cross-entropy of the mask, cross-entropy and Dice of the boundary.
+
+        And the fine stages' loss, if there are any.
+        """
+        config, category_index = self.config, rois.category_index
         wanted = make_grid_targets(rois, targets, config=config.targets, side=2 * config.roi_side)
-        return squeeze_losses(
-            self(*self._pool(pyramid, rois.rois), rois.category_index),
+        features, boundary = self.extract_features(*self._pool(pyramid, rois.rois))
+        logits = self.mask(features, category_index)
+        losses = squeeze_losses(
+            SqueezeLogits(logits, self.boundary(boundary, category_index), None, None),
             wanted,
             weights=rois.weights,
             loss_weights=config.loss_weights,
         )
+        return losses | self.fine.losses(pyramid, rois, targets, features=features, logits=logits)
 
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
         """Predict mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
-        return self.forward_mask(*self._pool(pyramid, rois), category_index)
+        features, _ = self.extract_features(*self._pool(pyramid, rois))
+        logits: Tensor = self.fine(pyramid, rois, features, self.mask(features, category_index))
+        return logits
 
     def _pool(self, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
         side, box_convention = self.config.roi_side, self.box_convention

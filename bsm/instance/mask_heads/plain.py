@@ -1,44 +1,20 @@
-"""Mask R-CNN's own mask head, and the parts that all mask heads share.
+"""Mask R-CNN's own mask head.
 
-R RoIs, C channels, K categories, m side of the pooled RoI, M = 2 m side of a mask
+R RoIs, C channels, m side of the pooled RoI, M = 2 m side of a mask
 """
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.instance.mask_heads.fine_stages import FineStages
+from bsm.instance.mask_heads.layers import MaskPredictor, build_conv_tower
 from bsm.instance.roi import pool_rois
-from bsm.instance.roi_targets import MaskRois, make_grid_targets
+from bsm.instance.roi_targets import MaskRois, make_mask_targets
 from bsm.instance.tensors import Targets
 from bsm.losses import bce_loss
-
-
-class MaskPredictor(nn.Module):
-    """A deconvolution that doubles the side, and one map of logits for each category.
-
-    It computes only the map of the requested category: no other has a loss or leaves the model, and
-    with 80 categories the others would take most of the memory of the mask loss.
-    """
-
-    def __init__(self, channels: int, *, num_classes: int) -> None:
-        super().__init__()
-        self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
-        self.logits = nn.Conv2d(channels, num_classes, 1)
-        init_relu(self.deconv)
-        nn.init.normal_(self.logits.weight, std=0.001)  # detectron2 MaskRCNNConvUpsampleHead
-        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
-
-    def forward(
-        self, features: Float[Tensor, "R C m m"], category_index: Int64[Tensor, " R"]
-    ) -> Float[Tensor, "R M M"]:
-        """Predict the mask logits of each RoI for its category."""
-        hidden = F.relu(self.deconv(features))
-        logits = predict_category_logits(self.logits, hidden.flatten(2), category_index)
-        return logits.view(-1, *hidden.shape[-2:])
 
 
 class PlainMaskHead(nn.Module):
@@ -49,6 +25,7 @@ class PlainMaskHead(nn.Module):
         self.config, self.box_convention = config.mask_head, config.box_convention
         self.convs, width = build_conv_tower(config)
         self.mask = MaskPredictor(width, num_classes=config.num_classes)
+        self.fine = FineStages(config, in_channels=width)
 
     def forward(
         self, features: Float[Tensor, "R C m m"], category_index: Int64[Tensor, " R"]
@@ -60,55 +37,22 @@ class PlainMaskHead(nn.Module):
     def losses(
         self, pyramid: Sequence[Tensor], rois: MaskRois, targets: Targets
     ) -> dict[str, Tensor]:
-        """Compute the cross-entropy of the masks: loss_mask."""
+        """Compute the cross-entropy of the masks, loss_mask, and the fine stages' loss."""
         config = self.config
-        wanted = make_grid_targets(rois, targets, config=config.targets, side=2 * config.roi_side)
-        logits = self.predict(pyramid, rois.rois, rois.category_index)
-        loss = bce_loss(logits, wanted.mask, weights=rois.weights)
-        return {"loss_mask": loss * config.loss_weights.mask}
+        wanted = make_mask_targets(rois, targets, config=config.targets, side=2 * config.roi_side)
+        features = self.convs(self._pool(pyramid, rois.rois))
+        logits = self.mask(features, rois.category_index)
+        loss = bce_loss(logits, wanted, weights=rois.weights)
+        return {"loss_mask": loss * config.loss_weights.mask} | self.fine.losses(
+            pyramid, rois, targets, features=features, logits=logits
+        )
 
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
         """Predict mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
-        side = self.config.roi_side
-        pooled = pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)
-        logits: Tensor = self(pooled, category_index)
+        features = self.convs(self._pool(pyramid, rois))
+        logits: Tensor = self.fine(pyramid, rois, features, self.mask(features, category_index))
         return logits
 
-
-def predict_category_logits(
-    layer: nn.Conv1d | nn.Conv2d,
-    features: Float[Tensor, "R C P"],
-    category_index: Int64[Tensor, " R"],
-) -> Float[Tensor, "R P"]:
-    """Apply a 1x1 convolution to K categories, computing only each RoI's category."""
-    # embedding, not indexing: its gradient is summed in a fixed order on every device.
-    weight = F.embedding(category_index, layer.weight.flatten(1))
-    bias = F.embedding(category_index, layer.bias[:, None])  # type: ignore[index]
-    return torch.baddbmm(bias[:, None], weight[:, None].to(features.dtype), features)[:, 0]
-
-
-def build_conv_tower(config: MaskRCNNConfig) -> tuple[nn.Sequential, int]:
-    """Build the 3x3 convolutions with ReLUs that mask heads start with; return their width too."""
-    width, head = config.backbone.fpn_channels, config.mask_head
-    layers: list[nn.Module] = []
-    for _ in range(head.num_convs):
-        layers += build_conv_relu(width, head.channels, 3)
-        width = head.channels
-    return nn.Sequential(*layers), width
-
-
-def build_conv_relu(
-    in_channels: int, channels: int, side: int, *, stride: int = 1
-) -> nn.Sequential:
-    """Build a convolution with a bias and a ReLU; only its stride changes the size."""
-    padding = side // 2 if side % 2 else 0
-    conv = nn.Conv2d(in_channels, channels, side, stride=stride, padding=padding)
-    init_relu(conv)
-    return nn.Sequential(conv, nn.ReLU())
-
-
-def init_relu(layer: nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """Initialize a layer that a ReLU follows (detectron2: c2_msra_fill)."""
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    def _pool(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        side = self.config.roi_side
+        return pool_rois(pyramid, rois, side=side, box_convention=self.box_convention)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
-from bsm.instance.mask_heads.plain import build_conv_relu, init_relu, predict_category_logits
+from bsm.instance.mask_heads.layers import build_conv_relu, init_relu, predict_category_logits
 from bsm.instance.roi import read_points
 from bsm.instance.roi_targets import (
     MaskRois,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.guided_flow import guided_flow_losses, make_flow_targets
-from bsm.instance.mask_heads.plain import MaskPredictor, build_conv_tower
+from bsm.instance.mask_heads.fine_stages import FineStages
+from bsm.instance.mask_heads.layers import MaskPredictor, build_conv_tower
 from bsm.instance.roi import pool_finest, pool_rois
 from bsm.instance.roi_targets import MaskRois, make_grid_targets
 from bsm.instance.tensors import Targets
@@ -38,6 +39,7 @@ class SqueezeMaskHead(nn.Module):
             MaskPredictor(supervised, num_classes=num_classes) if name in squeeze.branches else None
             for name in ("boundary", "contraction", "expansion")
         )
+        self.fine = FineStages(config, in_channels=width)
         if squeeze.initialization == "released":
             # The released code leaves these two out of its list of layers to initialize.
             for predictor in (self.contraction, self.expansion):
@@ -91,12 +93,13 @@ class SqueezeMaskHead(nn.Module):
     def losses(
         self, pyramid: Sequence[Tensor], rois: MaskRois, targets: Targets
     ) -> dict[str, Tensor]:
-        """Compute `squeeze_losses` and, if the config guides the flows, `guided_flow_losses`."""
+        """Compute `squeeze_losses`, and the losses of guided flows and fine stages if any."""
         config = self.config
         wanted = make_grid_targets(rois, targets, config=config.targets, side=2 * config.roi_side)
         squeezed = self.squeeze_features(*self._pool(pyramid, rois.rois))
+        logits = self.predict_logits(squeezed, rois.category_index)
         losses = squeeze_losses(
-            self.predict_logits(squeezed, rois.category_index),
+            logits,
             wanted,
             weights=rois.weights,
             loss_weights=config.loss_weights,
@@ -109,11 +112,19 @@ class SqueezeMaskHead(nn.Module):
                 config=config.guided_flow,
                 weights=rois.weights,
             )
-        return losses
+        return losses | self.fine.losses(
+            pyramid,
+            rois,
+            targets,
+            features=squeezed.refined,
+            logits=logits.mask,  # type: ignore[arg-type]
+        )
 
     def predict(self, pyramid: Sequence[Tensor], rois: Tensor, category_index: Tensor) -> Tensor:
         """Predict mask logits (R, M, M) of RoIs (R, 5) for their categories (R,)."""
-        return self.forward_mask(*self._pool(pyramid, rois), category_index)
+        features = self.squeeze_features(*self._pool(pyramid, rois)).refined
+        logits: Tensor = self.fine(pyramid, rois, features, self.mask(features, category_index))
+        return logits
 
     def _pool(self, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor | None]:
         side = self.config.roi_side

@@ -9,8 +9,10 @@ from torch.overrides import TorchFunctionMode
 from bsm.checkpoints.load import load_model
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.models import ModelConfig, without_weights
+from bsm.configs.refine import RefinerConfig
 from bsm.configs.semantic import DeepLabConfig
 from bsm.instance.rcnn import MaskRCNN
+from bsm.refine.refiner import Refiner
 from bsm.semantic.deeplab import DeepLab
 
 _RANDOM_FUNCTIONS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_} | {
@@ -48,9 +50,11 @@ class SkipRandomInit(TorchFunctionMode):
 def build_model(config: MaskRCNNConfig) -> MaskRCNN: ...
 @overload
 def build_model(config: DeepLabConfig) -> DeepLab: ...
+@overload
+def build_model(config: RefinerConfig) -> Refiner: ...
 
 
-def build_model(config: ModelConfig) -> MaskRCNN | DeepLab:
+def build_model(config: ModelConfig) -> MaskRCNN | DeepLab | Refiner:
     """Build the model that a config describes, on the CPU, in training mode.
 
     Raises:
@@ -59,7 +63,14 @@ def build_model(config: ModelConfig) -> MaskRCNN | DeepLab:
     """
     # A weights file covers the whole model, so backbone.weights is not read.
     start = without_weights(config) if config.weights else config
-    model = MaskRCNN(start) if isinstance(start, MaskRCNNConfig) else DeepLab(start)
+    model: MaskRCNN | DeepLab | Refiner
+    match start:
+        case MaskRCNNConfig():
+            model = MaskRCNN(start)
+        case DeepLabConfig():
+            model = DeepLab(start)
+        case RefinerConfig():
+            model = Refiner(start)
     if config.weights:
         load_model(model, config)
     return model

@@ -37,6 +37,8 @@ class EvaluationOptions:
     """Ray workers that share the images; 0 evaluates in this process, without Ray."""
     use_gpu: bool = False
     """Use a GPU, one per worker."""
+    refine: str = ""
+    """Refiner of the masks before they are scored, models:/NAME@ALIAS or models:/NAME/VERSION."""
 
 
 DEFAULTS = EvaluationOptions()
@@ -185,8 +187,8 @@ def promote(
     Args:
         model: NAME with --version, models:/NAME@ALIAS or models:/NAME/VERSION.
         version: version of NAME.
-        force: promote it even if boundary AP (for label maps the boundary F-score or mean IoU)
-            falls or cannot be compared.
+        force: promote it even if boundary AP (for label maps the boundary F-score or mean IoU, for
+            refiners boundary IoU) falls or cannot be compared.
         reason: why it is forced; kept in the registry and in the model card.
         data: folder or URI of a split's shards, to evaluate both versions there; by default the
             recorded metrics are compared, if both have some on the same images.
@@ -232,6 +234,7 @@ def _find(model: str, version: str, tracking: str) -> "Version":
 def _make_evaluator(reference: "Version", data: str, how: EvaluationOptions) -> "VersionEvaluator":
     """Create an evaluator with the evaluation settings of one version."""
     from pipeline.registry.evaluate_version import make_evaluator, read_evaluation_config
+    from pipeline.registry.predict import load_refiner
 
     workers = how.num_workers
     if workers:
@@ -241,7 +244,8 @@ def _make_evaluator(reference: "Version", data: str, how: EvaluationOptions) -> 
         scale = ScaleConfig(num_workers=workers, use_gpu=how.use_gpu)
         start_ray(Recipe(name="measure", scale=scale, optim=OptimConfig(global_batch=workers)))
     settings = replace(read_evaluation_config(reference), max_images=how.max_images)
-    return make_evaluator(data, settings, num_workers=workers, use_gpu=how.use_gpu)
+    refiner = load_refiner(how.refine, tracking=reference.registry) if how.refine else None
+    return make_evaluator(data, settings, num_workers=workers, use_gpu=how.use_gpu, refiner=refiner)
 
 
 VERBS: dict[str, Verb] = {

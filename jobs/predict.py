@@ -12,7 +12,13 @@ from pipeline.cli import Result, run_verb
 
 
 def predict(
-    *, model: str, images: str, out: str, tracking_uri: str = "", score: float | None = None
+    *,
+    model: str,
+    images: str,
+    out: str,
+    tracking_uri: str = "",
+    score: float | None = None,
+    refine: str = "",
 ) -> Result:
     """Predict for a folder of photos with a registered model, and draw the predictions.
 
@@ -23,13 +29,16 @@ def predict(
         tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
             runs/mlflow.db.
         score: score threshold of an instance model, 0.5 by default.
+        refine: refiner that sharpens the masks, models:/NAME@champion or models:/NAME/VERSION; by
+            default none.
     """
-    from pipeline.registry.predict import load_registered_model, predict_folder
+    from pipeline.registry.predict import load_refiner, load_registered_model, predict_folder
 
     print(f"loading {model}")
     registered = load_registered_model(model, tracking=tracking_uri)
     print(f"loaded {registered.uri}, {len(registered.model.categories)} categories")
-    result = predict_folder(registered, images, out, score=score)
+    refiner = load_refiner(refine, tracking=tracking_uri) if refine else None
+    result = predict_folder(registered, images, out, score=score, refiner=refiner)
     kind = "label maps" if "label_maps" in result else f"{result['detections']} detections"
     left_out = f", {result['left_out']} left out" if result["left_out"] else ""
     print(f"{kind} for {result['images']} images{left_out}: {result['out']}")

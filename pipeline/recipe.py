@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.models import ModelConfig
+from bsm.configs.refine import RefinerConfig
 from bsm.configs.rules import (
     Config,
     Fraction,
@@ -32,6 +33,9 @@ from pipeline.recipe_json import from_plain, leaves, to_plain
 
 _EdgePx: TypeAlias = Annotated[int, Ge(32)]
 _Jitter: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
+
+ModelTask = Literal["instance", "semantic", "refine"]
+"""What a model does: detect objects with masks, label every pixel, or refine given masks."""
 
 Model_co = TypeVar("Model_co", bound=ModelConfig, covariant=True, default=ModelConfig)
 """The model class of a recipe, known to jobs that derive a recipe from another one."""
@@ -77,11 +81,11 @@ class DataConfig(RecipePart):
     val_split: str = "val2017"
     """Folder under root to evaluate on."""
     short_edge_px: Annotated[tuple[_EdgePx, ...], MinLen(1)] = (640, 672, 704, 736, 768, 800)
-    """Instance: training draws the short edge from these (detectron2)."""
+    """Instance and refine: training draws the short edge from these (detectron2)."""
     test_short_edge_px: _EdgePx = 800
     """Instance: short edge in evaluation and inference."""
     long_edge_px: _EdgePx = 1333
-    """Instance: limit of the long edge; larger images get a shorter short edge."""
+    """Instance and refine: limit of the long edge; larger images get a shorter short edge."""
     scale_range: tuple[PositiveFloat, PositiveFloat] = (0.75, 2.0)
     """Semantic: training resizes an image by a factor drawn from this range (sec. 4.2)."""
     crop_px: _EdgePx = 832
@@ -196,12 +200,12 @@ class EvaluationConfig(RecipePart):
     images_per_batch: PositiveInt = 1
     """Images per forward pass."""
     paste_bytes: int = 64 * 2**20
-    """Instance: memory limit in bytes for pasting masks."""
+    """Instance and refine: memory limit in bytes for masks at image size."""
     boxes: Literal["predicted", "truth"] = "predicted"
     """Instance: evaluate predicted boxes and masks, or only the masks, in ground truth boxes."""
     dilation_ratio: Annotated[float, Interval(gt=0, lt=1)] | None = None
-    """Instance: width of boundary AP's band in image diagonals; None is boundary-iou-api's: 0.005
-    for Cityscapes, 0.02 for all others."""
+    """Instance and refine: width of the band of boundary AP and boundary IoU in image diagonals;
+    None is boundary-iou-api's: 0.005 for Cityscapes, 0.02 for all others."""
     submission: bool = False
     """Instance: also write Cityscapes detections in the official format."""
     window_px: _EdgePx | None = None
@@ -291,8 +295,14 @@ _MODELS = {kind.task: kind for kind in get_args(ModelConfig)}
 
 
 def reads_masks(model: ModelConfig) -> bool:
-    """Check whether the targets of a model need whole masks in the batches."""
-    return isinstance(model, MaskRCNNConfig) and model.mask_head.targets.source == "roi"
+    """Check whether a model trains on whole masks in the batches."""
+    match model:
+        case MaskRCNNConfig():
+            return model.mask_head.targets.source == "roi"
+        case RefinerConfig():
+            return True
+        case _:
+            return False
 
 
 def to_json(recipe: Recipe) -> str:

@@ -8,42 +8,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.heavy_imports import HEAVY, list_heavy
 from tests.pipeline.data.coco_samples import SPLIT, small_coco
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return small_coco(tmp_path_factory.mktemp("imports") / "coco", images=4).parent
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        # The default ingests so few photos without Ray.
-        f"ingest.py coco --root coco --split {SPLIT} --out shards",
-        "audit.py --deep --data shards",
-        f"evaluate.py --truth coco/annotations/instances_{SPLIT}.json --detections none.json",
-    ],
+COMMANDS = (
+    # The default ingests so few photos without Ray.
+    f"ingest.py coco --root coco --split {SPLIT} --out shards",
+    "audit.py --deep --data shards",
+    f"evaluate.py --truth coco/annotations/instances_{SPLIT}.json --detections none.json",
 )
-def test_commands_on_data_import_neither_ray_nor_torch(folder, command):
-    (folder / "none.json").write_text("[]")
-    job, *arguments = command.split()
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", ROOT / "jobs" / job, *arguments],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    # pyarrow imports pandas to convert arrays.
-    assert list_heavy(done.stderr) <= {"pandas"}
+
+
+def test_commands_on_data_import_neither_ray_nor_torch(tmp_path):
+    small_coco(tmp_path / "coco", images=4)
+    (tmp_path / "none.json").write_text("[]")
+    for command in COMMANDS:
+        job, *arguments = command.split()
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", ROOT / "jobs" / job, *arguments],
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        # pyarrow imports pandas to convert arrays.
+        assert list_heavy(done.stderr) <= {"pandas"}, command
 
 
 RAY_PROCESSES = {

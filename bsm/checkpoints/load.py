@@ -8,7 +8,7 @@ from bsm.checkpoints import detectron2, efficientnet_lite, released_heads, torch
 from bsm.checkpoints.layouts import ColorOrder, Layout, TranslatedState, translate
 from bsm.checkpoints.weights import copy_state, flatten_name, read_weights
 from bsm.configs.instance import MaskRCNNConfig
-from bsm.configs.semantic import DeepLabConfig
+from bsm.configs.models import ModelConfig
 from bsm.configs.shared import BackboneConfig
 
 TIMM_BACKBONE = Layout(
@@ -31,9 +31,14 @@ OWN_SEMANTIC = Layout(
     signature_key="pyramid.branches.0.0.weight",
     to_external_name=lambda ours: ours,
 )
+OWN_REFINER = Layout(
+    title="this package's refiner",
+    signature_key="correction.weight",
+    to_external_name=lambda ours: ours,
+)
 _BY_DETECTRON2 = (released_heads.BSM, released_heads.BMASK, detectron2.MASK_RCNN)
 """They share their detector's names, so the plain one is tried last."""
-MODELS = (OWN_MODEL, torchvision.MASK_RCNN, *_BY_DETECTRON2, OWN_SEMANTIC)
+MODELS = (OWN_MODEL, torchvision.MASK_RCNN, *_BY_DETECTRON2, OWN_SEMANTIC, OWN_REFINER)
 _MAX_NAMES = 5
 
 
@@ -67,7 +72,7 @@ def load_backbone(backbone: nn.Module, config: BackboneConfig, *, cut_off: Colle
     )
 
 
-def load_model(model: nn.Module, config: MaskRCNNConfig | DeepLabConfig) -> None:
+def load_model(model: nn.Module, config: ModelConfig) -> None:
     """Fill a model from the file `config.weights`, except for `config.weights_leave_out`.
 
     Raises:
@@ -176,18 +181,19 @@ def _flip_to_rgb(
 
 
 def _make_adviser(
-    tensors: Mapping[str, Tensor], config: MaskRCNNConfig | DeepLabConfig
+    tensors: Mapping[str, Tensor], config: ModelConfig
 ) -> Callable[[Sequence[str]], str]:
     """Make the function that suggests what to type, given the parts that do not fit."""
 
     def advise(parts: Sequence[str]) -> str:
-        if any(part.startswith("backbone") for part in parts):
+        if any(part.startswith(("backbone", "trunk")) for part in parts):
             return f"; the backbone here is {config.backbone.name}"
         scores = next((key for key in tensors if key.endswith(".scores.bias")), None)
         counts = ""
-        if scores is not None and len(tensors[scores]) != config.num_classes + 1:
+        classes = getattr(config, "num_classes", None)
+        if scores is not None and classes is not None and len(tensors[scores]) != classes + 1:
             theirs = len(tensors[scores]) - 1
-            counts = f" (the file has {theirs} categories, the model {config.num_classes})"
+            counts = f" (the file has {theirs} categories, the model {classes})"
         return (
             ", or start the parts that do not fit at random and ignore the file's other parts: "
             f"--model.weights-leave-out {' '.join(parts)}{counts}"

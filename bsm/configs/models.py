@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.refine import RefinerConfig
 from bsm.configs.semantic import DeepLabConfig
 
-ModelConfig = MaskRCNNConfig | DeepLabConfig
+ModelConfig = MaskRCNNConfig | DeepLabConfig | RefinerConfig
 """The config of any model, told apart by `task`. It is not in bsm/build.py because recipes and
 `--help` read configs without importing torch."""
 

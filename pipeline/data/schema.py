@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from pipeline.recipe import ModelTask
+
 Task = Literal["instance", "semantic"]
 
 SCHEMA_VERSION = 2
@@ -79,6 +81,11 @@ FEDERATED_SCHEMA = pa.schema(
     ]
 )
 """A row of an instance shard of a federated data set."""
+
+
+def get_shard_task(task: ModelTask) -> Task:
+    """Return the kind of shards that a model trains on: a refiner takes those of instances."""
+    return "semantic" if task == "semantic" else "instance"
 
 
 def get_schema(task: Task, *, federated: bool) -> pa.Schema:

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
+from pipeline.data.manifest import Manifest
 from pipeline.errors import RecipeError
 from pipeline.evaluation.coco_files import CheckedFiles
+from pipeline.recipe import EvaluationConfig
 
 COCO_DILATION_RATIO = 0.02
 """boundary-iou-api's value for COCO and LVIS: 16 px at 640 x 480."""
@@ -36,6 +38,12 @@ def check_ratio(dilation_ratio: float) -> None:
             f"diagonal, above 0 and below 1. COCO and LVIS use {COCO_DILATION_RATIO}, Cityscapes "
             f"{CITYSCAPES_DILATION_RATIO}"
         )
+
+
+def choose_ratio(evaluation: EvaluationConfig, manifest: Manifest) -> float:
+    """Return the dilation ratio of an evaluation: the recipe's, or that of the data set."""
+    default = CITYSCAPES_DILATION_RATIO if manifest.is_cityscapes else COCO_DILATION_RATIO
+    return evaluation.dilation_ratio or default
 
 
 def band_px(*, height: int, width: int, dilation_ratio: float = COCO_DILATION_RATIO) -> int:

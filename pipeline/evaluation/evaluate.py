@@ -8,15 +8,16 @@ same metrics.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
+from bsm.refine.refiner import Refiner
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.evaluation.chunks import IMAGES_PER_CHUNK, run_chunks
 from pipeline.evaluation.coco_files import write_detections
 from pipeline.evaluation.instances import make_instance_task
+from pipeline.evaluation.refined import make_refinement_task
 from pipeline.evaluation.result import Evaluation, EvaluationTask
 from pipeline.evaluation.semantic import make_semantic_task
 from pipeline.evaluation.split_reader import EvalChunk, plan_chunks, truth_from_shards
@@ -35,12 +36,14 @@ def evaluate_model(
     out_uri: str | None = None,
     num_workers: int = 0,
     use_gpu: bool = False,
+    refiner: Refiner | None = None,
 ) -> Evaluation:
     """Run a model over a split and compute its metrics.
 
     Args:
         model: for the task of the split; in evaluation mode it returns
-            `bsm.instance.tensors.Detections`, or logits of all classes.
+            `bsm.instance.tensors.Detections`, or logits of all classes. Or a refiner, which gets
+            the damaged truth of a split of instances.
         split_uri: folder of shards.
         data: how to resize images.
         evaluation: number of images, batch size, and metrics.
@@ -49,13 +52,16 @@ def evaluate_model(
         num_workers: number of Ray workers; 0 runs in this process, without Ray.
         use_gpu: use one GPU per worker, or move the model to this process's GPU. Otherwise a worker
             uses one CPU, and this process the device of the model.
+        refiner: refines the masks that an instance model predicts, before they are scored.
 
     Raises:
         DatasetError: the split is incomplete, or its categories are not the model's.
         StorageError: the split cannot be read, or the predictions cannot be written.
     """
     started = time.perf_counter()
-    chunks, task = plan_evaluation(split_uri, data, evaluation, out_uri=out_uri)
+    chunks, task = plan_evaluation(
+        model, split_uri, data, evaluation, out_uri=out_uri, refiner=refiner
+    )
     results = run_chunks(
         model, chunks, task.make_predictor, num_workers=num_workers, use_gpu=use_gpu
     )
@@ -72,9 +78,15 @@ def evaluate_model(
 
 
 def plan_evaluation(
-    split_uri: str, data: DataConfig, evaluation: EvaluationConfig, *, out_uri: str | None = None
+    model: nn.Module,
+    split_uri: str,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    *,
+    out_uri: str | None = None,
+    refiner: Refiner | None = None,
 ) -> tuple[Sequence[EvalChunk], EvaluationTask]:
-    """Cut a split into chunks, and make the task for its kind of labels.
+    """Cut a split into chunks, and make the task for the model and the kind of labels.
 
     For arguments and errors see `evaluate_model`.
     """
@@ -85,6 +97,8 @@ def plan_evaluation(
         max_images=evaluation.max_images,
         images_per_chunk=batches * evaluation.images_per_batch,
     )
-    is_semantic = read_manifest(split_uri).task == "semantic"
-    make_task: Any = make_semantic_task if is_semantic else make_instance_task
-    return chunks, make_task(split_uri, data, evaluation, out_uri=out_uri)
+    if isinstance(model, Refiner):
+        return chunks, make_refinement_task(split_uri, evaluation, out_uri=out_uri)
+    if read_manifest(split_uri).task == "semantic":
+        return chunks, make_semantic_task(split_uri, data, evaluation, out_uri=out_uri)
+    return chunks, make_instance_task(split_uri, data, evaluation, out_uri=out_uri, refiner=refiner)

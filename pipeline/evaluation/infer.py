@@ -116,6 +116,15 @@ def to_results(
     ]
 
 
+def encode_masks(masks: Tensor) -> list[bytes]:
+    """Encode (d, H, W) bool as compressed RLE, one by one to save memory."""
+    return [
+        # RLE goes down the columns: the encoder reads a transposed, contiguous mask.
+        mask_api.encode(mask.t().contiguous().cpu().view(torch.uint8).numpy().T)["counts"]
+        for mask in masks
+    ]
+
+
 def _predict_in_true_boxes(model: Any, batch: Batch) -> tensors.Detections:  # noqa: ANN401  any model
     targets: Any = batch.targets  # of instances
     probs = model.predict_masks(
@@ -147,7 +156,7 @@ def _list_detections(
     counts = [
         packed
         for _, masks in paste_masks(probs, boxes_xyxy, size_hw=size_hw, byte_budget=paste_bytes)
-        for packed in _encode(masks)
+        for packed in encode_masks(masks)
     ]
     return [
         Detection(image_id, index, score, (box[0], box[1], box[2], box[3]), packed, size_hw)
@@ -158,15 +167,6 @@ def _list_detections(
             counts,
             strict=True,
         )
-    ]
-
-
-def _encode(masks: Tensor) -> list[bytes]:
-    """Encode (d, H, W) bool as compressed RLE, one by one to save memory."""
-    return [
-        # RLE goes down the columns: the encoder reads a transposed, contiguous mask.
-        mask_api.encode(mask.t().contiguous().cpu().view(torch.uint8).numpy().T)["counts"]
-        for mask in masks
     ]
 
 

@@ -14,17 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from bsm.refine.refiner import Refiner
 from pipeline import storage
 from pipeline.data.annotation_rules import is_object
+from pipeline.data.augment import decode_row
 from pipeline.data.collate import collate_for_test
 from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.data.photo import Pixels
 from pipeline.errors import DatasetError
 from pipeline.evaluation.ap_engine import MetricName
-from pipeline.evaluation.bands import CITYSCAPES_DILATION_RATIO, COCO_DILATION_RATIO
+from pipeline.evaluation.bands import choose_ratio
 from pipeline.evaluation.cityscapes_submission import write_submission
 from pipeline.evaluation.coco_files import write_detections
 from pipeline.evaluation.infer import Detection, detect, to_results
 from pipeline.evaluation.mask_quality import measure_mask_quality
+from pipeline.evaluation.mask_refinement import refine_segmentations
 from pipeline.evaluation.metrics import coco_names, evaluate_metrics
 from pipeline.evaluation.result import Evaluation, EvaluationTask, Row
 from pipeline.evaluation.split_reader import EvalChunk, read_chunk, truth_from_shards
@@ -54,11 +58,18 @@ class InstancePredictor:
     """Detects the objects in chunks of a split, on the model's device."""
 
     def __init__(
-        self, model: nn.Module, *, split_uri: str, data: DataConfig, evaluation: EvaluationConfig
+        self,
+        model: nn.Module,
+        *,
+        split_uri: str,
+        data: DataConfig,
+        evaluation: EvaluationConfig,
+        refiner: Refiner | None = None,
     ) -> None:
         self._model, self._data, self._evaluation = model, data, evaluation
         self._split_uri, self._manifest = split_uri, read_manifest(split_uri)
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._refiner = refiner and refiner.to(self._device)
         self._watch = Stopwatch(self._device)
 
     def __call__(self, chunk: EvalChunk) -> ChunkDetections:
@@ -73,19 +84,36 @@ class InstancePredictor:
         for start in range(0, len(table), step):
             part = table.slice(start, step)
             batch = collate_for_test(part, self._data, with_targets=in_true_boxes).to(self._device)
-            for found in detect(
+            detections = detect(
                 self._model,
                 batch,
                 paste_bytes=self._evaluation.paste_bytes,
                 in_true_boxes=in_true_boxes,
                 watch=self._watch,
-            ):
-                rows += to_rows(found, self._manifest, self._split_uri)
+            )
+            for index, found in enumerate(detections):
+                image_rows = to_rows(found, self._manifest, self._split_uri)
+                if self._refiner is not None:
+                    self._refine_rows(self._refiner, decode_row(part, index), image_rows)
+                rows += image_rows
         return ChunkDetections(rows, chunk.image_ids, self._watch.pop_seconds())
+
+    def _refine_rows(self, refiner: Refiner, pixels: Pixels, rows: list[Row]) -> None:
+        """Replace the masks of an image's rows by refined ones."""
+        paste_bytes = self._evaluation.paste_bytes
+        segmentations = [row["segmentation"] for row in rows]
+        refined = refine_segmentations(refiner, pixels, segmentations, mask_bytes=paste_bytes)
+        for row, mask in zip(rows, refined.segmentations, strict=True):
+            row["segmentation"] = mask
 
 
 def make_instance_task(
-    split_uri: str, data: DataConfig, evaluation: EvaluationConfig, *, out_uri: str | None
+    split_uri: str,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    *,
+    out_uri: str | None,
+    refiner: Refiner | None = None,
 ) -> EvaluationTask:
     """Make the task of evaluating a split of instances.
 
@@ -94,10 +122,15 @@ def make_instance_task(
         data: how to resize images.
         evaluation: metrics, and whether to write a submission.
         out_uri: folder for detections.json and submission/; None saves nothing.
+        refiner: refines the masks that the model predicts; sent to the workers.
     """
     return EvaluationTask(
         make_predictor=partial(
-            InstancePredictor, split_uri=split_uri, data=data, evaluation=evaluation
+            InstancePredictor,
+            split_uri=split_uri,
+            data=data,
+            evaluation=evaluation,
+            refiner=refiner,
         ),
         compute_metrics=partial(
             _compute_metrics, split_uri=split_uri, evaluation=evaluation, out_uri=out_uri
@@ -121,9 +154,7 @@ def _compute_metrics(
     files = (
         {} if out_uri is None else _save_predictions(rows, truth, out_uri, evaluation=evaluation)
     )
-    ratio = evaluation.dilation_ratio or (
-        CITYSCAPES_DILATION_RATIO if manifest.is_cityscapes else COCO_DILATION_RATIO
-    )
+    ratio = choose_ratio(evaluation, manifest)
     if not any(is_object(each, federated=manifest.federated) for each in truth["annotations"]):
         notice = "the evaluated images have no annotations that count: AP is undefined"
         return Evaluation(

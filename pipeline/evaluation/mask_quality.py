@@ -71,8 +71,10 @@ def measure_mask_quality(
             by_image[annotation["image_id"]].append(annotation)
     for image_id, annotations in by_image.items():
         for annotation, found in zip(annotations, predicted[image_id], strict=True):
-            ious = _compute_ious(
-                _decode(annotation["segmentation"]), _decode(found), ratio=dilation_ratio
+            ious = compare_masks(
+                decode_mask(annotation["segmentation"]),
+                decode_mask(found),
+                ratios=(dilation_ratio,),
             )
             mask_iou.append(ious[0])
             boundary_iou.append(ious[1])
@@ -84,22 +86,34 @@ def measure_mask_quality(
     )
 
 
-def _compute_ious(
-    true: NDArray[np.bool_], found: NDArray[np.bool_], *, ratio: float
-) -> tuple[float, float]:
-    width_px = band_px(height=true.shape[0], width=true.shape[1], dilation_ratio=ratio)
+def compare_masks(
+    true: NDArray[np.bool_], found: NDArray[np.bool_], *, ratios: Sequence[float]
+) -> list[float]:
+    """Compute the mask IoU of two masks, then the IoU of their bands of each width.
+
+    Args:
+        true: (H, W).
+        found: (H, W).
+        ratios: widths of the bands, in image diagonals.
+    """
+    height, width = true.shape
     crop = crop_slices(true | found)
     true, found = true[crop], found[crop]
-    bands = mask_to_boundary(true, width_px=width_px), mask_to_boundary(found, width_px=width_px)
-    return _iou(true, found), _iou(*bands)
+    ious = [_iou(true, found)]
+    for ratio in ratios:
+        width_px = band_px(height=height, width=width, dilation_ratio=ratio)
+        bands = (mask_to_boundary(each, width_px=width_px) for each in (true, found))
+        ious.append(_iou(*bands))
+    return ious
+
+
+def decode_mask(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Decode compressed RLE to a mask (H, W)."""
+    return np.asarray(mask_api.decode(rle), dtype=np.bool_)
 
 
 def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1))
-
-
-def _decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
-    return np.asarray(mask_api.decode(segmentation), dtype=np.bool_)
 
 
 def _mean(values: NDArray[Any]) -> float:

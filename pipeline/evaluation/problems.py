@@ -41,6 +41,15 @@ RULES = {
     "example with pycocotools.mask.encode",
     "invalid polygon": "a segmentation has at least one polygon, a polygon [x1, y1, x2, y2, ...] "
     "at least 6 numbers, and no point is far outside the image",
+    # Photos.
+    "missing photo": "--images has a photo for each image: by the file_name in the truth, the "
+    "annotation file or the row, else by a file name that ends with the id, such as "
+    "000000000139.jpg; a label PNG has the path of its photo",
+    "several photos for one image": "an image has one photo; move the others elsewhere, or name it "
+    "by file_name",
+    "unreadable photo": "photos are JPEG, PNG, WebP, TIFF or BMP; copy the file again",
+    "wrong photo size": "masks belong to the photo as stored, without EXIF rotation; use the very "
+    "photos that they were made on",
     # Folders.
     "no ground truth in the folder": "name the folder of a Cityscapes split, such as gtFine/val, "
     "with one folder per city; if this is the model's output, swap the folders",
@@ -106,15 +115,19 @@ class Problems(ProblemCounts):
         self.palettes += other.palettes if isinstance(other, Problems) else 0
 
 
-def raise_all(problems: Sequence[Problems]) -> None:
+def raise_all(problems: Sequence[Problems], *, done: str = "evaluated") -> None:
     """Raise one error with the problems of all files, if there are any.
+
+    Args:
+        problems: of each file.
+        done: what was not done because of them.
 
     Raises:
         DatasetError: there are problems.
     """
     total = sum(len(each.counts) for each in problems)
     if total:
-        head = f"{total} kind{'s' if total > 1 else ''} of problem; nothing was evaluated"
+        head = f"{total} kind{'s' if total > 1 else ''} of problem; nothing was {done}"
         raise DatasetError(
             "\n".join([head, *(line for each in problems for line in each.format())])
         )

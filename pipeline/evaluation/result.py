@@ -20,7 +20,8 @@ class Evaluation:
 
     metrics: dict[str, float]
     """For instances mask_ap, mask_ap50, ..., boundary_ap, ..., box_ap, ..., and with true boxes
-    mask_iou, boundary_iou, ...; for label maps miou, boundary_f_3px, ...; for both images, seconds,
+    mask_iou, boundary_iou, ...; for label maps miou, boundary_f_3px, ...; for refined masks
+    mask_iou, boundary_iou, boundary_iou_narrow, given_mask_iou, ...; for all images, seconds,
     images_per_s, and inference_ms_p50, _p90 and _p99, which are missing if too few images were
     evaluated. NaN if the split has no such objects."""
     text: str
@@ -28,8 +29,8 @@ class Evaluation:
     per_category: dict[str, dict[str, float]] = field(default_factory=dict)
     """mask_ap, boundary_ap and box_ap, or iou, boundary_f_3px, ..., by category name."""
     files: dict[str, str] = field(default_factory=dict)
-    """Predictions by kind: detections (a COCO results file), submission (a folder in Cityscapes'
-    format) or label_maps (a folder of PNGs)."""
+    """Predictions by kind: detections or refined (COCO results files), submission (a folder in
+    Cityscapes' format) or label_maps (a folder of PNGs)."""
     notices: tuple[str, ...] = ()
     """Remarks to show with the metrics."""
     by_metric: dict[MetricName, Metrics] = field(default_factory=dict)

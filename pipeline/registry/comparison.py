@@ -1,7 +1,7 @@
 """Compare two models that were evaluated on the same images.
 
 One metric decides, the first of `_DECIDING_METRICS` that both models have: boundary AP for
-instances, the boundary F-score or mean IoU for label maps.
+instances, the boundary F-score or mean IoU for label maps, boundary IoU for refined masks.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.registry.provenance import EvaluationRecord
 from pipeline.text import format_score, format_table
 
-_DECIDING_METRICS = (r"boundary_ap", r"boundary_f(_\d+px)?", r"mask_ap", r"miou")
+_DECIDING_METRICS = (r"boundary_ap", r"boundary_f(_\d+px)?", r"boundary_iou", r"mask_ap", r"miou")
 
 _MAX_CHANGED = 5
 """Number of categories to show, of those that fell most and of those that rose most."""

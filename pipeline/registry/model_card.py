@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.models import ModelConfig
+from bsm.configs.refine import RefinerConfig
 from pipeline.data.manifest import Category
-from pipeline.recipe import Recipe, fingerprint
+from pipeline.recipe import ModelTask, Recipe, fingerprint
 from pipeline.registry.champions import AliasChange
 from pipeline.registry.comparison import choose_metric, get_per_category
 from pipeline.registry.provenance import EvaluationRecord, Origin, TrainingData
@@ -88,14 +89,18 @@ def summarize_model(content: CardContent) -> str:
     """Summarize task and architecture in one sentence."""
     model = content.recipe.model
     count = len(content.categories)
-    if model.task == "semantic":
-        task = f"Assigns one of {count} classes to each pixel of a photo"
-    else:
-        task = f"Finds objects of {count} categories in photos, with a mask for each"
-    return f"{task}: {_format_architecture(model)}."
+    tasks: dict[ModelTask, str] = {
+        "instance": f"Finds objects of {count} categories in photos, with a mask for each",
+        "semantic": f"Assigns one of {count} classes to each pixel of a photo",
+        "refine": "Sharpens given masks of objects in photos, of any category",
+    }
+    return f"{tasks[model.task]}: {_format_architecture(model)}."
 
 
 def _format_architecture(model: ModelConfig) -> str:
+    if isinstance(model, RefinerConfig):
+        parts = {"none": "", "plain": " with the squeeze", "guided": " with the guided squeeze"}
+        return f"refiner{parts[model.squeeze]} on {model.backbone.name}"
     if isinstance(model, MaskRCNNConfig):
         kind, name = model.mask_head.kind, "Mask R-CNN"
         squeeze, kernel_size = model.mask_head.squeeze, model.mask_head.targets.kernel_size
@@ -230,7 +235,12 @@ def _format_alias_log(version: Version, content: CardContent) -> list[str]:
 
 
 def _format_usage(version: Version, model: ModelConfig) -> list[str]:
-    task = "" if model.task == "instance" else "DeepLabV3+ "
+    tasks: dict[ModelTask, str] = {"instance": "", "semantic": "DeepLabV3+ ", "refine": "refiner "}
+    inputs, command = '"photo.jpg", encoded_bytes, array', "predict.py --images photos --out out"
+    if model.task == "refine":
+        inputs = '{"image": "photo.jpg", "masks": [rle, png_bytes, array]}'
+        command = "refine.py --images photos --detections results.json --out refined.json"
+    job, flags = command.split(maxsplit=1)
     return [
         "## Use",
         "",
@@ -242,18 +252,18 @@ def _format_usage(version: Version, model: ModelConfig) -> list[str]:
         "import mlflow",
         "",
         f'model = mlflow.pyfunc.load_model("{version.uri}")',
-        'rows = model.predict(["photo.jpg", encoded_bytes, array])',
+        f"rows = model.predict([{inputs}])",
         "```",
         "",
         "On a command line, with this package installed:",
         "",
         "```",
-        f"python jobs/predict.py --model {version.uri} --images photos --out out",
+        f"python jobs/{job} --model {version.uri} {flags}",
         f"python jobs/models.py evaluate {version.uri} --data SHARDS_OF_A_SPLIT",
         f"mlflow models serve -m {version.uri} --env-manager local",
         "```",
         "",
-        f"To start training from it, add to any {task}job of the same architecture:",
+        f"To start training from it, add to any {tasks[model.task]}job of the same architecture:",
         "",
         "```",
         f"--model.weights {version.uri}",
@@ -272,11 +282,9 @@ def _format_limits(content: CardContent) -> list[str]:
     few = [name for name in names if name in seen and seen[name] < _FEW_IMAGES]
     sizes = [first.metrics.get(f"{key}_{size}", math.nan) for size in ("small", "large")]
     lines = [
-        f"It recognizes its {len(names)} categories only.",
+        *_format_task_limits(recipe, len(names)),
         f"Its metrics hold for photos like those of the evaluation ({first.evaluated_on}); other "
         "photos were not tested.",
-        f"Photos are scaled to a short edge of {recipe.data.test_short_edge_px} px, and a long "
-        f"edge of at most {recipe.data.long_edge_px} px.",
         "EXIF orientation is not applied.",
     ]
     if all(map(math.isfinite, sizes)):
@@ -291,6 +299,21 @@ def _format_limits(content: CardContent) -> list[str]:
             "start weights."
         )
     return ["## Limits", "", *(f"- {line}" for line in lines)]
+
+
+def _format_task_limits(recipe: Recipe, categories: int) -> list[str]:
+    if recipe.model.task == "refine":
+        return [
+            "It corrects outlines: an object that the given mask misses stays missed.",
+            "Its metrics are those of masks that were damaged on purpose; masks of your source may "
+            "improve more or less. Measure it with `jobs/refine.py --truth`.",
+        ]
+    data = recipe.data
+    return [
+        f"It recognizes its {categories} categories only.",
+        f"Photos are scaled to a short edge of {data.test_short_edge_px} px, and a long edge of at "
+        f"most {data.long_edge_px} px.",
+    ]
 
 
 def _format_environment(origin: Origin) -> list[str]:

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from bsm.refine.refiner import Refiner
 from pipeline import checksums, storage
 from pipeline.data.label_png import read_values
 from pipeline.data.manifest import Category
 from pipeline.data.photo import PhotoError, Pixels, decode_photo
 from pipeline.data.problems import KINDS, ProblemCounts, format_problems
 from pipeline.errors import DatasetError, RecipeError, RegistryError
+from pipeline.evaluation.mask_refinement import refine_segmentations
 from pipeline.progress import log_progress
 from pipeline.registry.photo_folder import PhotoFolder, list_photos
 from pipeline.registry.versions import (
@@ -52,6 +54,14 @@ class RegisteredModel(NamedTuple):
     """A registered version, loaded into this process."""
 
     model: Predictor
+    uri: str
+    """models:/NAME/VERSION."""
+
+
+class RegisteredRefiner(NamedTuple):
+    """A registered refiner, loaded into this process."""
+
+    model: Refiner
     uri: str
     """models:/NAME/VERSION."""
 
@@ -93,8 +103,30 @@ def load_version(version: Version, *, device: str = "") -> Predictor:
             raise RegistryError(f"{version.uri}: {error}") from error
 
 
+def load_refiner(
+    model_uri: str, *, tracking: str = "", storage_uri: str = "runs"
+) -> RegisteredRefiner:
+    """Load a registered refiner with the code of this package.
+
+    Raises:
+        RegistryError: see `load_registered_model`, or it is not a refiner.
+    """
+    registered = load_registered_model(model_uri, tracking=tracking, storage_uri=storage_uri)
+    if not isinstance(registered.model.model, Refiner):
+        raise RegistryError(
+            f"{registered.uri} is a model of task {registered.model.task}, not a refiner; train "
+            "one with jobs/refine_coco.py"
+        )
+    return RegisteredRefiner(registered.model.model, registered.uri)
+
+
 def predict_folder(
-    registered: RegisteredModel, images: str, out: str | Path, *, score: float | None = None
+    registered: RegisteredModel,
+    images: str,
+    out: str | Path,
+    *,
+    score: float | None = None,
+    refiner: RegisteredRefiner | None = None,
 ) -> dict[str, Any]:
     """Predict for every photo under a folder.
 
@@ -108,18 +140,27 @@ def predict_folder(
         images: folder, searched recursively; or one photo.
         out: local output folder; created if missing.
         score: score threshold of an instance model, 0.5 by default.
+        refiner: refines the masks of an instance model; detections.json names it.
 
     Returns:
         images, left_out, seconds, out, model and the output files, for the RESULT line.
 
     Raises:
-        RecipeError: a score is given for a semantic model.
+        RecipeError: a score or refiner is given for a semantic model, or the model is a refiner.
         DatasetError: there is no photo, or none that can be read.
     """
     started = time.perf_counter()
     is_semantic = registered.model.task == "semantic"
     if is_semantic and score is not None:
         raise RecipeError(f"{registered.uri} is a semantic model without scores: remove --score")
+    if is_semantic and refiner:
+        raise RecipeError(f"{registered.uri} is a semantic model without masks: remove --refine")
+    if registered.model.task == "refine":
+        raise RecipeError(
+            f"{registered.uri} refines given masks and finds none itself; use it with "
+            "jobs/refine.py, or beside a model that finds them: --model MODEL --refine "
+            f"{registered.uri}"
+        )
     folder = Path(out)
     listed = list_photos(Path(images), folder)
     photos = _Photos(listed, folder)
@@ -127,7 +168,10 @@ def predict_folder(
         _write_label_maps(registered, photos)
         if is_semantic
         else _write_detections(
-            registered, photos, score=SCORE_THRESHOLD if score is None else score
+            registered,
+            photos,
+            score=SCORE_THRESHOLD if score is None else score,
+            refiner=refiner,
         )
     )
     return {
@@ -217,20 +261,33 @@ class _Photos:
 
 
 def _write_detections(
-    registered: RegisteredModel, photos: _Photos, *, score: float
+    registered: RegisteredModel,
+    photos: _Photos,
+    *,
+    score: float,
+    refiner: RegisteredRefiner | None,
 ) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
+    kept = 0
     for image, pixels in photos.read():
         name = image["file_name"]
         with photos.leave_out_if_too_large(name):
             detections = registered.model.predict_photo(pixels, score_threshold=score)
+            if refiner:
+                rles = [row["rle"] for row in detections]
+                refined = refine_segmentations(refiner.model, pixels, rles)
+                kept += refined.kept
+                for row, rle in zip(detections, refined.segmentations, strict=True):
+                    row["rle"] = rle
             photos.save(draw_instances(pixels, decode_instances(detections)), name)
             images.append(image)
             rows += [
                 _to_coco(row, image["id"], name, registered.model.categories) for row in detections
             ]
+    refined_by = {"refined_by": refiner.uri} if refiner else {}
     content = {
+        **refined_by,
         "score_threshold": score,
         "images": images,
         "left_out": photos.left_out,
@@ -238,7 +295,8 @@ def _write_detections(
     }
     file = photos.out / "detections.json"
     _write_json(file, registered, content)
-    return {"detections": len(rows), "detections_file": str(file)}
+    result = {"detections": len(rows), "detections_file": str(file)}
+    return {**result, **refined_by, "kept": kept} if refiner else result
 
 
 def _write_label_maps(registered: RegisteredModel, photos: _Photos) -> dict[str, Any]:

@@ -70,7 +70,12 @@ class EvaluationRecord:
 
     @classmethod
     def from_evaluation(
-        cls, evaluation: "Evaluation", *, fingerprint: str, settings: EvaluationConfig
+        cls,
+        evaluation: "Evaluation",
+        *,
+        fingerprint: str,
+        settings: EvaluationConfig,
+        refined_by: str = "",
     ) -> "EvaluationRecord":
         """Record the metrics of an evaluation.
 
@@ -78,10 +83,13 @@ class EvaluationRecord:
             evaluation: its result.
             fingerprint: fingerprint of the split.
             settings: its settings.
+            refined_by: the registered refiner of the masks, models:/NAME/VERSION; "" for none.
         """
         images = int(evaluation.metrics["images"])
         return cls(
-            evaluated_on=describe_evaluation_set(fingerprint, images, settings),
+            evaluated_on=describe_evaluation_set(
+                fingerprint, images, settings, refined_by=refined_by
+            ),
             metrics={k: v for k, v in evaluation.metrics.items() if not k.startswith(_TIMING)},
             per_category=evaluation.per_category,
         )
@@ -97,13 +105,16 @@ class EvaluationRecord:
         )
 
 
-def describe_evaluation_set(fingerprint: str, images: int, settings: EvaluationConfig) -> str:
+def describe_evaluation_set(
+    fingerprint: str, images: int, settings: EvaluationConfig, *, refined_by: str = ""
+) -> str:
     """Name the images and rules of an evaluation; numbers with equal names are comparable.
 
     Args:
         fingerprint: fingerprint of the split.
         images: number of images evaluated, in order of their ids.
         settings: settings of the evaluation; only rules that differ from the defaults are named.
+        refined_by: the registered refiner of the masks; "" for none.
     """
     defaults = EvaluationConfig()
     rules = [
@@ -112,7 +123,8 @@ def describe_evaluation_set(fingerprint: str, images: int, settings: EvaluationC
         if (value := getattr(settings, each.name)) != getattr(defaults, each.name)
         and each.name not in _EXECUTION_SETTINGS
     ]
-    return f"{fingerprint}, {images} images{''.join(rules)}"
+    refined = f", masks refined by {refined_by}" if refined_by else ""
+    return f"{fingerprint}, {images} images{''.join(rules)}{refined}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

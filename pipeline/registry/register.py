@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bsm
+from bsm.configs.refine import RefinerConfig
 from pipeline import checksums
 from pipeline.data.manifest import Category
 from pipeline.errors import RegistryError
@@ -216,11 +217,15 @@ def _validate(*, name: str, weights: Path, recipe: Recipe, categories: Sequence[
             weights.suffix == ".safetensors" and weights.is_file(),
             f"weights {weights} must be an existing .safetensors file; write it with save_weights",
         ),
-        (
-            len(categories) == recipe.model.num_classes,
-            f"{len(categories)} categories for a model of num_classes {recipe.model.num_classes}",
-        ),
     ]
+    if not isinstance(recipe.model, RefinerConfig):
+        classes = recipe.model.num_classes
+        rules.append(
+            (
+                len(categories) == classes,
+                f"{len(categories)} categories for a model of num_classes {classes}",
+            )
+        )
     broken = [text for holds, text in rules if not holds]
     if broken:
         raise RegistryError(f"cannot register {name!r}: " + "; ".join(broken))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pipeline.registry.versions import EVALUATED_ON_TAG, Version
 from pipeline.text import format_score, format_table
 
-_METRICS = ("boundary_ap", "mask_ap", "boundary_f_3px", "miou")
+_METRICS = ("boundary_ap", "mask_ap", "boundary_f_3px", "miou", "boundary_iou")
 """Metrics to show, if any version has them."""
 
 

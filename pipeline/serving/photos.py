@@ -40,18 +40,19 @@ def open_photo(photo: object, *, name: str) -> Photo:
         return Photo(to_rgb(photo, name=name), [])
     if isinstance(photo, str | Path) and not _is_base64(photo):
         name = f"{name} ({str(photo)[:200]})"
-    data = _read_bytes(photo, name=name)
+    data = read_bytes(photo, name=name)
     try:
         return decode_photo(data)
     except PhotoError as error:
         raise DatasetError(f"{name}: {error} ({len(data)} bytes)") from error
 
 
-def _is_base64(photo: str | Path) -> bool:
-    return isinstance(photo, str) and photo.startswith(_BASE64_PREFIXES)
+def read_bytes(photo: object, *, name: str) -> bytes:
+    """Read an encoded file, given as path, bytes or base64 text.
 
-
-def _read_bytes(photo: object, *, name: str) -> bytes:
+    Raises:
+        DatasetError: it cannot be read, or an HTTP client sent a path.
+    """
     if isinstance(photo, bytes | bytearray | memoryview):
         return bytes(photo)
     if isinstance(photo, str) and _is_base64(photo):
@@ -70,3 +71,7 @@ def _read_bytes(photo: object, *, name: str) -> bytes:
         except OSError as error:
             raise DatasetError(f"{name}: {error.strerror or error}") from error
     raise DatasetError(f"{name}: {type(photo).__name__} is not a path, bytes or an array")
+
+
+def _is_base64(photo: str | Path) -> bool:
+    return isinstance(photo, str) and photo.startswith(_BASE64_PREFIXES)

@@ -1,4 +1,4 @@
-"""Predict for photos with a registered model: a row per detection, or per image for label maps.
+"""Predict for photos with a registered model: a row per detection, image or refined mask.
 
     predictor = load_predictor(folder / "artifacts")
     rows = predictor.predict(["photo.jpg", encoded_bytes, array], params={"score_threshold": 0.5})
@@ -22,17 +22,18 @@ from torch import nn
 from bsm.build import SkipRandomInit, build_model
 from bsm.checkpoints.weights import load_weights
 from bsm.configs.models import without_weights
+from bsm.refine.refiner import Refiner
 from pipeline import checksums
 from pipeline.data import collate_semantic
 from pipeline.data.collate import collate_images
 from pipeline.data.manifest import Category
 from pipeline.data.photo import Pixels
 from pipeline.data.problems import ProblemCounts, format_problems
-from pipeline.data.schema import Task
 from pipeline.errors import DatasetError, RegistryError
 from pipeline.evaluation.infer import detect
 from pipeline.evaluation.label_maps import encode_labels, label_batch
-from pipeline.recipe import Recipe, from_json
+from pipeline.evaluation.mask_refinement import MAX_CHANGE
+from pipeline.recipe import ModelTask, Recipe, from_json
 from pipeline.serving.artifacts import (
     CATEGORIES_FILE,
     RECIPE_FILE,
@@ -41,6 +42,12 @@ from pipeline.serving.artifacts import (
     categories_from_json,
 )
 from pipeline.serving.photos import open_photo
+from pipeline.serving.refinements import (
+    REFINEMENT_COLUMNS,
+    Request,
+    refine_photo,
+    to_requests,
+)
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
@@ -71,6 +78,14 @@ LABEL_COLUMNS = (
 category ids, as in the label files of the dataset. The lists hold the categories in the map, by
 descending pixel share, and their shares. error is as for instances."""
 
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "instance": DETECTION_COLUMNS,
+    "semantic": LABEL_COLUMNS,
+    "refine": REFINEMENT_COLUMNS,
+}
+
+_PARAMS = {"score_threshold": SCORE_THRESHOLD, "max_change": MAX_CHANGE}
+
 _log = logging.getLogger(__name__)
 
 
@@ -84,8 +99,8 @@ class Predictor:
     device: torch.device
 
     @property
-    def task(self) -> Task:
-        """Task of the model: instance or semantic."""
+    def task(self) -> ModelTask:
+        """Task of the model: instance, semantic or refine."""
         return self.recipe.model.task
 
     def predict(self, images: object, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -94,29 +109,34 @@ class Predictor:
         Args:
             images: list of paths, encoded files as bytes (base64 text over REST) and uint8 arrays
                 (H, W, 3) in RGB, in any mixture; or a DataFrame with such a column `image`. EXIF
-                orientation is not applied.
+                orientation is not applied. For a refiner see `refinements.to_requests`.
             params: score_threshold of an instance model, 0.5 by default. The model itself drops
-                detections below the recipe's box_head.score_threshold.
+                detections below the recipe's box_head.score_threshold. max_change of a refiner.
 
         Returns:
-            Rows with the columns DETECTION_COLUMNS or LABEL_COLUMNS; one with an error for each
-            photo that cannot be read or does not fit into memory.
+            Rows with the columns DETECTION_COLUMNS, LABEL_COLUMNS or REFINEMENT_COLUMNS; one with
+            an error for each photo that cannot be read or does not fit into memory.
 
         Raises:
             DatasetError: no image can be predicted; the message names each of them. Or
                 score_threshold is not in [0, 1].
         """
-        photos = _to_list(images)
-        threshold = _check_threshold(float((params or {}).get("score_threshold", SCORE_THRESHOLD)))
-        columns = LABEL_COLUMNS if self.task == "semantic" else DETECTION_COLUMNS
+        columns = _COLUMNS[self.task]
+        requests = (
+            to_requests(images)
+            if isinstance(self.model, Refiner)
+            else [Request(photo, None) for photo in _to_list(images)]
+        )
+        values = {name: _check_param(name, params or {}) for name in _PARAMS}
         rows: list[tuple[Any, ...]] = []
         errors: list[str] = []
         notices = ProblemCounts()
-        for index, photo in enumerate(photos):
+        for index, (photo, masks) in enumerate(requests):
             name = f"image {index}"
             try:
                 pixels, changes = open_photo(photo, name=name)
-                rows += [(index, *row, "") for row in self._predict_photo(pixels, threshold)]
+                found = self._predict_one(pixels, masks, name=name, values=values)
+                rows += [(index, *row, "") for row in found]
             except DatasetError as error:
                 errors.append(str(error))
             except OUT_OF_MEMORY as error:
@@ -126,7 +146,7 @@ class Predictor:
                     notices.add(kind, f"{name}: {reason}")
                 continue
             rows.append((index, *(None for _ in columns[1:-1]), errors[-1]))
-        _report(errors, notices, total=len(photos))
+        _report(errors, notices, total=len(requests))
         # Beside None, pandas would turn integers into floats.
         return pd.DataFrame(rows, columns=list(columns), dtype=object if errors else None)
 
@@ -139,12 +159,25 @@ class Predictor:
         Raises:
             DatasetError: score_threshold is not in [0, 1].
         """
-        _check_threshold(score_threshold)
-        columns = LABEL_COLUMNS if self.task == "semantic" else DETECTION_COLUMNS
+        _check_param("score_threshold", {"score_threshold": score_threshold})
         return [
-            dict(zip(columns[1:-1], row, strict=True))
+            dict(zip(_COLUMNS[self.task][1:-1], row, strict=True))
             for row in self._predict_photo(pixels, score_threshold)
         ]
+
+    def _predict_one(
+        self, pixels: Pixels, masks: object, *, name: str, values: Mapping[str, float]
+    ) -> Iterable[tuple[Any, ...]]:
+        if not isinstance(self.model, Refiner):
+            return self._predict_photo(pixels, values["score_threshold"])
+        return refine_photo(
+            self.model,
+            pixels,
+            masks,
+            name=name,
+            max_change=values["max_change"],
+            mask_bytes=self.recipe.evaluation.paste_bytes,
+        )
 
     def _predict_photo(self, pixels: Pixels, threshold: float) -> Iterable[tuple[Any, ...]]:
         if self.task == "semantic":
@@ -224,10 +257,11 @@ def describe_memory(error: BaseException) -> str:
     return f"not enough memory to predict it: {str(error)[:100] or type(error).__name__}"
 
 
-def _check_threshold(threshold: float) -> float:
-    if not 0 <= threshold <= 1:
-        raise DatasetError(f"params: score_threshold must be in [0, 1], got {threshold}")
-    return threshold
+def _check_param(name: str, params: Mapping[str, Any]) -> float:
+    value = float(params.get(name, _PARAMS[name]))
+    if not 0 <= value <= 1:
+        raise DatasetError(f"params: {name} must be in [0, 1], got {value}")
+    return value
 
 
 def _report(errors: Sequence[str], notices: ProblemCounts, *, total: int) -> None:

@@ -147,7 +147,7 @@ def predict_masks(model: nn.Module, recipe: Recipe) -> Rows:
         truth that `truth_from_shards` rebuilds.
     """
     split_uri = _get_val_uri(recipe)
-    chunks, task = plan_evaluation(split_uri, recipe.data, recipe.evaluation)
+    chunks, task = plan_evaluation(model, split_uri, recipe.data, recipe.evaluation)
     found = run_chunks(model, chunks, task.make_predictor)
     rows = [row for chunk in found for row in chunk.rows]
     ids: dict[int, list[int]] = {}

@@ -34,7 +34,7 @@ def evaluate_on_workers(
         workers an empty dict.
     """
     val_uri = storage.join(recipe.data.root, recipe.data.val_split)
-    chunks, task = plan_evaluation(val_uri, recipe.data, recipe.evaluation)
+    chunks, task = plan_evaluation(model, val_uri, recipe.data, recipe.evaluation)
     was_training = model.training
     model.eval()
     try:

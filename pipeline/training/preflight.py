@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from bsm.build import SkipRandomInit, build_model
+from bsm.configs.refine import RefinerConfig
 from bsm.configs.semantic import DeepLabConfig
 from pipeline import storage
 from pipeline.data.audit import audit_shards, format_audit
 from pipeline.data.learnable import describe_gaps, describe_unlearnable
 from pipeline.data.manifest import Category, Manifest, read_manifest
-from pipeline.data.schema import Task
+from pipeline.data.schema import Task, get_shard_task
 from pipeline.data.semantic_fields import REACH_PX
 from pipeline.errors import DatasetError, PipelineError, RecipeError, SetupError, StorageError
 from pipeline.evaluation.label_maps import SLIDING_WINDOW_OF_RESIZED
-from pipeline.recipe import DataConfig, EvaluationConfig, Recipe, to_json
+from pipeline.recipe import DataConfig, EvaluationConfig, ModelTask, Recipe, to_json
 from pipeline.text import format_names
 from pipeline.tracking.stores import resolve_tracking_uri
 from pipeline.training import checkpoint, start_weights
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_NAMES = 8
 
-_TASK_FIELDS: dict[Task, dict[str, tuple[str, ...]]] = {
+_TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
     "instance": {
         "data": ("short_edge_px", "test_short_edge_px", "long_edge_px"),
         "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission"),
@@ -41,8 +42,12 @@ _TASK_FIELDS: dict[Task, dict[str, tuple[str, ...]]] = {
         "data": ("scale_range", "crop_px", "test_size_hw"),
         "evaluation": ("window_px", "window_overlap", "radii_px", "absent"),
     },
+    "refine": {
+        "data": ("short_edge_px", "long_edge_px"),
+        "evaluation": ("paste_bytes", "dilation_ratio"),
+    },
 }
-"""Recipe fields that only models of one task read."""
+"""Recipe fields that not all models read, by the tasks that do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +145,8 @@ def _try_build(start: StartWeights) -> tuple[int, int]:
 
 def _warn_of_other_categories(start: StartWeights, train: Manifest) -> None:
     """Warn if heads for other categories fit only because there are equally many."""
+    if isinstance(start.model, RefinerConfig):
+        return
     before, now = _names(start.categories), _names(train.categories)
     if before and len(before) == len(now) and before != now:
         _log.warning(
@@ -165,7 +172,7 @@ def _check_data(recipe: Recipe, train_uri: str, val_uri: str) -> tuple[Manifest,
         except PipelineError as error:
             problems.append(str(error))
             continue
-        if manifest.task == recipe.model.task:
+        if manifest.task == get_shard_task(recipe.model.task):
             manifests.append(manifest)
         else:
             problems.append(_describe_other_task(recipe, manifest, uri))
@@ -192,7 +199,9 @@ def _summarize_audit(train: Manifest) -> str:
 def _category_problems(
     recipe: Recipe, train: Manifest, val: Manifest, *, train_uri: str, val_uri: str
 ) -> list[str]:
-    problems = []
+    problems: list[str] = []
+    if isinstance(recipe.model, RefinerConfig):
+        return problems
     count = len(train.categories)
     train_names, val_names = (
         format_names(_names(split.categories), limit=_MAX_NAMES) for split in (train, val)
@@ -235,7 +244,10 @@ def _submission_problems(recipe: Recipe, val: Manifest, uri: str) -> list[str]:
 
 
 def _describe_other_task(recipe: Recipe, manifest: Manifest, uri: str) -> str:
-    jobs = {"instance": "coco_r50.py", "semantic": "cityscapes_semantic_r50.py"}
+    jobs: dict[Task, str] = {
+        "instance": "coco_r50.py",
+        "semantic": "cityscapes_semantic_r50.py",
+    }
     task = recipe.model.task
     return (
         f"{uri} holds {manifest.task} shards; this recipe trains {task} models. Choose other "
@@ -246,14 +258,19 @@ def _describe_other_task(recipe: Recipe, manifest: Manifest, uri: str) -> str:
 
 def _unused_field_problems(recipe: Recipe) -> list[str]:
     """List changed fields that this model does not read: their user expects an effect."""
-    task = recipe.model.task
-    other: Task = "semantic" if task == "instance" else "instance"
-    return [
-        f"{part}.{name} is only for {other} models, and this is a {task} model: leave it out"
-        for part, config in (("data", DataConfig), ("evaluation", EvaluationConfig))
-        for name in _TASK_FIELDS[other][part]
-        if getattr(getattr(recipe, part), name) != getattr(config(), name)
-    ]
+    task, problems = recipe.model.task, []
+    for part, config in (("data", DataConfig), ("evaluation", EvaluationConfig)):
+        readers: dict[str, list[ModelTask]] = {}
+        for each, fields in _TASK_FIELDS.items():
+            for name in fields[part]:
+                readers.setdefault(name, []).append(each)
+        problems += [
+            f"{part}.{name} is only for {' and '.join(tasks)} models, and this is a {task} model: "
+            "leave it out"
+            for name, tasks in readers.items()
+            if task not in tasks and getattr(getattr(recipe, part), name) != getattr(config(), name)
+        ]
+    return problems
 
 
 def _label_map_problems(recipe: Recipe) -> list[str]:

@@ -14,7 +14,7 @@ from pipeline.progress import format_duration
 from pipeline.recipe import Recipe
 from pipeline.training.step import BadStep, Summary
 
-_EVALUATED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px")
+_EVALUATED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px", "boundary_iou")
 _MAX_IMAGES = 16
 
 _LOSS_LABELS = {

@@ -14,6 +14,7 @@ from annotated_types import MinLen
 
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.rules import KernelSize, NonNegativeInt, PositiveFloat, PositiveInt
+from bsm.configs.semantic import DeepLabConfig
 from pipeline import storage
 from pipeline.recipe import Recipe, RecipePart, from_dict
 from pipeline.recipe_json import leaves, to_plain
@@ -161,6 +162,8 @@ def _format_number(value: object) -> str:
 
 
 def _has_kernel(recipe: Recipe) -> bool:
-    model = recipe.model
-    head = model.mask_head if isinstance(model, MaskRCNNConfig) else model.head
-    return head.kind == "squeeze"
+    match recipe.model:
+        case MaskRCNNConfig(mask_head=head) | DeepLabConfig(head=head):
+            return head.kind == "squeeze"
+        case _:
+            return False

@@ -97,7 +97,7 @@ def test_the_task_selects_the_model():
         num_classes=7
     )
     with pytest.raises(
-        RecipeError, match=r"model\.task: must be one of 'instance', 'semantic', got 3"
+        RecipeError, match=r"model\.task: must be one of 'instance', 'semantic', 'refine', got 3"
     ):
         from_json('{"name": "b", "model": {"task": 3}}')
     with pytest.raises(RecipeError, match="model: needs an object with fields, got 3"):

@@ -200,7 +200,8 @@ def test_detections_file_is_a_coco_results_file(split: str, tmp_path: Path) -> N
     assert json.loads(Path(uri).read_text()) == found.detections
     again = evaluate_detections(truth_from_shards(split), uri, metric="segm")
     assert again.ap == found.metrics["mask_ap"]
-    assert [path.name for path in Path(uri).parent.iterdir()] == ["detections.json"]
+    written = {path.name for path in Path(uri).parent.iterdir()}
+    assert written == {"detections.json", "SHA256SUMS"}
 
 
 def test_truth_from_shards_does_not_read_images(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_semantic_model_is_refused_on_instance_shards(shards, folder):
     for part in (
         "train holds instance shards; this recipe trains semantic models",
         "val holds instance shards",
-        "data.short_edge_px is only for instance models, and this is a semantic model",
+        "data.short_edge_px is only for instance and refine models, and this is a semantic model",
     ):
         assert part in str(error.value)
 

@@ -133,7 +133,7 @@ def test_all_problems_of_a_semantic_recipe_are_reported_at_once(shards, folder):
         "kernel_size 101 reaches 50 px, but shards store distances up to 63 px around a border, "
         "which become 47.25 px",
         "norm is sync",
-        "data.short_edge_px is only for instance models, and this is a semantic model",
+        "data.short_edge_px is only for instance and refine models, and this is a semantic model",
         "evaluation.boxes is only for instance models",
         "evaluation.submission is only for instance models",
         "evaluation.window_px",

@@ -1,0 +1,1 @@
+"""Sharpen given masks: a refiner that takes a photo and any masks of it."""

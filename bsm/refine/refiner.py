@@ -1,0 +1,198 @@
+"""The refiner: from a crop of a photo and a given mask to a sharper mask.
+
+A backbone sees the photo. At each of its strides the given mask and the distance to its outline are
+joined to the features, and a narrow decoder goes up to the pixels of the crop. It corrects the
+logits that the given mask has by itself, so at initialization the mask comes out as it went in.
+
+N images, T target slots, R crops, S side of a crop
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bsm.backbone import build_backbone, extract_features
+from bsm.configs.refine import RefinerConfig
+from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig
+from bsm.guided_flow import FlowTargets, guided_flow_losses
+from bsm.instance.tensors import Targets
+from bsm.light import LightBoundarySqueeze
+from bsm.refine.outline import clipped_distance
+from bsm.refine.training_crops import TrainingCrops, make_training_crops
+from bsm.squeeze import SqueezedFeatures
+
+_REACH = 16
+"""The decoder sees the distance to the given outline up to this, in cells."""
+_NEAR = 4
+"""Cells this near an outline are on it: a second, steeper distance for the decoder, and where the
+loss weighs more."""
+_GIVEN_CHANNELS = 3
+_SQUEEZE_WIDTH = 24
+_BAND = 3
+"""Width of the contraction and expansion bands, in cells of the squeezed feature."""
+_FLOW_REACH = 6
+"""Flows are supervised up to this distance, in cells of the squeezed feature: damage reaches
+farther than the bands."""
+_BAND_WEIGHT = 0.3
+"""Of the losses of bands and flows: they serve the mask, whose losses weigh 1."""
+
+
+class Refiner(nn.Module):
+    """Refine masks of photos; see `bsm.refine.refine.refine_masks` for whole photos."""
+
+    def __init__(self, config: RefinerConfig) -> None:
+        super().__init__()
+        self.config = config
+        # The timm model, named "trunk" as in detectors.
+        self.trunk, stages = build_backbone(config.backbone)
+        w1, w2, w4, w8, w16, w32 = config.widths
+        channels = [stage["num_chs"] for stage in stages]
+        self.pixels = _build_block(3 + _GIVEN_CHANNELS, w1)
+        self.stem = _build_block(3 + _GIVEN_CHANNELS, w2)
+        self.joins = nn.ModuleList(
+            _build_block(c + _GIVEN_CHANNELS, w, side=1)
+            for c, w in zip(channels, (w4, w8, w16, w32), strict=True)
+        )
+        self.merges = nn.ModuleList(
+            _build_block(coarse + fine, fine)
+            for coarse, fine in ((w32, w16), (w16, w8), (w8, w4), (w4, w2))
+        )
+        self.squeeze: LightBoundarySqueeze | None = None
+        if config.squeeze != "none":
+            self.squeeze = LightBoundarySqueeze(
+                w2,
+                fine_channels=w1,
+                config=SqueezeConfig(
+                    variant="light",
+                    light_channels=_SQUEEZE_WIDTH,
+                    warp="flow" if config.squeeze == "guided" else "none",
+                    norm="group",
+                ),
+            )
+            self.bands = nn.ModuleDict(
+                {
+                    name: nn.Conv2d(_SQUEEZE_WIDTH, 1, 1)
+                    for name in ("boundary", "contraction", "expansion")
+                }
+            )
+        self.narrow = _build_block(w2, w1, side=1)
+        self.last = _build_block(2 * w1, w1)
+        self.correction = nn.Conv2d(w1, 1, 3, padding=1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        mean, std = config.backbone.pixel_mean, config.backbone.pixel_std
+        self.register_buffer("pixel_mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def forward(
+        self, images: Tensor, image_sizes_hw: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Damage the masks of some objects of each image, refine them, and compare with the truth.
+
+        Args:
+            images: (N, 3, H, W) RGB, 0 to 255, padded.
+            image_sizes_hw: not read: padding is black, as what lies beyond a photo is.
+            targets: with whole masks.
+
+        Returns:
+            the losses by name.
+        """
+        crops = make_training_crops(images, targets, config=self.config)
+        logits, squeezed = self._decode(crops.pixels, crops.given)
+        return self._compute_losses(logits, squeezed, crops)
+
+    def predict(
+        self, pixels: Float[Tensor, "R 3 S S"], masks: Float[Tensor, "R S S"]
+    ) -> Float[Tensor, "R S S"]:
+        """Predict logits of the refined masks.
+
+        Args:
+            pixels: RGB, 0 to 255.
+            masks: 0/1; S is a multiple of 32.
+        """
+        return self._decode(pixels, masks)[0]
+
+    def _decode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, SqueezedFeatures | None]:
+        x = (pixels - self.pixel_mean) / self.pixel_std
+        distance = clipped_distance(masks, reach=_REACH)
+        given = torch.stack([masks - 0.5, distance / _REACH, (distance / _NEAR).clamp(-1, 1)], 1)
+        everything = torch.cat([x, given], 1)
+        half = F.avg_pool2d(everything, 2)
+        pooled = half[:, 3:]
+        joined = []
+        for feature, join in zip(extract_features(self.trunk, x), self.joins, strict=True):
+            pooled = F.avg_pool2d(pooled, 2)
+            joined.append(join(torch.cat([feature, pooled], 1)))
+        y = joined[-1]
+        for finer, merge in zip((*joined[-2::-1], self.stem(half)), self.merges, strict=True):
+            y = merge(torch.cat([F.interpolate(y, scale_factor=2.0, mode="nearest"), finer], 1))
+        fine, squeezed = self.pixels(everything), None
+        if self.squeeze is not None:
+            squeezed = self.squeeze(y, fine)
+            y = squeezed.refined
+        y = F.interpolate(self.narrow(y), scale_factor=2.0, mode="bilinear", align_corners=False)
+        logits = self.correction(self.last(torch.cat([y, fine], 1)))[:, 0]
+        return logits + distance.clamp(-6, 6) / 2, squeezed
+
+    def _compute_losses(
+        self, logits: Tensor, squeezed: SqueezedFeatures | None, crops: TrainingCrops
+    ) -> dict[str, Tensor]:
+        truth, weights = crops.truth, crops.weights
+        real = weights.sum().clamp(min=1)
+        distance = clipped_distance(truth >= 0.5, reach=_REACH)
+        near = 1 + self.config.outline_weight * (distance.abs() < _NEAR).float()
+        cells = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none") * near
+        entropy = cells.flatten(1).sum(1) / near.flatten(1).sum(1)
+        losses = {
+            "loss_mask": (entropy * weights).sum() / real,
+            "loss_dice": (_dice(logits, truth) * weights).sum() / real,
+        }
+        if squeezed is not None:
+            losses |= self._compute_squeeze_losses(squeezed, distance, weights)
+        return losses
+
+    def _compute_squeeze_losses(
+        self, squeezed: SqueezedFeatures, distance: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        real = weights.sum().clamp(min=1)
+        d = F.avg_pool2d(distance[:, None], 2)[:, 0] / 2
+        wanted = {
+            "boundary": d.abs() < 0.75,
+            "contraction": (d < 0) & (d > -_BAND),
+            "expansion": (d > 0) & (d < _BAND),
+        }
+        losses = {}
+        for name, band in wanted.items():
+            logits = self.bands[name](getattr(squeezed, name))[:, 0]
+            dice = _dice(logits, band.float())
+            losses[f"loss_{name}"] = _BAND_WEIGHT * (dice * weights).sum() / real
+        if self.config.squeeze == "guided":
+            smooth = F.avg_pool2d(F.pad(d[:, None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+            slope_y, slope_x = torch.gradient(smooth[:, 0], dim=(1, 2))
+            slope = torch.stack([slope_x, slope_y], dim=1)
+            displacement = -d[:, None] * slope / slope.norm(dim=1, keepdim=True).clamp(min=0.3)
+            near = d.abs() < _FLOW_REACH
+            targets = FlowTargets(displacement, (near & (d <= 0)).float(), (near & (d > 0)).float())
+            losses |= guided_flow_losses(
+                squeezed.flows,
+                targets,
+                config=GuidedFlowConfig(weight=_BAND_WEIGHT),
+                weights=weights,
+            )
+        return losses
+
+
+def _dice(logits: Tensor, wanted: Tensor) -> Tensor:
+    probs, wanted = logits.float().sigmoid().flatten(1), wanted.flatten(1)
+    return 1 - (2 * (probs * wanted).sum(1) + 1) / (probs.sum(1) + wanted.sum(1) + 1)
+
+
+def _build_block(in_channels: int, channels: int, *, side: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, side, padding=side // 2, bias=False),
+        nn.GroupNorm(8, channels),
+        nn.ReLU(),
+    )

@@ -1,0 +1,1 @@
+"""Refine the masks of files: results, annotations and label PNGs."""

@@ -12,7 +12,7 @@ from tests.pipeline.refine.drawn_photos import make_coarse_rows, write_photos
 from tests.pipeline.training.tiny_refine_run import refine_recipe
 from tests.pipeline.training.tiny_run import write_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("one_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("one_ray")]
 
 
 def test_two_workers_train_a_refiner_and_two_refine_a_results_file(tmp_path):

@@ -19,7 +19,7 @@ from pipeline.training import checkpoint, launch
 from tests.object_stores import child_environment
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 40
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"

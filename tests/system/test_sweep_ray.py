@@ -28,7 +28,7 @@ from pipeline.tuning.space import Range, Sweep
 from pipeline.tuning.trial import parse_trial_number
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KERNEL = "model.mask_head.targets.kernel_size"
 BOUNDARY = "model.mask_head.loss_weights.boundary"

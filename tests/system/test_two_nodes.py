@@ -41,7 +41,7 @@ from pipeline.training.step import WorkerContext
 from tests.object_stores import find_free_port, read_objects, s3_bucket
 from tests.system.two_nodes import CPUS, TwoNodes, two_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 TRAIN_IMAGES, VAL_IMAGES = 36, 4

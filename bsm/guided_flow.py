@@ -51,16 +51,26 @@ def make_flow_targets(masks: Float[Tensor, "R M M"], *, reach: float) -> FlowTar
         reach: width of the bands on either side of the outline, in cells of the feature.
     """
     distance = F.avg_pool2d(signed_distance(masks)[:, None], 2) / 2
+    return flow_targets_from_distance(distance[:, 0], reach=reach)
+
+
+def flow_targets_from_distance(distance: Float[Tensor, "R m m"], *, reach: float) -> FlowTargets:
+    """Compute the shortest displacement to the outline from the signed distance to it.
+
+    Args:
+        distance: in cells of the feature, positive inside.
+        reach: width of the bands on either side of the outline, in the same cells.
+    """
     # A smooth distance has a smooth direction: a mean over 3 x 3 cells removes the stairs.
-    smooth = F.avg_pool2d(F.pad(distance, (1, 1, 1, 1), mode="replicate"), kernel_size=3, stride=1)[
-        :, 0
-    ]
+    padded = F.pad(distance[:, None], (1, 1, 1, 1), mode="replicate")
+    smooth = F.avg_pool2d(padded, kernel_size=3, stride=1)[:, 0]
     slope_y, slope_x = torch.gradient(smooth, dim=(1, 2))
     slope = torch.stack([slope_x, slope_y], dim=1)
     norm = slope.norm(dim=1, keepdim=True).clamp(min=_MIN_SLOPE)
-    near = distance[:, 0].abs() < reach
-    inside = distance[:, 0] > 0
-    return FlowTargets(-distance * slope / norm, (near & ~inside).float(), (near & inside).float())
+    near, inside = distance.abs() < reach, distance > 0
+    return FlowTargets(
+        -distance[:, None] * slope / norm, (near & ~inside).float(), (near & inside).float()
+    )
 
 
 def signed_distance(masks: Float[Tensor, "R M M"]) -> Float[Tensor, "R M M"]:

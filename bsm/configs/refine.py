@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Interval, MinLen, MultipleOf
 
-from bsm.configs.rules import Config, NonNegativeFloat, PositiveFloat, PositiveInt
+from bsm.configs.rules import Config, NonNegativeFloat, PositiveInt
 from bsm.configs.shared import BackboneConfig
 
 _CropPx = Annotated[int, MultipleOf(32), Interval(ge=64, le=1024)]
@@ -34,13 +34,13 @@ class RefinerConfig(Config):
     squeeze: Literal["none", "plain", "guided"] = "guided"
     """Squeeze the feature at stride 2 from both sides of the outline: not at all, without flows, or
     with flows that the distance to the outline guides."""
-    context: PositiveFloat = 1.3
+    context: Annotated[float, Ge(1)] = 1.3
     """Side of a crop in longer sides of the mask's box."""
     train_px: _CropPx = 128
     """Side of a crop in training."""
     crop_px: Annotated[tuple[_CropPx, ...], MinLen(1)] = (64, 96, 128, 192, 256)
-    """Sides of crops in inference; each mask takes the one that changes the photo's scale least,
-    of those at least as large as the crop where there is one."""
+    """Sides of crops in inference; each mask takes the smallest that keeps all pixels of its crop,
+    or the largest there is."""
     crops_per_image: PositiveInt = 2
     """Objects of an image that a training step refines."""
     window_share: Annotated[float, Interval(ge=0, le=1)] = 0.5

@@ -26,7 +26,6 @@ def damage_masks(
     neighbors: Float[Tensor, "R S S"],
     *,
     seed: Tensor,
-    strength: float = 1.0,
 ) -> Float[Tensor, "R S S"]:
     """Damage masks: 0/1 in, 0/1 out; a mask that would vanish stays as it is.
 
@@ -34,15 +33,14 @@ def damage_masks(
         masks: true masks.
         neighbors: 1 where other objects are.
         seed: (R,) int64, one for each crop.
-        strength: factor on the displacements of the outline.
     """
     side = masks.shape[-1]
     draw = _Draws(seed, device=masks.device)
-    span = masks.flatten(1).mean(1).sqrt() * side  # size of the object, in cells
+    # Of the object, in cells: damage grows with it.
+    size = (masks.flatten(1).mean(1).sqrt() * side)[:, None, None]
     reach = max(side // 5, 2)
     s = clipped_distance(masks > 0.5, reach=reach)
     # The outline moves: as a whole, and by smooth noise of several wave lengths.
-    size = (span * strength)[:, None, None]
     s = s + size * 0.06 * (2 * draw(1) - 1) * (draw(1) < 0.6)
     noises = [draw.noise(grid, side) for grid in _NOISE]
     for noise, amount in zip(noises, (0.09, 0.08, 0.05, 0.02), strict=True):

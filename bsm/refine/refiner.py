@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from bsm.backbone import build_backbone, extract_features
 from bsm.configs.refine import RefinerConfig
 from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig
-from bsm.guided_flow import FlowTargets, guided_flow_losses
+from bsm.guided_flow import flow_targets_from_distance, guided_flow_losses
 from bsm.instance.tensors import Targets
 from bsm.light import LightBoundarySqueeze
+from bsm.losses import dice_loss
 from bsm.refine.outline import clipped_distance
 from bsm.refine.training_crops import TrainingCrops, make_training_crops
 from bsm.squeeze import SqueezedFeatures
@@ -148,7 +149,7 @@ class Refiner(nn.Module):
         entropy = cells.flatten(1).sum(1) / near.flatten(1).sum(1)
         losses = {
             "loss_mask": (entropy * weights).sum() / real,
-            "loss_dice": (_dice(logits, truth) * weights).sum() / real,
+            "loss_dice": dice_loss(logits, truth, weights=weights),
         }
         if squeezed is not None:
             losses |= self._compute_squeeze_losses(squeezed, distance, weights)
@@ -157,7 +158,6 @@ class Refiner(nn.Module):
     def _compute_squeeze_losses(
         self, squeezed: SqueezedFeatures, distance: Tensor, weights: Tensor
     ) -> dict[str, Tensor]:
-        real = weights.sum().clamp(min=1)
         d = F.avg_pool2d(distance[:, None], 2)[:, 0] / 2
         wanted = {
             "boundary": d.abs() < 0.75,
@@ -167,27 +167,13 @@ class Refiner(nn.Module):
         losses = {}
         for name, band in wanted.items():
             logits = self.bands[name](getattr(squeezed, name))[:, 0]
-            dice = _dice(logits, band.float())
-            losses[f"loss_{name}"] = _BAND_WEIGHT * (dice * weights).sum() / real
+            dice = dice_loss(logits, band.float(), weights=weights)
+            losses[f"loss_{name}"] = _BAND_WEIGHT * dice
         if self.config.squeeze == "guided":
-            smooth = F.avg_pool2d(F.pad(d[:, None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-            slope_y, slope_x = torch.gradient(smooth[:, 0], dim=(1, 2))
-            slope = torch.stack([slope_x, slope_y], dim=1)
-            displacement = -d[:, None] * slope / slope.norm(dim=1, keepdim=True).clamp(min=0.3)
-            near = d.abs() < _FLOW_REACH
-            targets = FlowTargets(displacement, (near & (d <= 0)).float(), (near & (d > 0)).float())
-            losses |= guided_flow_losses(
-                squeezed.flows,
-                targets,
-                config=GuidedFlowConfig(weight=_BAND_WEIGHT),
-                weights=weights,
-            )
+            targets = flow_targets_from_distance(d, reach=_FLOW_REACH)
+            config = GuidedFlowConfig(weight=_BAND_WEIGHT)
+            losses |= guided_flow_losses(squeezed.flows, targets, config=config, weights=weights)
         return losses
-
-
-def _dice(logits: Tensor, wanted: Tensor) -> Tensor:
-    probs, wanted = logits.float().sigmoid().flatten(1), wanted.flatten(1)
-    return 1 - (2 * (probs * wanted).sum(1) + 1) / (probs.sum(1) + wanted.sum(1) + 1)
 
 
 def _build_block(in_channels: int, channels: int, *, side: int = 3) -> nn.Sequential:

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefineOptions:
-    """What to refine, and where."""
+    """Masks to refine, their photos, and the file to write."""
 
     images: str
     """Folder or URI of the photos."""
@@ -137,6 +137,9 @@ def refine_files(model: Refiner, model_uri: str, options: RefineOptions) -> dict
     # Evaluated first: it checks both files.
     before = _measure(truth, read_json(options.detections)) if options.truth else {}
     source = _open_source(options, photos, truth)
+    if not source.photos:
+        given = options.detections or options.annotations or options.labels
+        _log.warning("refine: %s holds no masks to refine", given)
     totals = _Totals()
     refiner = partial(
         PhotoRefiner,

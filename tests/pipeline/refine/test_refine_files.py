@@ -71,6 +71,13 @@ def test_detections_keep_their_order_and_all_keys_but_their_masks(
         assert sheet.format == "PNG"
 
 
+def test_a_file_without_masks_is_not_passed_over_in_silence(truth, finds_disks, tmp_path, caplog):
+    file = write_json(tmp_path / "results.json", [])
+    assert run(finds_disks, tmp_path, detections=file)["masks"] == 0
+    assert "results.json holds no masks to refine" in caplog.text
+    assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
 def test_a_large_change_is_kept_and_counted(truth, finds_disks, tmp_path):
     rows = make_coarse_rows(truth)
     rows[0]["segmentation"] = to_rle(draw_disk((32, 40), 4))

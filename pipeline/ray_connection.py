@@ -63,6 +63,9 @@ def connect(*, cpus: float = 0) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     arguments = _arguments(cpus)
     local = arguments.get("address") == "local"
+    if local:
+        # Nobody takes this machine away with a notice; the watcher would be one more process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     _log.info("starting Ray on this machine" if local else "connecting to Ray")
     try:
         ray.init(**arguments)

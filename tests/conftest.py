@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+# By default Ray's processes wait for all others of this machine, as the tests beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 RAY_TESTS = (
     "tests/pipeline/evaluation/test_evaluate_model.py::test_ray_workers",
     "tests/system/test_ingest_ray.py",
@@ -59,6 +62,7 @@ def one_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Four workers of half a CPU and Ray Data, possibly more CPUs than the machine has. More
         # tasks at once would only be more processes with imports of their own.
         ray.init(address="local", num_cpus=3, object_store_memory=300 * 2**20, log_to_driver=False)

@@ -26,7 +26,7 @@ from bsm.configs.models import without_weights
 from pipeline import checksums, storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
-from pipeline.errors import Terminated, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.metrics import CocoMetrics
 from pipeline.evaluation.result import Evaluation
@@ -102,7 +102,7 @@ def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, A
         resume_command=stop.resume_command,
     )
     _log.info("%s", "\n".join(format_table(_header_rows(prepared, handle, job))))
-    with _closing_run(handle, job):
+    with _closing_run(handle):
         with _time_phase(seconds, "train"):
             trained = _train(prepared, job, handle, callbacks=parent.callbacks, stop=stop)
         samples_uri, samples_sha256 = merge_sample_lists(
@@ -350,18 +350,14 @@ def _log_artifact(handle: RunHandle, uri: str) -> None:
 
 
 @contextmanager
-def _closing_run(handle: RunHandle, job: TrainJob) -> Iterator[None]:
+def _closing_run(handle: RunHandle) -> Iterator[None]:
     """Close the tracked run with its final status."""
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield
         status = "FINISHED"
-    except Terminated:
-        status = "KILLED"
-        raise
     except KeyboardInterrupt:
         status = "KILLED"
-        _log.info("Stopped. Resume from the last checkpoint with: %s", job.resume_command)
         raise
     finally:
         runs.finish(handle, status)

@@ -4,6 +4,7 @@ While the loop trains, the first SIGTERM only asks it to stop: it finishes its s
 checkpoint and leaves. At any other time, and at the second SIGTERM, the job ends at once.
 """
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from pipeline.errors import Terminated, TrainingError
+
+_log = logging.getLogger(__name__)
 
 Stop = Literal["", "save", "leave"]
 """How a loop must stop before its next step: not at all, with a checkpoint, or writing nothing."""
@@ -23,6 +26,7 @@ class StopRequest:
         self.resume_command = resume_command
         self._requested = threading.Event()
         self._is_in_loop = False
+        self._is_terminated = False
         self._loss = ""
 
     @property
@@ -65,7 +69,10 @@ class StopRequest:
 
     @contextmanager
     def catch_sigterm(self) -> Iterator[None]:
-        """Handle SIGTERM in this process; in a thread, as in a trial of a sweep, do nothing."""
+        """Handle SIGTERM in this process; in a thread, as in a trial of a sweep, do nothing.
+
+        After Ctrl-C, the command that resumes is logged.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -77,6 +84,14 @@ class StopRequest:
             # Ray's own handler, which it installs when it starts.
             if error.code == signal.SIGTERM:
                 raise self.terminated() from None
+            raise
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            # Ray replaces what the handler raises while Ray waits.
+            if self._is_terminated:
+                raise self.terminated() from None
+            _log.info("Stopped. Resume with: %s", self.resume_command)
             raise
         finally:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
@@ -90,5 +105,6 @@ class StopRequest:
         # Prints nothing: the signal may have interrupted a print.
         self.raise_if_lost()
         if self._requested.is_set() or not self._is_in_loop:
+            self._is_terminated = True
             raise self.terminated()
         self._requested.set()

@@ -20,7 +20,7 @@ from ray import tune
 
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
-from pipeline.errors import RecipeError, Terminated, TrainingError
+from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import rename_old_fields, to_json
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.text import format_count, format_table
@@ -89,10 +89,8 @@ def _run_sweep(sweep: Sweep, folder: str, *, resume: bool, stop: StopRequest) ->
     try:
         trials = _search(sweep, handle, folder, resume=resume)
         result = _save_results(sweep, handle, folder, trials)
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         runs.finish(handle, "KILLED")
-        if not isinstance(error, Terminated):  # whose text has the command
-            _log.info("Stopped. Resume with: %s", _resume_command())
         raise
     except BaseException:
         runs.finish(handle, "FAILED")

@@ -1,4 +1,4 @@
-"""On Ray, a refiner trains on two workers, and Ray Data streams photos through two more."""
+"""Ray Data streams photos through two workers, which refine what one process refines."""
 
 import json
 from pathlib import Path
@@ -15,16 +15,11 @@ from tests.pipeline.training.tiny_run import write_shards
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("one_ray")]
 
 
-def test_two_workers_train_a_refiner_and_two_refine_a_results_file(tmp_path):
-    shards = write_shards(tmp_path / "shapes", train_images=24)
-    here, there = (
-        launch.run(refine_recipe(shards, tmp_path / "runs", name=f"on{n}", num_workers=n))
-        for n in (0, 2)
-    )
-    assert there["samples_sha256"] == here["samples_sha256"]
-    assert there["boundary_iou"] == pytest.approx(here["boundary_iou"], abs=0.02)
+def test_two_workers_refine_a_results_file_like_one_process(tmp_path):
+    shards = write_shards(tmp_path / "shapes", train_images=8)
+    trained = launch.run(refine_recipe(shards, tmp_path / "runs", name="refiner", num_workers=0))
     registry = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
-    refiner = load_refiner(there["model"], tracking=registry)
+    refiner = load_refiner(trained["model"], tracking=registry)
     truth = write_photos(tmp_path / "drawn", count=12)
     file = tmp_path / "results.json"
     file.write_text(json.dumps(make_coarse_rows(truth)))

@@ -1,28 +1,26 @@
-"""Real processes: SIGTERM writes a checkpoint, and a second process under the name is refused."""
+"""Real processes: SIGTERM writes a checkpoint, and a second process under the name is refused.
+
+test_training_ray.py terminates a run on workers.
+"""
 
 import re
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
-from pipeline.recipe import Recipe, from_json, to_json
-from pipeline.training import checkpoint, launch
-from tests.object_stores import child_environment
+from pipeline.recipe import Recipe, from_json
+from pipeline.training import launch
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
+from tests.system.train_process import read_until, start, terminate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 40
-JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -40,67 +38,13 @@ def unbroken(shards, folder):
     return launch.run(make_recipe(shards, folder, name="unbroken"))
 
 
-def make_recipe(shards: Path, folder: Path, *, name: str, num_workers: int = 0) -> Recipe:
-    recipe = tiny_recipe(shards, folder / "runs", name=name, num_workers=num_workers)
+def make_recipe(shards: Path, folder: Path, *, name: str) -> Recipe:
+    recipe = tiny_recipe(shards, folder / "runs", name=name, num_workers=0)
     return replace(
         recipe,
         optim=replace(recipe.optim, steps=STEPS),
         checkpoint=replace(recipe.checkpoint, every_steps=30),
     )
-
-
-@contextmanager
-def start(recipe, folder: Path, **environment: str):
-    """Start a job; kill it at the end if it still runs."""
-    file = folder / f"{recipe.name}-{recipe.tracking.log_every}.json"
-    file.write_text(to_json(recipe))
-    with subprocess.Popen(
-        [sys.executable, JOB, file],
-        cwd=folder,
-        env=child_environment() | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process, text: str) -> str:
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError("".join(lines))
-
-
-def stop_at_step_4(process, recipe, folder: Path) -> str:
-    """Send SIGTERM, check the checkpoint and the message, and return all output."""
-    before = read_until(process, f"step 4/{STEPS}")
-    process.send_signal(signal.SIGTERM)
-    text = process.stdout.read()
-    assert process.wait() == 143, text
-    step = int(re.search(r"stopped by SIGTERM at step (\d+), which has a checkpoint\.", text)[1])
-    assert f"Resume with: python {JOB} {folder}/{recipe.name}-" in text
-    assert "Traceback" not in text
-    run_uri = f"{recipe.storage}/{recipe.name}"
-    assert 4 <= checkpoint.find_latest(run_uri).step == step < 30
-    assert not list(Path(run_uri, "lock").iterdir())
-    return before + text
-
-
-def test_sigterm_lets_two_workers_write_a_checkpoint_and_one_process_goes_on(
-    shards, folder, unbroken, one_ray
-):
-    recipe = make_recipe(shards, folder, name="two", num_workers=2)
-    cluster = ray.get_runtime_context().gcs_address
-    with start(recipe, folder, RAY_ADDRESS=cluster) as process:
-        stop_at_step_4(process, recipe, folder)
-    result = launch.run(replace(recipe, scale=replace(recipe.scale, num_workers=0)))
-    assert result["samples_sha256"] == unbroken["samples_sha256"]
 
 
 @pytest.mark.timeout(600)
@@ -122,12 +66,15 @@ def test_one_process_trains_and_after_a_kill_and_a_sigterm_the_weights_are_the_s
         assert "is held by " in text
         assert f"(pid {trains.pid}" in text
         assert "Traceback" not in text
-        read_until(trains, f"step 4/{STEPS}")
+        read_until(trains, f"step 4/{STEPS} ")
         assert from_json(Path(recipe.storage, "one", "recipe.json").read_text()) == recipe
         trains.kill()
         trains.wait()
     with start(recipe, folder) as third:
-        text = stop_at_step_4(third, recipe, folder)
+        text = read_until(third, f"step 4/{STEPS} ")
+        rest, step = terminate(third, recipe, folder)
+    assert 4 <= step < 30
+    text += rest
     assert f"taking over {recipe.storage}/one from " in text
     assert "its process is gone" in text
     assert f"step 1/{STEPS}" in text
@@ -140,7 +87,7 @@ def test_one_process_trains_and_after_a_kill_and_a_sigterm_the_weights_are_the_s
 def test_sigterm_before_training_ends_at_once_with_the_command(shards, folder):
     recipe = make_recipe(shards, folder, name="early")
     with start(recipe, folder) as process:
-        read_until(process, "recipe early")
+        read_until(process, r"recipe +early")
         lock = Path(recipe.storage, "early", "lock")
         while process.poll() is None and not lock.exists():
             time.sleep(0.01)

@@ -1,7 +1,4 @@
-"""On Ray Train, neither the number of workers nor killed workers change the trained samples.
-
-test_stopped_runs.py hands a run of two workers over to one process without Ray.
-"""
+"""On Ray Train, neither the number of workers nor killed workers change the trained samples."""
 
 import contextlib
 import logging
@@ -21,16 +18,17 @@ from pipeline import storage
 from pipeline.errors import PipelineError, TrainingError
 from pipeline.recipe import Recipe
 from pipeline.tracking import runs
-from pipeline.training import checkpoint, launch
+from pipeline.training import launch
 from pipeline.training.loop import TrainJob, TrainResult
 from pipeline.training.preflight import PreparedRun, prepare_run
 from pipeline.training.ray_workers import train_on_workers
 from pipeline.training.sample_log import merge_sample_lists
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
+from tests.system.train_process import read_until, start, terminate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-STEPS = 13
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +44,14 @@ def shards(folder) -> Path:
 @pytest.fixture(scope="module")
 def reference(shards, folder) -> str:
     """Hash of the samples that one process trains without Ray."""
-    recipe = tiny_recipe(shards, folder / "runs", name="reference", num_workers=0)
-    prepared, result = train(recipe)
+    prepared, result = train(make_recipe(shards, folder, name="reference", num_workers=0))
     assert result.step == STEPS
     return hash_samples(prepared)
+
+
+def make_recipe(shards: Path, folder: Path, *, name: str, num_workers: int) -> Recipe:
+    recipe = tiny_recipe(shards, folder / "runs", name=name, num_workers=num_workers)
+    return replace(recipe, optim=replace(recipe.optim, steps=STEPS))
 
 
 def train(recipe: Recipe, *, before_training=lambda _: None) -> tuple[PreparedRun, TrainResult]:
@@ -146,10 +148,10 @@ def list_worker_pids() -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_neither_killed_workers_nor_four_workers_change_the_samples(
+def test_neither_kills_nor_sigterm_nor_the_number_of_workers_change_the_samples(
     shards, folder, one_ray, reference, lines
 ):
-    recipe = tiny_recipe(shards, folder / "runs", name="killed", num_workers=2)
+    recipe = make_recipe(shards, folder, name="killed", num_workers=2)
     recipe = replace(recipe, scale=replace(recipe.scale, max_failures=1))
     with (
         kill_twice(f"{recipe.storage}/killed", lines) as libraries,
@@ -169,12 +171,16 @@ def test_neither_killed_workers_nor_four_workers_change_the_samples(
     assert {name: libraries[name] for name in loaded} == loaded
     assert libraries["RayTrainWorker"] == {"torch", "torchvision"}
 
-    prepared, result = train(replace(recipe, scale=replace(recipe.scale, num_workers=4)))
-    assert sum("4 workers ready, resuming from step" in line for line in lines) == 1, lines
-    assert sum("step 13/13 " in line for line in lines) == 1, lines
-    # The second kill may come after the checkpoint of step 10.
-    assert result.steps_here in {STEPS - 5, STEPS - 10}
-    assert result.step == STEPS == checkpoint.find_latest(prepared.run_uri).step
+    # Four workers go on until SIGTERM, and one process without Ray trains the rest.
+    four = replace(recipe, scale=replace(recipe.scale, num_workers=4))
+    cluster = ray.get_runtime_context().gcs_address
+    with start(four, folder, RAY_ADDRESS=cluster) as process:
+        read_until(process, r"4 workers ready, resuming from step ")
+        read_until(process, rf"step \d+/{STEPS} ")
+        _, step = terminate(process, four, folder)
+    assert 5 < step < STEPS
+    prepared, result = train(replace(recipe, scale=replace(recipe.scale, num_workers=0)))
+    assert result.steps_here == STEPS - step
     assert hash_samples(prepared) == reference
 
 

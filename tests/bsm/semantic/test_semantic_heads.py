@@ -219,11 +219,10 @@ def test_bands_use_the_kernel_of_the_config(monkeypatch):
     assert seen == [{"num_classes": 3, "kernel_size": 9, "unite_boundary": True}]
 
 
-@pytest.mark.slow  # a compiler runs
-def test_the_squeeze_head_compiles_and_gives_the_same_numbers():
+def test_the_squeeze_head_is_one_graph_and_gives_the_same_numbers():
     model = model_of(kind="guided").eval()
     with torch.no_grad():
         features = features_of(model)
         expected = model.head.predict(features)
-        compiled = torch.compile(model.head.predict, fullgraph=True)(features)
+        compiled = torch.compile(model.head.predict, fullgraph=True, backend="aot_eager")(features)
     assert torch.allclose(compiled, expected, atol=1e-4)

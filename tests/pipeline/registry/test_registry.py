@@ -32,12 +32,6 @@ from pipeline.registry.versions import (
     read_file,
 )
 
-LIGHT_IMPORT = """
-import sys
-import pipeline.serving.packaged_model
-print(sorted({"ray", "vernier", "matplotlib"} & set(sys.modules)))
-"""
-
 CLEAN_PROCESS = """
 import ast, base64, importlib.metadata, json, sys
 import mlflow, numpy, pandas
@@ -98,12 +92,6 @@ def test_the_artifact_is_code_and_safetensors(registered_model):
     assert not any(pin.startswith("ray") for pin in pins)
 
 
-def test_the_packaged_model_imports_no_ray():
-    command = [sys.executable, "-c", LIGHT_IMPORT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "[]\n"
-
-
 @pytest.mark.slow
 def test_a_clean_process_predicts_what_the_trained_model_predicts(
     registered_model, tmp_path, photo
@@ -135,7 +123,7 @@ def test_a_clean_process_predicts_what_the_trained_model_predicts(
             np.testing.assert_allclose(row["box_xyxy"], each.box_xyxy, rtol=1e-4, atol=1e-3)
     assert loaded["table_rows"] == len(expected)
     assert loaded["likely_rows"] == 0
-    assert "ray" not in loaded["modules"]
+    assert {"ray", "vernier", "matplotlib"}.isdisjoint(loaded["modules"])
     # The code of the model was used, not the checkout.
     assert all(path.startswith(str(find_files(registered_model))) for path in loaded["files"])
     pins = next(find_files(registered_model).rglob("requirements.txt")).read_text().lower().split()

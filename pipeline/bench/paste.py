@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from pycocotools import mask as mask_api
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
@@ -42,8 +41,3 @@ def _run_torchvision(probs: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int]
         mask_api.encode(np.asfortranarray(mask[0].numpy(), dtype=np.uint8))["counts"]
         for mask in masks
     ]
-
-
-def set_threads(threads: int) -> None:
-    """Use as many threads for all cases."""
-    torch.set_num_threads(threads)

@@ -103,9 +103,7 @@ def bench_detector(
     return report(runs, bars, size_hw=SIZE_HW)
 
 
-def bench_training_step(
-    *, images: int, rounds: int, print_line: Callable[[str], None]
-) -> Result:
+def bench_training_step(*, images: int, rounds: int, print_line: Callable[[str], None]) -> Result:
     """Time the losses, the gradients and the step of SGD, on the same images and objects."""
     heads = ("plain", "light", "squeeze")
     models: dict[str, nn.Module] = {name: _build(name).train() for name in heads}
@@ -196,9 +194,7 @@ def _to_torchvision_targets(targets: Targets) -> list[dict[str, Tensor | None]]:
 def _build(head: str) -> Any:  # noqa: ANN401  an nn.Module with parts
     torch.manual_seed(0)
     backbone = FpnBackboneConfig(name="resnet50", norm="frozen", freeze_at=2)
-    config = MaskRCNNConfig(
-        backbone=backbone, mask_head=HEADS[head], box_convention="torchvision"
-    )
+    config = MaskRCNNConfig(backbone=backbone, mask_head=HEADS[head], box_convention="torchvision")
     model = build_model(config)
     with torch.no_grad():
         # Scores that differ, so that their order is not one of rounding.

@@ -30,6 +30,11 @@ _ENGINES = {
 }
 """hotcoco has no boundary AP; faster-coco-eval's took ten times as long as ours."""
 
+_BARS = {
+    "segm": {"pycocotools": 3.0, "faster-coco-eval": 1.0},
+    "boundary": {"boundary-iou-api's way": 10.0},
+}
+
 
 def bench_evaluation(
     *,
@@ -66,12 +71,7 @@ def bench_evaluation(
         for engine in _ENGINES[metric][1:]
     ]
     detections = DETECTIONS_PER_IMAGE * images
-    return report(
-        runs, bars, metric=metric, images=images, detections=detections, ap=found["ours"]
-    )
-
-
-_BARS = {"segm": {"pycocotools": 3.0, "faster-coco-eval": 1.0}, "boundary": {"boundary-iou-api's way": 10.0}}
+    return report(runs, bars, metric=metric, images=images, detections=detections, ap=found["ours"])
 
 
 def _run(command: list[str], threads: int) -> dict[str, float]:

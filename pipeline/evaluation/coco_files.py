@@ -168,7 +168,9 @@ def _check_annotations(
 ) -> tuple[list[Entry], list[str]]:
     clean: list[Entry] = []
     notices: list[str] = []
-    for position, (entry, mask) in enumerate(zip(entries, _read_masks(entries, index), strict=True)):
+    for position, (entry, mask) in enumerate(
+        zip(entries, _read_masks(entries, index), strict=True)
+    ):
         where = f"annotations[{position}]{_show_id(entry)}"
         checked = _check_entry(entry, where, index, problems, mask=mask, more=("id",))
         if isinstance(entry, dict):

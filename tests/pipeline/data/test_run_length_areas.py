@@ -39,9 +39,10 @@ def _pack(counts):
     """COCO's compression of up to three counts, which are no differences."""
     out = bytearray()
     for count in counts:
+        rest = count
         while True:
-            group, count = count & 31, count >> 5
-            more = count != 0 or group & 16
+            group, rest = rest & 31, rest >> 5
+            more = rest != 0 or group & 16
             out.append(48 + group + 32 * bool(more))
             if not more:
                 break

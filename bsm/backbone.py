@@ -21,8 +21,9 @@ from timm.layers.norm_act import (
     convert_sync_batchnorm,
     freeze_batch_norm_2d,
 )
-from timm.models.resnet import Bottleneck
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from bsm.checkpoints.load import load_backbone
 from bsm.configs.shared import BackboneConfig, FpnBackboneConfig
@@ -153,6 +154,7 @@ def build_backbone(
         load_backbone(backbone, config, cut_off=set(whole.state_dict()))
     backbone = convert_norm(backbone, norm=config.norm)
     freeze(backbone, stages=stages, freeze_at=config.freeze_at)
+    _apply_norms_in_place(backbone)
     return backbone, stages
 
 
@@ -352,3 +354,40 @@ def _freeze_norms(module: nn.Module) -> None:
                 setattr(module, name, freeze_batch_norm_2d(child))  # type: ignore[no-untyped-call]
         else:
             _freeze_norms(child)
+
+
+class InPlaceFrozenNorm(FrozenBatchNorm2d):
+    """A frozen batch norm that overwrites its input: equal to the last bit, and two copies less.
+
+    Only for the output of a convolution that nothing else reads; its gradient does not need it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift the channels of features (N, C, H, W)."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        bias = self.bias - self.running_mean * scale
+        scale, bias = scale[:, None, None], bias[:, None, None]
+        if x.dtype != scale.dtype:  # under autocast the result has the norm's precision
+            return x * scale + bias
+        return x.mul_(scale).add_(bias)
+
+
+def _apply_norms_in_place(backbone: nn.Module) -> None:
+    """Let the frozen norms of a ResNet overwrite their inputs: each follows a convolution."""
+    for module in backbone.modules():
+        if isinstance(module, Bottleneck | BasicBlock):
+            for name in ("bn1", "bn2", "bn3"):
+                _replace_norm(module, name)
+            if isinstance(module.downsample, nn.Sequential):
+                _replace_norm(module.downsample, str(len(module.downsample) - 1))
+    if isinstance(getattr(backbone, "conv1", None), nn.Conv2d):
+        _replace_norm(backbone, "bn1")
+
+
+def _replace_norm(parent: nn.Module, name: str) -> None:
+    norm = getattr(parent, name, None)
+    # Not a subclass: timm's includes the activation.
+    if type(norm) is FrozenBatchNorm2d:
+        replaced = InPlaceFrozenNorm(len(norm.weight), norm.eps)
+        replaced.load_state_dict(norm.state_dict())
+        setattr(parent, name, replaced)

@@ -95,11 +95,31 @@ def encode_instance_masks(ids: NDArray[np.unsignedinteger[Any]]) -> dict[int, Ru
     stops = np.append(starts[1:], flat.size)
     values = flat[starts]
     return {
-        int(value): _from_spans(
+        int(value): encode_spans(
             starts[values == value], stops[values == value], size_hw=(height, width)
         )
         for value in np.unique(values)
     }
+
+
+def encode_spans(starts: Runs, stops: Runs, *, size_hw: tuple[int, int]) -> RunLengths:
+    """Encode a mask from its spans of ones.
+
+    Args:
+        starts: (n,) first pixel of each span, counted down the columns.
+        stops: (n,) the pixel after each span, before the next span's first.
+        size_hw: of the image.
+    """
+    height, width = size_hw
+    runs = np.empty(2 * len(starts) + 1, dtype=np.int64)
+    runs[0::2] = np.append(starts, height * width) - np.concatenate([[0], stops])
+    runs[1::2] = stops - starts
+    if runs[-1] == 0:
+        # COCO omits a trailing run of length 0.
+        runs = runs[:-1]
+    packed = {"size": [height, width], "counts": runs.tolist()}
+    encoded = bytes(coco_mask.frPyObjects(packed, height, width)["counts"])
+    return RunLengths(size_hw=size_hw, encoded=encoded, runs=runs)
 
 
 def measure_overhang_px(segmentation: Segmentation, size_hw: tuple[int, int]) -> float:
@@ -123,20 +143,6 @@ def decode_counts(encoded: bytes, size_hw: tuple[int, int]) -> Runs:
     runs = _decode(encoded)
     _check_runs(runs, size_hw)
     return runs
-
-
-def _from_spans(starts: Runs, stops: Runs, *, size_hw: tuple[int, int]) -> RunLengths:
-    """Make run lengths from spans of the column-major mask."""
-    height, width = size_hw
-    runs = np.empty(2 * len(starts) + 1, dtype=np.int64)
-    runs[0::2] = np.append(starts, height * width) - np.concatenate([[0], stops])
-    runs[1::2] = stops - starts
-    if runs[-1] == 0:
-        # COCO omits a trailing run of length 0.
-        runs = runs[:-1]
-    packed = {"size": [height, width], "counts": runs.tolist()}
-    encoded = bytes(coco_mask.frPyObjects(packed, height, width)["counts"])
-    return RunLengths(size_hw=size_hw, encoded=encoded, runs=runs)
 
 
 def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> None:

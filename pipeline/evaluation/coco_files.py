@@ -18,7 +18,7 @@ from pipeline.data.text_files import parse_json
 from pipeline.errors import DatasetError
 from pipeline.evaluation.federated import check_federated
 from pipeline.evaluation.problems import Problems, raise_all, show_value
-from pipeline.evaluation.rle import SegmentationError, to_rle
+from pipeline.evaluation.rle import MaskRle, SegmentationError, to_rle, to_rles
 
 Entry = dict[str, Any]
 
@@ -168,9 +168,11 @@ def _check_annotations(
 ) -> tuple[list[Entry], list[str]]:
     clean: list[Entry] = []
     notices: list[str] = []
-    for position, entry in enumerate(entries):
+    for position, (entry, mask) in enumerate(
+        zip(entries, _read_masks(entries, index), strict=True)
+    ):
         where = f"annotations[{position}]{_show_id(entry)}"
-        checked = _check_entry(entry, where, index, problems, more=("id",))
+        checked = _check_entry(entry, where, index, problems, mask=mask, more=("id",))
         if isinstance(entry, dict):
             _check_flags(entry, where, problems)
         if checked is None:
@@ -226,20 +228,41 @@ def _check_detections(detections: object, index: _TruthIndex, problems: Problems
         problems.add("not a list", f"it is a {type(detections).__name__}{keys:.60}")
         return []
     clean: list[Entry] = []
-    for position, entry in enumerate(detections):
-        checked = _check_entry(entry, f"entry {position}", index, problems, more=("score",))
+    masks = _read_masks(detections, index)
+    for position, (entry, mask) in enumerate(zip(detections, masks, strict=True)):
+        where = f"entry {position}"
+        checked = _check_entry(entry, where, index, problems, mask=mask, more=("score",))
         if isinstance(entry, dict) and not _is_finite(entry.get("score", 0)):
             kind = "score is not finite"
-            problems.add(kind, f"entry {position}: score {show_value(entry['score'])}")
+            problems.add(kind, f"{where}: score {show_value(entry['score'])}")
         if checked is not None:
             clean.append(checked | {"id": len(clean) + 1, "score": entry["score"]})
     return clean
 
 
+def _read_masks(entries: list[Any], index: _TruthIndex) -> list[MaskRle | None]:
+    """Read the masks that need no polygons filled and no problem named; None for the others."""
+    if not index.masks:
+        return [None] * len(entries)
+    entries = [entry if isinstance(entry, dict) else {} for entry in entries]
+    ids = [entry.get("image_id") for entry in entries]
+    sizes_hw = [index.sizes_hw.get(key) if is_id(key) else None for key in ids]
+    return to_rles([entry.get("segmentation") for entry in entries], sizes_hw)
+
+
 def _check_entry(
-    entry: Entry, where: str, index: _TruthIndex, problems: Problems, *, more: tuple[str, ...] = ()
+    entry: Entry,
+    where: str,
+    index: _TruthIndex,
+    problems: Problems,
+    *,
+    mask: MaskRle | None,
+    more: tuple[str, ...],
 ) -> Entry | None:
-    """Check the fields that annotations and detections share; None if the entry is unusable."""
+    """Check the fields that annotations and detections share; None if the entry is unusable.
+
+    `mask` is the entry's from `_read_masks`.
+    """
     if not _has_keys(entry, (*index.keys, *more), where, problems):
         return None
     keys = ("image_id", "category_id")
@@ -256,7 +279,7 @@ def _check_entry(
         if size_hw is None:
             return None
         try:
-            rle, area_px = to_rle(entry["segmentation"], size_hw=size_hw)
+            rle, area_px = mask or to_rle(entry["segmentation"], size_hw=size_hw)
         except SegmentationError as error:
             problems.add(error.kind, f"{where}, image {entry['image_id']}: {error.value}")
             return None

@@ -1,20 +1,18 @@
 """Detect the objects of a batch at the size of the original images.
 
-The model returns masks as small squares of probabilities. They are pasted into the image in chunks
-under a byte budget, and each chunk is encoded as RLE before the next one is pasted: a hundred dense
-masks of 12 megapixels would not fit in memory.
+The model returns masks as small squares of probabilities; encode_masks.py pastes them into the
+image.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pycocotools import mask as mask_api
 from torch import Tensor, nn
 
 from bsm.instance import tensors
-from bsm.instance.paste import paste_masks
 from pipeline.data.batch import Batch
+from pipeline.evaluation.encode_masks import paste_and_encode
 from pipeline.evaluation.timing import Stopwatch
 
 
@@ -116,15 +114,6 @@ def to_results(
     ]
 
 
-def encode_masks(masks: Tensor) -> list[bytes]:
-    """Encode (d, H, W) bool as compressed RLE, one by one to save memory."""
-    return [
-        # RLE goes down the columns: the encoder reads a transposed, contiguous mask.
-        mask_api.encode(mask.t().contiguous().cpu().view(torch.uint8).numpy().T)["counts"]
-        for mask in masks
-    ]
-
-
 def _predict_in_true_boxes(model: Any, batch: Batch) -> tensors.Detections:  # noqa: ANN401  any model
     targets: Any = batch.targets  # of instances
     probs = model.predict_masks(
@@ -153,11 +142,7 @@ def _list_detections(
     kept = found.valid[row].nonzero()[:, 0].to(found.boxes_xyxy.device)
     boxes_xyxy = found.boxes_xyxy[row, kept]
     probs = found.mask_probs[row, kept]
-    counts = [
-        packed
-        for _, masks in paste_masks(probs, boxes_xyxy, size_hw=size_hw, byte_budget=paste_bytes)
-        for packed in encode_masks(masks)
-    ]
+    counts = paste_and_encode(probs, boxes_xyxy, size_hw=size_hw, paste_bytes=paste_bytes)
     return [
         Detection(image_id, index, score, (box[0], box[1], box[2], box[3]), packed, size_hw)
         for index, score, box, packed in zip(

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 from bsm.refine.refine import refine_masks
 from bsm.refine.refiner import Refiner
 from pipeline.data.photo import Pixels
-from pipeline.evaluation.infer import encode_masks
+from pipeline.evaluation.encode_masks import encode_masks
 from pipeline.evaluation.rle import Rle
 
 MAX_CHANGE = 0.5

@@ -5,11 +5,12 @@ evaluators take the last one. For a wrong image size or truncated text they woul
 buffers or return nonsense. An empty mask is valid: a model may predict one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pycocotools import mask as mask_api
 
+from pipeline.data.run_length_areas import measure_areas
 from pipeline.data.run_lengths import MaskError, read_segmentation
 from pipeline.evaluation.problems import show_value
 
@@ -57,6 +58,47 @@ def to_rle(segmentation: object, *, size_hw: tuple[int, int]) -> MaskRle:
             return MaskRle(mask_api.frPyObjects(empty, *size_hw), 0)
         raise SegmentationError(kind, str(error)) from error
     return MaskRle({"size": list(size_hw), "counts": lengths.encoded}, lengths.area_px)
+
+
+def to_rles(
+    segmentations: Sequence[object], sizes_hw: Sequence[tuple[int, int] | None]
+) -> list[MaskRle | None]:
+    """Convert the compressed RLEs among COCO segmentations, many at once.
+
+    Args:
+        segmentations: of the entries of a file, whatever they hold.
+        sizes_hw: of each one's image; None if it is not known.
+
+    Returns:
+        For each segmentation its mask, or None: `to_rle` converts it, or says what is wrong.
+    """
+    packed = {
+        position: counts
+        for position, (segmentation, size_hw) in enumerate(
+            zip(segmentations, sizes_hw, strict=True)
+        )
+        if (counts := _get_packed(segmentation, size_hw))
+    }
+    pixels = [height * width for height, width in map(sizes_hw.__getitem__, packed)]  # type: ignore[misc]
+    masks: list[MaskRle | None] = [None] * len(segmentations)
+    areas = measure_areas(list(packed.values()), pixels)
+    for (position, counts), area_px in zip(packed.items(), areas, strict=True):
+        if area_px:
+            size = list(sizes_hw[position])  # type: ignore[arg-type]
+            masks[position] = MaskRle({"size": size, "counts": counts}, area_px)
+    return masks
+
+
+def _get_packed(segmentation: object, size_hw: tuple[int, int] | None) -> bytes:
+    """Return the counts of a compressed RLE of such an image; nothing if it is anything else."""
+    if size_hw is None or not isinstance(segmentation, dict):
+        return b""
+    counts, size = segmentation.get("counts"), segmentation.get("size")
+    if not isinstance(size, list | tuple) or tuple(size) != size_hw:
+        return b""
+    if isinstance(counts, str):
+        return counts.encode() if counts.isascii() else b""
+    return counts if isinstance(counts, bytes) else b""
 
 
 def _check_rle(segmentation: object, *, size_hw: tuple[int, int]) -> Rle:

@@ -10,7 +10,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from bsm.backbone import FpnBackbone, build_backbone, extract_features, freeze
+from bsm.backbone import (
+    FpnBackbone,
+    InPlaceFrozenNorm,
+    build_backbone,
+    extract_features,
+    freeze,
+)
 from bsm.configs.shared import FpnBackboneConfig
 from tests.no_host_tensors import fake_gpu
 
@@ -283,3 +289,26 @@ def test_an_unreachable_hub_raises_with_the_alternatives(tmp_path):
     ).stdout
     assert "resnet18" in printed
     assert "--model.backbone.weights" in printed
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10t", "resnext50_32x4d"])
+def test_norms_in_place_change_no_bit(name: str, monkeypatch):
+    torch.manual_seed(0)
+    images = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 64]])
+    fast = backbone(name=name, norm="frozen").train()
+    with torch.no_grad():
+        for key, value in fast.named_buffers():
+            if key.endswith(("running_var", "running_mean")):
+                value.uniform_(0.5, 1.5)
+    monkeypatch.setattr("bsm.backbone._apply_norms_in_place", lambda _: None)
+    plain = backbone(name=name, norm="frozen").train()
+    plain.load_state_dict(fast.state_dict())
+    assert sum(isinstance(m, InPlaceFrozenNorm) for m in fast.modules()) > 8
+    assert not any(isinstance(m, InPlaceFrozenNorm) for m in plain.modules())
+    for model in (fast, plain):
+        torch.stack([level.square().mean() for level in model(images, sizes)]).sum().backward()
+    for a, b in zip(fast(images, sizes), plain(images, sizes), strict=True):
+        assert torch.equal(a, b)
+    for (key, a), (_, b) in zip(fast.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), key

@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Measure this project beside what else does the same, on this machine.
+
+    python jobs/bench.py --list
+    python jobs/bench.py paste
+
+Cases run in turn in each round, and a ratio is that of two cases in the same round: median, lowest
+and highest. CPU seconds stand beside wall time, because they hardly depend on the other load of the
+machine; bars are those of CPU seconds. docs/benchmarks.md has the results.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from pipeline.cli import Result, run_verb
+
+Verb = Callable[..., Result]
+
+
+def paste(*, detections: int = 100, rounds: int = 3, threads: int = 1) -> Result:
+    """Paste and encode masks of an image, beside torchvision's paste and pycocotools' encode.
+
+    Args:
+        detections: of the image, which is 1333 x 800 and 4000 x 3000.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import paste as bench
+
+    _set_threads(threads)
+    return bench.bench_paste(detections=detections, rounds=rounds, print_line=_print_line)
+
+
+def evaluation(
+    *,
+    metric: Literal["segm", "boundary"] = "segm",
+    images: int = 0,
+    rounds: int = 1,
+    threads: int = 1,
+    peers_python: str = "",
+) -> Result:
+    """Evaluate COCO files, beside pycocotools, faster-coco-eval and hotcoco.
+
+    Args:
+        metric: mask or boundary AP.
+        images: with 100 detections each; 0 is 1000 for mask AP and 200 for boundary AP.
+        rounds: that count.
+        threads: of every program.
+        peers_python: a Python with the other programs; "" makes an environment in the cache.
+    """
+    from pipeline.bench import evaluation as bench
+
+    return bench.bench_evaluation(
+        metric=metric,
+        images=images or {"segm": 1000, "boundary": 200}[metric],
+        rounds=rounds,
+        threads=threads,
+        peers_python=peers_python,
+        print_line=_print_line,
+    )
+
+
+def detector(
+    *, detections: tuple[int, ...] = (100, 50, 20), rounds: int = 3, threads: int = 1
+) -> Result:
+    """Detect objects in an image of 800 px, beside torchvision's Mask R-CNN of the same weights.
+
+    Args:
+        detections: numbers of detections to time.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import detectors as bench
+
+    _set_threads(threads)
+    return bench.bench_detector(detections=detections, rounds=rounds, print_line=_print_line)
+
+
+def step(*, images: int = 1, rounds: int = 3, threads: int = 1) -> Result:
+    """Train a step on images of 800 px, beside torchvision's Mask R-CNN of the same weights.
+
+    Args:
+        images: of the batch.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import detectors as bench
+
+    _set_threads(threads)
+    return bench.bench_training_step(images=images, rounds=rounds, print_line=_print_line)
+
+
+BENCHMARKS: dict[str, Verb] = {
+    "paste": paste,
+    "evaluation": evaluation,
+    "detector": detector,
+    "step": step,
+}
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+_print_line = partial(print, flush=True)
+
+
+def _list_benchmarks() -> None:
+    width = max(map(len, BENCHMARKS))
+    for name, verb in BENCHMARKS.items():
+        print(f"{name:{width}}  {(verb.__doc__ or '').splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    if "--list" in sys.argv[1:]:
+        _list_benchmarks()
+    else:
+        run_verb(BENCHMARKS)

@@ -1,0 +1,1 @@
+"""Benchmarks of this project beside what a user would pick instead."""

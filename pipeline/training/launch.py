@@ -139,10 +139,13 @@ def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, A
 def resume_command() -> str:
     """Return the command that started this run; the same command resumes it."""
     program, *arguments = sys.argv
-    if not program.endswith(".py"):
-        return "the same call again"
     path = os.path.relpath(program)
-    command = shlex.join(["python", program if path.startswith("..") else path, *arguments])
+    if program.endswith(".py"):
+        command = shlex.join(["python", program if path.startswith("..") else path, *arguments])
+    elif Path(program).name == "bsm":
+        command = shlex.join(["bsm", *arguments])
+    else:
+        return "the same call again"
     is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return f"ray job submit --working-dir . -- {command}" if is_job else command
 

@@ -170,5 +170,8 @@ def test_the_resume_command_is_the_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["jobs/coco_r50.py", "--name", "two words"])
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert launch.resume_command() == "python jobs/coco_r50.py --name 'two words'"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/bsm", "train", "coco_r50", "--name", "two words"])
+    assert launch.resume_command() == "bsm train coco_r50 --name 'two words'"
+    monkeypatch.setattr("sys.argv", ["jobs/coco_r50.py"])
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert launch.resume_command().startswith("ray job submit --working-dir . -- python jobs/")

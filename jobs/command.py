@@ -111,6 +111,11 @@ VERBS: dict[str, Verb] = {
         "evaluate --truth instances.json --detections results.json --metric boundary",
         partial(run_job, "evaluate"),
     ),
+    "report": Verb(
+        "Write one HTML file with curves, scores and pictures of a run, beside another run.",
+        "report runs/first-try --against runs/second-try",
+        partial(run_job, "report"),
+    ),
     "models": Verb(
         "List, show, compare, promote and roll back registered models.",
         "models list",

@@ -245,7 +245,7 @@ def _train_row(row: Row, call: Invocation) -> Result | None:
     log.info("overrides: %s", "; ".join(differences(row.recipe, recipe)) or "none")
     from pipeline.training import launch  # noqa: PLC0415  imports ray, only for a valid recipe
 
-    result = launch.run(recipe)
+    result = launch.run(recipe, row=row)
     for line in compare_with_paper(row, recipe, result):
         log.info("%s", line)
     return result

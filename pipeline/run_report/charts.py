@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -27,7 +27,7 @@ _INK = "#010203"
 _PAGE_COLORS = {_INK: "currentColor", COLORS[0]: "var(--blue)"}
 """Colors that the page chooses for its background; blue is too dark for the dark one."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     # Names from data sets may have a $.
     "text.parse_math": False,
@@ -221,7 +221,7 @@ def _shorten(name: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 3]}..."
 
 
-def _write_numbers(axes: Axes, places: NDArray[np.float64], heights: NDArray[np.float64]) -> None:
+def _write_numbers(axes: Axes, places: NDArray[Any], heights: NDArray[np.float64]) -> None:
     for place, height in zip(places, heights, strict=True):
         text = "-" if np.isnan(height) else f"{height:.1f}"
         axes.text(place, np.nan_to_num(height), text, ha="center", va="bottom", fontsize=7)

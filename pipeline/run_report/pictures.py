@@ -49,13 +49,14 @@ def draw_instance(photo: Pixels, true: Mask, found: Mask, *, width_px: int) -> I
         (bands[0] & ~bands[1], MISSED),
     ):
         dimmed[mask] = color
-    panels = [
-        _enlarge(photo),
-        _draw_mask(photo, true, TRUTH),
-        _draw_mask(photo, found, PREDICTION),
-        cv2.resize(dimmed, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_NEAREST_EXACT),
-    ]
-    return _join(panels)
+    return _join(
+        [
+            _enlarge(photo),
+            _draw_mask(photo, true, TRUTH),
+            _draw_mask(photo, found, PREDICTION),
+            _enlarge(dimmed, smooth=False),
+        ]
+    )
 
 
 def draw_frame(
@@ -72,8 +73,10 @@ def draw_frame(
     """
     size_hw = max(1, round(_FRAME_PX * photo.shape[0] / photo.shape[1])), _FRAME_PX
     wrong = (true != found) & (true != void)
-    small = cv2.resize(photo, size_hw[::-1], interpolation=cv2.INTER_AREA)
-    panels = [small]
+    small = np.asarray(
+        cv2.resize(photo, size_hw[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8
+    )
+    panels: list[Pixels] = [small]
     for labels in (true, found):
         resized, panel = resize_nearest(labels, size_hw), small * 0.45
         for each in classes:
@@ -116,9 +119,10 @@ def _cut(values: NDArray[Any], square: tuple[int, int, int]) -> NDArray[Any]:
     return cut
 
 
-def _enlarge(photo: Pixels) -> Pixels:
+def _enlarge(photo: Pixels, *, smooth: bool = True) -> Pixels:
     shrinks = len(photo) > _SIDE_PX
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    method = method if smooth else cv2.INTER_NEAREST_EXACT
     return np.asarray(cv2.resize(photo, (_SIDE_PX, _SIDE_PX), interpolation=method), np.uint8)
 
 

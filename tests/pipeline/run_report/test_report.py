@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -185,3 +186,52 @@ def test_label_maps_have_classes_confusion_and_worst_frames(tmp_path):
     # The first map was not moved.
     assert ious[-1] == 1.0
     assert "label maps cannot be compared" not in text
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed; on Debian: apt install chromium")
+    with playwright.sync_playwright() as started:
+        # The sandbox needs rights that containers do not give.
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize(("scheme", "width_px"), [("light", 1250), ("dark", 1250), ("light", 390)])
+def test_the_page_opens_from_disk_without_a_network(page, run, chromium, scheme, width_px):
+    context = chromium.new_context(
+        color_scheme=scheme, viewport={"width": width_px, "height": 800}, offline=True
+    )
+    shown = context.new_page()
+    complaints, requests = [], []
+    shown.on("console", lambda message: complaints.append(message.text))
+    shown.on("pageerror", lambda error: complaints.append(str(error)))
+    shown.on("request", lambda request: requests.append(request.url))
+    shown.goto((run / "report.html").as_uri())
+    assert "first" in shown.title()
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width_px
+    # Text and axes of the charts have the color of the page, which is light on dark or dark on it.
+    ink, chart_ink, paper = shown.evaluate(
+        """() => {
+            const page = getComputedStyle(document.body);
+            const text = getComputedStyle(document.querySelector("svg text"));
+            return [page.color, text.fill, page.backgroundColor];
+        }"""
+    )
+    assert ink == chart_ink
+    brightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ink, paper)]
+    assert (brightness[0] > brightness[1]) == (scheme == "dark")
+    shown.locator(".zoom").first.click()
+    enlarged = shown.locator("dialog img")
+    assert enlarged.is_visible()
+    assert enlarged.get_attribute("src") == shown.locator(".zoom img").first.get_attribute("src")
+    enlarged.click()
+    assert not enlarged.is_visible()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in requests if url.startswith("file:")]) == 1
+    context.close()

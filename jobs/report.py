@@ -31,9 +31,20 @@ def report(
         tracking_uri: MLflow store of the runs, http://HOST:PORT or sqlite:///FILE; by default the
             recipe's, or else the one beside the run's folder.
     """
+    from pipeline import storage
+    from pipeline.errors import RecipeError
     from pipeline.run_report.report import write_report
+    from pipeline.tuning.sweep_report import is_sweep, read_sweep, write_sweep_report
 
-    uri = write_report(run, against=against, tracking_uri=tracking_uri, out=out)
+    folder = storage.absolute(run.rstrip("/"))
+    if not is_sweep(folder):
+        uri = write_report(run, against=against, tracking_uri=tracking_uri, out=out)
+    elif against:
+        raise RecipeError(
+            f"{run} is a sweep, and --against compares runs: give the folder of one of its trials"
+        )
+    else:
+        uri = write_sweep_report(*read_sweep(folder), folder=folder, out=out)
     print(f"report: {uri}")
     return {"report": uri}
 

@@ -29,6 +29,8 @@ _PAGE_COLORS = {_INK: "currentColor", COLORS[0]: "var(--blue)"}
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    # The same run gives the same bytes.
+    "svg.hashsalt": "report",
     # Names from data sets may have a $.
     "text.parse_math": False,
     "font.size": 9,

@@ -141,7 +141,10 @@ def _build_winner(sweep: Sweep, trials: Sequence[TrialResult], folder: str) -> S
 
 def _build_kernel_sizes(sweep: Sweep, trials: Sequence[TrialResult]) -> Section:
     curve, step = build_kernel_curve(sweep, trials), find_common_step(trials)
-    with draw(f"{sweep.metric} by kernel size after the last step", height_in=3.4) as (figure, charts):
+    with draw(f"{sweep.metric} by kernel size after the last step", height_in=3.4) as (
+        figure,
+        charts,
+    ):
         plot.plot_final(figure.subplots(), sweep, curve)
     with draw(f"{sweep.metric} by kernel size at step {step}", height_in=3.4) as (figure, more):
         plot.plot_early(figure.subplots(), sweep, curve, step=step)
@@ -201,7 +204,10 @@ def _plot_parallel(sweep: Sweep, trials: Sequence[TrialResult], *, step: int) ->
     ends = [[_format(float(np.exp(end(each)))) for end in (np.min, np.max)] for each in logs]
     ends.append([f"{metric.min():.3f}", f"{metric.max():.3f}"])
     width_in = max(4.6, 0.75 * len(labels))
-    with draw("Parallel coordinates of all trials", width_in=width_in, height_in=3.2) as (figure, charts):
+    with draw("Parallel coordinates of all trials", width_in=width_in, height_in=3.2) as (
+        figure,
+        charts,
+    ):
         axes = figure.subplots()
         for line, color in zip(places, colors, strict=True):
             axes.plot(line, color=color, linewidth=1.3)

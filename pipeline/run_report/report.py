@@ -59,5 +59,5 @@ def _build_task(run: RunFolder) -> list[Section]:
         case "semantic":
             return semantic_sections.build_sections(run)
         case task:
-            gap = f"The predictions of a model for {task} are not shown in this report."
+            gap = f"The report does not show predictions of a model whose task is {task}."
             return [Section(title="Predictions", gaps=[gap])]

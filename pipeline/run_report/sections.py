@@ -92,12 +92,13 @@ def _compare_numbers(run: RunFolder, other: RunFolder | None) -> list[list[str]]
     names = [key for key in metrics if _is_compared(key)]
     is_ap = any(name in metrics for name in _AP)
     columns = _AP_COLUMNS if is_ap else {"": "value"}
-    rows = [["[%]", *([""] if len(sources) > 1 else []), *columns.values()]]
+    rows = [["[%]", *columns.values()]]
     for name in [each for each in _AP if each in metrics] if is_ap else names:
         for source, values in sources.items():
             cells = [_format_cell(values, name + end, source) for end in columns]
             if source == run.name or any(cell != "-" for cell in cells):
-                rows.append([_name(name), *([source] if len(sources) > 1 else []), *cells])
+                whose = f", {source}" if len(sources) > 1 else ""
+                rows.append([_name(name) + whose, *cells])
     return rows
 
 

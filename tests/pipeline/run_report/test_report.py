@@ -103,7 +103,7 @@ def test_every_part_of_the_run_is_shown(page):
         *("Calibration of scores", "Data", "Recipe", "Environment"),
     ):
         assert f'<h2 id="{title.lower().replace(" ", "-")}">{title}</h2>' in page
-    assert "paper (Table 2, val2017) 36.9" in text
+    assert "mask AP, paper (Table 2, val2017) 36.9" in text
     assert "optim.steps 90000 13" in text
     for curve in ("total loss", "mask", "learning rate", "throughput", "data wait"):
         assert f'aria-label="{curve} by step"' in page
@@ -144,7 +144,7 @@ def test_another_run_is_beside_it_with_what_differs(run, shards, folder):
     text = squeeze(Parsed(Path(uri).read_text()).text)
     assert "first, against second" in text
     assert "optim.lr_per_image 0.002 0.001" in text
-    assert "mask AP difference +0.0" in text
+    assert "mask AP, difference +0.0" in text
 
 
 def test_what_a_run_does_not_have_is_said(shards, folder):

@@ -39,12 +39,12 @@ _CONFUSIONS = 20
 _METRICS = ("mask_ap", "boundary_ap", "box_ap")
 
 
-def build_sections(run: RunFolder) -> list[Section]:
-    """Build the sections of a run that predicts instances."""
-    return [_build_sizes(run), *_build_matches(run)]
+def build_sections(run: RunFolder, other: RunFolder | None) -> list[Section]:
+    """Build the sections of a run that predicts instances, with the scores of another one."""
+    return [_build_sizes(run, other), *_build_matches(run)]
 
 
-def _build_sizes(run: RunFolder) -> Section:
+def _build_sizes(run: RunFolder, other: RunFolder | None) -> Section:
     title = "Size and category"
     if run.record is None:
         return Section(title=title, gaps=[run.gaps["record"]])
@@ -67,10 +67,6 @@ def _build_sizes(run: RunFolder) -> Section:
     if len(names) > 2 * _SHOWN_CATEGORIES:
         shown = [*names[:_SHOWN_CATEGORIES], *names[-_SHOWN_CATEGORIES:]]
     listed = f"; the {_SHOWN_CATEGORIES} best and worst of {len(names)}" * (shown is not names)
-    rows = [["category", "mask AP", "boundary AP", "box AP"]]
-    rows += [
-        [name, *(_format(by_category[name].get(_label(key))) for key in _METRICS)] for name in names
-    ]
     drawn = [plot_groups(sizes, unit="AP [%]", caption="AP by size of the objects")]
     if shown:
         drawn.append(
@@ -86,8 +82,31 @@ def _build_sizes(run: RunFolder) -> Section:
         f"the order of mask AP{listed}.",
         gaps=[f"Without objects in the evaluated images: {', '.join(absent)}."] if absent else [],
         charts=drawn,
-        tables=[Table(rows=rows, folded=f"All {len(names)} categories as numbers")],
+        tables=[
+            Table(
+                rows=_list_categories(names, run, other),
+                folded=f"All {len(names)} categories as numbers",
+            )
+        ],
     )
+
+
+def _list_categories(names: list[str], run: RunFolder, other: RunFolder | None) -> list[list[str]]:
+    """Table the scores by category; beside another run also its scores and the difference."""
+    ours = run.record.per_category if run.record else {}
+    theirs = other.record.per_category if other and other.record else {}
+    header = ["category"]
+    for metric in _METRICS:
+        header += [_label(metric), *([other.name, "difference"] if other else [])]
+    rows = [header]
+    for name in names:
+        row = [name]
+        for metric in _METRICS:
+            mine = 100 * ours[name].get(metric, math.nan)
+            its = 100 * theirs.get(name, {}).get(metric, math.nan)
+            row += [_format(mine), *([_format(its), _format_change(mine - its)] if other else [])]
+        rows.append(row)
+    return rows
 
 
 def _build_matches(run: RunFolder) -> list[Section]:
@@ -268,5 +287,9 @@ def _label(metric: str) -> str:
     return metric.replace("_ap", " AP")
 
 
-def _format(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+def _format(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _format_change(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:+.1f}"

@@ -44,7 +44,7 @@ def build_page(run: RunFolder, other: RunFolder | None = None) -> Page:
         sections=[
             sections.build_result(run, other),
             sections.build_training(run, other),
-            *_build_task(run),
+            *_build_task(run, other),
             sections.build_data(run),
             sections.build_recipe(run),
             sections.build_environment(run),
@@ -52,12 +52,12 @@ def build_page(run: RunFolder, other: RunFolder | None = None) -> Page:
     )
 
 
-def _build_task(run: RunFolder) -> list[Section]:
+def _build_task(run: RunFolder, other: RunFolder | None) -> list[Section]:
     match run.recipe.model.task:
         case "instance":
-            return instance_sections.build_sections(run)
+            return instance_sections.build_sections(run, other)
         case "semantic":
-            return semantic_sections.build_sections(run)
+            return semantic_sections.build_sections(run, other)
         case task:
             gap = f"The report does not show predictions of a model whose task is {task}."
             return [Section(title="Predictions", gaps=[gap])]

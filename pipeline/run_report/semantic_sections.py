@@ -35,12 +35,12 @@ class _Frame(NamedTuple):
     miou: float
 
 
-def build_sections(run: RunFolder) -> list[Section]:
-    """Build the sections of a run that predicts label maps."""
-    return [_build_classes(run), *_build_frames(run)]
+def build_sections(run: RunFolder, other: RunFolder | None) -> list[Section]:
+    """Build the sections of a run that predicts label maps, with the scores of another one."""
+    return [_build_classes(run, other), *_build_frames(run)]
 
 
-def _build_classes(run: RunFolder) -> Section:
+def _build_classes(run: RunFolder, other: RunFolder | None) -> Section:
     title = "Classes"
     if run.record is None:
         return Section(title=title, gaps=[run.gaps["record"]])
@@ -54,8 +54,13 @@ def _build_classes(run: RunFolder) -> Section:
     }
     absent = [name for name in scores if name not in known]
     names = sorted(known, key=lambda name: -known[name]["IoU"])
-    rows = [["class", *labels.values()]]
-    rows += [[name, *(_format(value) for value in known[name].values())] for name in names]
+    theirs = other.record.per_category if other and other.record else {}
+    header = [f"{label}, {other.name}" for label in labels.values()] if other else []
+    rows = [["class", *labels.values(), *header]]
+    for name in names:
+        of_other = theirs.get(name, {})
+        its = [_format(100 * of_other.get(key, math.nan)) for key in keys] if other else []
+        rows.append([name, *map(_format, known[name].values()), *its])
     gaps = [f"Without pixels in the evaluated images: {', '.join(absent)}."] if absent else []
     if not names:
         return Section(title=title, gaps=gaps or ["The run has no scores by class."])

@@ -145,6 +145,7 @@ def test_another_run_is_beside_it_with_what_differs(run, shards, folder):
     assert "first, against second" in text
     assert "optim.lr_per_image 0.002 0.001" in text
     assert "mask AP, difference +0.0" in text
+    assert "category mask AP second difference boundary AP second difference" in text
 
 
 def test_what_a_run_does_not_have_is_said(shards, folder):

@@ -91,6 +91,11 @@ VERBS: dict[str, Verb] = {
         "audit --data ~/shards/photos/train",
         partial(run_job, "audit"),
     ),
+    "view": Verb(
+        "Look at photos of shards, their masks, and the targets that a model is trained on.",
+        "view data ~/shards/photos/train --category cat dog",
+        partial(run_job, "view"),
+    ),
     "doctor": Verb(
         "Check that this machine or a cluster can train, and say how to fix what is wrong.",
         "doctor",

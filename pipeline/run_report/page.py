@@ -37,6 +37,8 @@ class Picture:
     caption: str
     width_px: int
     height_px: int
+    tags: tuple[str, ...] = ()
+    """What the section's filters select."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +56,8 @@ class Section:
     charts: Sequence[Chart] = ()
     legend: Sequence[tuple[str, str]] = ()
     """CSS color and meaning, for pictures."""
+    filters: Sequence[tuple[str, Sequence[str]]] = ()
+    """Label and tags of each list from which readers choose the pictures to see."""
     pictures: Sequence[tuple[str, Sequence[Picture]]] = ()
     """Pictures under headings."""
 
@@ -72,8 +76,8 @@ def render(page: Page) -> bytes:
     return _load_template().render(page=page).encode()
 
 
-def encode_picture(picture: Image.Image, caption: str) -> Picture:
-    """Encode a picture as JPEG in a data URI."""
+def encode_picture(picture: Image.Image, caption: str, *, tags: tuple[str, ...] = ()) -> Picture:
+    """Encode a picture as JPEG in a data URI; for the tags see `Picture`."""
     encoded = io.BytesIO()
     picture.save(encoded, format="JPEG", quality=_QUALITY, optimize=True)
     text = base64.b64encode(encoded.getvalue()).decode()
@@ -82,6 +86,7 @@ def encode_picture(picture: Image.Image, caption: str) -> Picture:
         caption=caption,
         width_px=picture.width,
         height_px=picture.height,
+        tags=tags,
     )
 
 

@@ -49,7 +49,7 @@ def draw_instance(photo: Pixels, true: Mask, found: Mask, *, width_px: int) -> I
         (bands[0] & ~bands[1], MISSED),
     ):
         dimmed[mask] = color
-    return _join(
+    return join_panels(
         [
             _enlarge(photo),
             _draw_mask(photo, true, TRUTH),
@@ -84,7 +84,7 @@ def draw_frame(
         panels.append(panel.astype(np.uint8))
     dimmed = (small * _DIM).astype(np.uint8)
     dimmed[resize_nearest(wrong, size_hw)] = WRONG
-    return _join([*panels, dimmed])
+    return join_panels([*panels, dimmed])
 
 
 def css_color(color: Color) -> str:
@@ -135,7 +135,8 @@ def _draw_mask(photo: Pixels, mask: Mask, color: Color) -> Pixels:
     return drawn
 
 
-def _join(panels: Sequence[Pixels]) -> Image.Image:
+def join_panels(panels: Sequence[Pixels]) -> Image.Image:
+    """Join panels (H, W, 3) of one size side by side."""
     height, width = panels[0].shape[:2]
     joined = np.full((height, len(panels) * (width + _GAP_PX) - _GAP_PX, 3), 255, np.uint8)
     for index, panel in enumerate(panels):

@@ -190,11 +190,12 @@ def build_data(run: RunFolder) -> Section:
     if not known:
         return Section(title="Data", gaps=gaps)
     uris = {split: storage.join(data.root, split) for split in known}
-    rows = [["", *known], *_list_facts(known), ["audit now", *map(_audit, uris.values())]]
+    rows = [["", *known], *list_facts(known), ["audit now", *map(_audit, uris.values())]]
     return Section(title="Data", gaps=gaps, tables=[Table(rows=rows, is_numeric=False)])
 
 
-def _list_facts(manifests: Mapping[str, Manifest]) -> list[list[str]]:
+def list_facts(manifests: Mapping[str, Manifest]) -> list[list[str]]:
+    """List the facts of splits: a row for each fact, with its name and a cell for each split."""
     facts: dict[str, list[str]] = {
         "images": [str(each.images) for each in manifests.values()],
         "annotations": [str(each.annotations) for each in manifests.values()],

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -187,19 +186,6 @@ def test_label_maps_have_classes_confusion_and_worst_frames(tmp_path):
     # The first map was not moved.
     assert ious[-1] == 1.0
     assert "label maps cannot be compared" not in text
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium is installed; on Debian: apt install chromium")
-    with playwright.sync_playwright() as started:
-        # The sandbox needs rights that containers do not give.
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(("scheme", "width_px"), [("light", 1250), ("dark", 1250), ("light", 390)])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from bsm.configs.shared import TargetConfig
 from bsm.field import MaskTargets
 from bsm.instance.roi_targets import MaskRois, make_grid_targets
+from bsm.instance.tensors import Targets
 from pipeline.data.augment import decode_row
 from pipeline.data.batch import row_sizes
 from pipeline.data.collate import collate_for_test
@@ -120,7 +121,8 @@ def _make_targets(
     )
     kernel_size = options.kernel_size or TargetConfig().kernel_size
     config = TargetConfig(source=options.source, kernel_size=kernel_size)
-    return make_grid_targets(rois, batch.targets, config=config, side=options.side)
+    targets = cast(Targets, batch.targets)
+    return make_grid_targets(rois, targets, config=config, side=options.side)
 
 
 def _draw_object(

@@ -99,7 +99,8 @@ def _view_objects(
         if len(photos) == options.photos:
             break
     names = [each.name for each in manifest.categories if each.category_index in categories]
-    filters = [("category", names), ("size", [each for each in SIZES if each in options.size])]
+    sizes: list[str] = [each for each in SIZES if each in options.size]
+    filters = [("category", names), ("size", sizes)]
     kernel = options.kernel_size or 5
     return [
         Section(

@@ -28,6 +28,9 @@ FOLDER = Path(__file__).parent
 
 PROGRAM = "bsm"
 
+SWEEP_PREFIX = "sweep_"
+"""Users name the sweep in jobs/sweep_NAME.py by NAME."""
+
 _HELP = ("-h", "--help")
 
 
@@ -56,7 +59,8 @@ def train(call: Invocation) -> None:
 
     recipe = call.arguments[0] if call.arguments else ""
     if recipe.startswith("-") or not recipe:
-        _print_recipes(call, list_recipes())
+        more = "  FILE.json: the recipe of an earlier run, or the winner of a sweep"
+        _print_recipes(call, list_recipes(), usage="RECIPE [ROW] [OPTIONS]", more=more)
     elif recipe.endswith(".json") or "://" in recipe:
         cli.main_file(call)
     else:
@@ -69,9 +73,9 @@ def sweep(call: Invocation) -> None:
     from pipeline import cli
 
     if not call.arguments or call.arguments[0].startswith("-"):
-        _print_recipes(call, list_sweeps())
+        _print_recipes(call, list_sweeps(), usage="RECIPE [OPTIONS]")
     else:
-        module, named = _find_recipe(call, list_sweeps())
+        module, named = _find_recipe(call, list_sweeps(), prefix=SWEEP_PREFIX)
         cli.main_sweep(module.SWEEP, named)
 
 
@@ -196,8 +200,8 @@ def list_recipes() -> dict[str, str]:
 
 def list_sweeps() -> dict[str, str]:
     """Return the first line of each sweep's docstring, by the name that users type."""
-    files = _list_files("sweep_*.py", calls="main_sweep(")
-    return {name.removeprefix("sweep_"): line for name, line in files.items()}
+    files = _list_files(f"{SWEEP_PREFIX}*.py", calls="main_sweep(")
+    return {name.removeprefix(SWEEP_PREFIX): line for name, line in files.items()}
 
 
 def _list_files(pattern: str, *, calls: str) -> dict[str, str]:
@@ -214,7 +218,9 @@ def _format_verb(name: str, verb: Verb) -> list[str]:
     return [f"  {name:11} {verb.does}", f"{'':14}{PROGRAM} {verb.example}", ""]
 
 
-def _print_recipes(call: Invocation, recipes: Mapping[str, str]) -> None:
+def _print_recipes(
+    call: Invocation, recipes: Mapping[str, str], *, usage: str, more: str = ""
+) -> None:
     """Print the recipes of a verb, or refuse a call that names none but has options."""
     given = [argument for argument in call.arguments if argument not in (*_HELP, "--list")]
     if given:
@@ -223,25 +229,16 @@ def _print_recipes(call: Invocation, recipes: Mapping[str, str]) -> None:
             f"To list the recipes: {call.program} --help"
         )
     table = format_table([(f"  {name}", line) for name, line in recipes.items()])
-    is_train = call.program.endswith("train")
-    last = ["  FILE.json: the recipe of an earlier run, or the winner of a sweep"] * is_train
-    _print_quietly(
-        "\n".join(
-            [
-                f"usage: {call.program} RECIPE {'[ROW] ' * is_train}[OPTIONS]",
-                f"\n{call.docstring}\n\nrecipes:",
-                *table,
-                *last,
-                f"\nThe options of a recipe: {call.program} RECIPE --help",
-            ]
-        )
-    )
+    lines = [f"usage: {call.program} {usage}", "", call.docstring, "", "recipes:", *table]
+    last = f"\nThe options of a recipe: {call.program} RECIPE --help"
+    _print_quietly("\n".join([*lines, *([more] if more else []), last]))
 
 
-def _find_recipe(call: Invocation, recipes: Mapping[str, str]) -> tuple[ModuleType, Invocation]:
+def _find_recipe(
+    call: Invocation, recipes: Mapping[str, str], *, prefix: str = ""
+) -> tuple[ModuleType, Invocation]:
     """Import the recipe that the first argument names; return it with the other arguments."""
     given, *arguments = call.arguments
-    prefix = "sweep_" if call.program.endswith("sweep") else ""
     name = given.removeprefix("jobs/").removesuffix(".py").removeprefix(prefix)
     if name not in recipes:
         raise RecipeError(
@@ -263,10 +260,9 @@ def _rename_command(found: re.Match[str]) -> str:
     job = found[1]
     if job in VERBS:
         return f"{PROGRAM} {job}"
-    if job not in list_recipes() and not job.startswith("sweep_"):
-        return found[0]
-    verb = "sweep" if job.startswith("sweep_") else "train"
-    return f"{PROGRAM} {verb} {job.removeprefix('sweep_')}"
+    if job.startswith(SWEEP_PREFIX):
+        return f"{PROGRAM} sweep {job.removeprefix(SWEEP_PREFIX)}"
+    return f"{PROGRAM} train {job}" if job in list_recipes() else found[0]
 
 
 def _run(verb: Verb, call: Invocation) -> None:

@@ -79,7 +79,7 @@ def _list_recipe_words(verb: str, rest: Sequence[str], recipes: Iterable[str]) -
     name, *more = rest
     if name not in recipes:
         return []
-    module = importlib.import_module(f"jobs.{'sweep_' * (verb == 'sweep')}{name}")
+    module = importlib.import_module(f"jobs.{command.SWEEP_PREFIX * (verb == 'sweep')}{name}")
     rows = getattr(module, "ROWS", {})
     if verb == "sweep":
         recipe, own = module.SWEEP.recipe, ["--trials", "--parallel", "--resume"]

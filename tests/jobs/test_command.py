@@ -85,7 +85,7 @@ def test_all_recipes_and_sweeps_are_listed(bsm):
     recipes = {
         name for name, text in files.items() if text.endswith((" main(ROWS)\n", " main(RECIPE)\n"))
     }
-    sweeps = {name.removeprefix("sweep_") for name, text in files.items() if "\nSWEEP" in text}
+    sweeps = {name.removeprefix("sweep_") for name in files if name.startswith("sweep_")}
     assert set(command.list_recipes()) == recipes
     assert set(command.list_sweeps()) == sweeps
     _, out, _ = bsm("train")

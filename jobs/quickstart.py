@@ -27,6 +27,7 @@ from pipeline.recipe import (
     ScaleConfig,
     TrackingConfig,
 )
+from pipeline.rows import Row
 
 # A small version of the paper's model: 128 px images, about three minutes on two cores.
 RECIPE = Recipe(
@@ -173,7 +174,7 @@ def _ingest(root: Path, recipe: Recipe) -> None:
 def _train(recipe: Recipe) -> Result:
     from pipeline.training import launch
 
-    return launch.run(recipe)
+    return launch.run(recipe, row=Row(RECIPE, "BSM with guided flow, small"))
 
 
 def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
@@ -230,6 +231,7 @@ def _print_summary(
     parts = ", ".join(f"{name} {format_duration(value)}" for name, value in phases.items())
     print(f"\ntime        {format_duration(seconds)}: {parts}")
     print(f"picture     {picture}")
+    print(f"report      {trained['report'] or 'not written'}")
     store = Path(recipe.storage) / "mlflow.db"
     print(
         "\nNext:\n"

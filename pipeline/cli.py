@@ -1,6 +1,7 @@
 """The command line of every job: arguments, errors, the RESULT line and the exit code.
 
-Training jobs call `main(ROWS)`, all others `run_verb(function)`. Bad input ends with an error
+Training jobs call `main(ROWS)`, all others `run_verb(function)`; jobs/command.py calls the same
+functions for `bsm VERB`. Bad input ends with an error
 message and exit code 2 before anything expensive starts. The last line of standard output is
 `RESULT {json}`, for scripts.
 """
@@ -13,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import tyro
@@ -21,6 +22,7 @@ import tyro
 from bsm.configs.rules import suspend_checks, violations
 from pipeline import storage
 from pipeline.errors import ClusterError, PipelineError, RecipeError, Terminated
+from pipeline.invocation import Invocation
 from pipeline.recipe import (
     OLD_NAMES,
     Model_co,
@@ -33,18 +35,19 @@ from pipeline.recipe import (
 )
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.rows import NOT_RUN, Row, compare_with_paper, format_rows
+from pipeline.text import suggest
 from pipeline.tuning.space import Sweep
 
 Result: TypeAlias = dict[str, Any]
 """The result of a job: metrics by name, seconds, paths. JSON can hold it."""
 
-Verb: TypeAlias = Callable[..., Result]
+Verb: TypeAlias = Callable[..., Result | None]
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended."""
 
 
-def main(job: Recipe | Mapping[str, Row]) -> None:
+def main(job: Recipe | Mapping[str, Row], call: Invocation | None = None) -> None:
     """Train a recipe, with the overrides of the command line.
 
     Exits with 2 if the command line or the recipe is wrong, and with the error's own code if the
@@ -53,39 +56,42 @@ def main(job: Recipe | Mapping[str, Row]) -> None:
     Args:
         job: a recipe, or rows by name. The first argument names the row; the default is the first
             row.
+        call: how the job was called.
     """
-    _run_job(functools.partial(_train, job))
+    run_job(functools.partial(_train, job, call or Invocation()))
 
 
-def main_file() -> None:
+def main_file(call: Invocation | None = None) -> None:
     """Train the recipe in the file named by the first argument, with the overrides after it."""
-    _run_job(_train_file)
+    run_job(functools.partial(_train_file, call or Invocation()))
 
 
-def main_sweep(sweep: Sweep) -> None:
+def main_sweep(sweep: Sweep, call: Invocation | None = None) -> None:
     """Run a sweep, with the overrides of the command line."""
-    _run_job(functools.partial(_search, sweep))
+    run_job(functools.partial(_search, sweep, call or Invocation()))
 
 
-def run_verb(verb: Verb | Mapping[str, Verb]) -> None:
+def run_verb(verb: Verb | Mapping[str, Verb], call: Invocation | None = None) -> None:
     """Call a function with arguments from the command line, and print its RESULT line.
 
     Args:
         verb: a function whose parameters are the flags and whose docstring is the help, or several
             functions by subcommand.
+        call: how the job was called.
     """
-    _run_job(functools.partial(_call_verb, verb))
+    run_job(functools.partial(_call_verb, verb, call or Invocation()))
 
 
 def parse_recipe(
-    recipe: Recipe, arguments: list[str], *, description: str | None = None
+    recipe: Recipe, arguments: Sequence[str], *, description: str = "", program: str | None = None
 ) -> tuple[Recipe, bool]:
     """Apply overrides such as `--optim.steps 10` to a recipe.
 
     Args:
         recipe: the recipe to override.
         arguments: the command line.
-        description: text for --help; None is the docstring of the job.
+        description: text for --help.
+        program: name in the usage; None is the running file's.
 
     Returns:
         The recipe, and whether --print-recipe was given.
@@ -94,13 +100,18 @@ def parse_recipe(
         RecipeError: values break rules; all of them in one message.
         SystemExit: with 2 for an unknown flag or a value of the wrong type, with 0 after --help.
     """
-    parsed = _parse(_RecipeFlags(recipe=recipe), arguments, description=description)
+    flags = _RecipeFlags(recipe=recipe)
+    parsed = _parse(flags, arguments, description=description, program=program)
     raise_problems(violations(parsed.recipe))
     return parsed.recipe, parsed.print_recipe
 
 
-def parse_sweep(sweep: Sweep, arguments: list[str]) -> tuple[Sweep, bool, bool]:
+def parse_sweep(
+    sweep: Sweep, arguments: Sequence[str], *, description: str = "", program: str | None = None
+) -> tuple[Sweep, bool, bool]:
     """Apply overrides to a sweep: those of its recipe, and --trials, --parallel and --resume.
+
+    For the arguments see `parse_recipe`.
 
     Returns:
         The sweep, whether --resume was given, and whether --print-recipe was.
@@ -110,7 +121,7 @@ def parse_sweep(sweep: Sweep, arguments: list[str]) -> tuple[Sweep, bool, bool]:
         SystemExit: see `parse_recipe`.
     """
     flags = _SweepFlags(recipe=sweep.recipe, trials=sweep.trials, parallel=sweep.parallel)
-    parsed = _parse(flags, arguments)
+    parsed = _parse(flags, arguments, description=description, program=program)
     with suspend_checks():
         changed = dataclasses.replace(
             sweep, recipe=parsed.recipe, trials=parsed.trials, parallel=parsed.parallel
@@ -139,7 +150,9 @@ class _SweepFlags(_RecipeFlags[Model_co]):
 _Flags = TypeVar("_Flags", bound=_RecipeFlags[Any])
 
 
-def _parse(flags: _Flags, arguments: list[str], *, description: str | None = None) -> _Flags:
+def _parse(
+    flags: _Flags, arguments: Sequence[str], *, description: str, program: str | None
+) -> _Flags:
     _reject_misplaced_flags(flags.recipe, arguments)
     # The flags are those of the recipe's own model.
     kind: Any = type(flags)
@@ -149,12 +162,13 @@ def _parse(flags: _Flags, arguments: list[str], *, description: str | None = Non
             kind[type(flags.recipe.model)],
             default=flags,
             args=arguments,
-            description=description or _job_docstring(),
+            description=description or None,
+            prog=program,
         )
     return parsed
 
 
-def _reject_misplaced_flags(recipe: Recipe, arguments: list[str]) -> None:
+def _reject_misplaced_flags(recipe: Recipe, arguments: Sequence[str]) -> None:
     """Name the right flag for one that was renamed or is in the wrong section; tyro does not."""
     known = leaves(to_plain(recipe))
     problems = []
@@ -186,42 +200,42 @@ def _find_in_other_section(section: str, name: str, known: Collection[str]) -> s
     return by_name[near[0]] if near else ""
 
 
-def _train(job: Recipe | Mapping[str, Row]) -> Result | None:
-    arguments = sys.argv[1:]
+def _train(job: Recipe | Mapping[str, Row], call: Invocation) -> Result | None:
     if isinstance(job, Recipe):
-        return _train_row(Row(job), arguments)
-    if "--list" in arguments:
+        return _train_row(Row(job), call)
+    if "--list" in call.arguments:
         print("\n".join([*format_rows(job), "", NOT_RUN]))  # noqa: T201  the answer to --list
         return None
-    row, arguments = _choose_row(job, arguments)
-    return _train_row(row, arguments, description=_describe_rows(job))
+    row, arguments = _choose_row(job, call)
+    described = _describe_rows(job, call)
+    return _train_row(row, dataclasses.replace(call, arguments=arguments, docstring=described))
 
 
-def _choose_row(rows: Mapping[str, Row], arguments: list[str]) -> tuple[Row, list[str]]:
+def _choose_row(rows: Mapping[str, Row], call: Invocation) -> tuple[Row, tuple[str, ...]]:
     """Return the row that the first argument names, or the first row, and the other arguments."""
+    arguments = call.arguments
     if not arguments or arguments[0].startswith("-"):
         return next(iter(rows.values())), arguments
     name = arguments[0]
     if name not in rows:
-        program = os.path.relpath(sys.argv[0])
-        near = difflib.get_close_matches(name, rows, n=1)
-        hint = f", perhaps you meant {near[0]}" if near else ""
         raise RecipeError(
-            f"{name!r} is not a row of {program}{hint}; the first argument is one of: "
-            f"{', '.join(rows)}. To list them: python {program} --list"
+            f"{name!r} is not a row of {call.program}{suggest(name, rows)}; the first argument is "
+            f"one of: {', '.join(rows)}. To list them: {call.command} --list"
         )
     return rows[name], arguments[1:]
 
 
-def _describe_rows(rows: Mapping[str, Row]) -> str:
+def _describe_rows(rows: Mapping[str, Row], call: Invocation) -> str:
     # Indented lines stay lines.
     table = "\n".join(f"    {line}" for line in format_rows(rows))
-    usage = f"The first argument names a row: {os.path.relpath(sys.argv[0])} [ROW] [OPTIONS]"
-    return f"{_job_docstring() or ''}\n\n{usage}\n\n{table}\n\n{NOT_RUN}"
+    usage = f"The first argument names a row: {call.program} [ROW] [OPTIONS]"
+    return f"{call.docstring}\n\n{usage}\n\n{table}\n\n{NOT_RUN}"
 
 
-def _train_row(row: Row, arguments: list[str], *, description: str | None = None) -> Result | None:
-    recipe, wants_print = parse_recipe(row.recipe, arguments, description=description)
+def _train_row(row: Row, call: Invocation) -> Result | None:
+    recipe, wants_print = parse_recipe(
+        row.recipe, call.arguments, description=call.docstring, program=call.program
+    )
     if wants_print:
         print(to_json(recipe))  # noqa: T201  the answer to --print-recipe
         return None
@@ -231,14 +245,16 @@ def _train_row(row: Row, arguments: list[str], *, description: str | None = None
     log.info("overrides: %s", "; ".join(differences(row.recipe, recipe)) or "none")
     from pipeline.training import launch  # noqa: PLC0415  imports ray, only for a valid recipe
 
-    result = launch.run(recipe)
+    result = launch.run(recipe, row=row)
     for line in compare_with_paper(row, recipe, result):
         log.info("%s", line)
     return result
 
 
-def _search(declared: Sweep) -> Result | None:
-    sweep, resume, wants_print = parse_sweep(declared, sys.argv[1:])
+def _search(declared: Sweep, call: Invocation) -> Result | None:
+    sweep, resume, wants_print = parse_sweep(
+        declared, call.arguments, description=call.docstring, program=call.program
+    )
     if wants_print:
         print(to_json(sweep.recipe))  # noqa: T201  the answer to --print-recipe
         return None
@@ -250,20 +266,20 @@ def _search(declared: Sweep) -> Result | None:
     return run_sweep(sweep, resume=resume)
 
 
-def _train_file() -> Result | None:
-    program, arguments = os.path.relpath(sys.argv[0]), sys.argv[1:]
-    if arguments[:1] in (["-h"], ["--help"]):
+def _train_file(call: Invocation) -> Result | None:
+    arguments = call.arguments
+    if arguments[:1] in (("-h",), ("--help",)):
         print(  # noqa: T201  the answer to --help
-            f"usage: {program} FILE [OPTIONS]\n\n{_job_docstring() or ''}\n"
-            f"The options are those of the file's recipe: {program} FILE --help"
+            f"usage: {call.program} FILE [OPTIONS]\n\n{call.docstring}\n"
+            f"The options are those of the file's recipe: {call.program} FILE --help"
         )
         sys.exit(0)
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError(
             f"no recipe file is given; the first argument is a run's recipe.json or a sweep's "
-            f"winner.json: python {program} runs/NAME/recipe.json"
+            f"winner.json: {call.command} runs/NAME/recipe.json"
         )
-    uri = arguments.pop(0)
+    uri = arguments[0]
     if not storage.exists(uri):
         raise RecipeError(f"file not found: {uri}; give a recipe file, local or in a bucket")
     try:
@@ -272,7 +288,7 @@ def _train_file() -> Result | None:
         raise RecipeError(
             f"{uri}: {error}\nThe first argument is a run's recipe.json or a sweep's winner.json."
         ) from None
-    return _train_row(Row(recipe), arguments)
+    return _train_row(Row(recipe), dataclasses.replace(call, arguments=arguments[1:]))
 
 
 def _check_paths(recipe: Recipe) -> None:
@@ -295,39 +311,47 @@ def _check_paths(recipe: Recipe) -> None:
         )
 
 
-def _call_verb(verb: Verb | Mapping[str, Verb]) -> Result:
-    call: Callable[[], Result]
+def _call_verb(verb: Verb | Mapping[str, Verb], call: Invocation) -> Result | None:
+    bound: Callable[[], Result | None]
     if isinstance(verb, Mapping):
-        call = tyro.extras.subcommand_cli_from_dict(
+        bound = tyro.extras.subcommand_cli_from_dict(
             {name: _bind_arguments(function) for name, function in verb.items()},
-            args=sys.argv[1:],
-            description=_job_docstring(),
+            args=call.arguments,
+            prog=call.program,
+            description=call.docstring or None,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     else:
-        call = tyro.cli(
-            _bind_arguments(verb), args=sys.argv[1:], config=(tyro.conf.FlagCreatePairsOff,)
+        bound = tyro.cli(
+            _bind_arguments(verb),
+            args=call.arguments,
+            prog=call.program,
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
-    return call()
+    return bound()
 
 
-def _bind_arguments(function: Verb) -> Callable[..., Callable[[], Result]]:
+def _bind_arguments(function: Verb) -> Callable[..., Callable[[], Result | None]]:
     """Delay the call until after parsing, so that its errors are not reported as usage errors."""
 
     @functools.wraps(function)
-    def bind(*args: object, **kwargs: object) -> Callable[[], Result]:
+    def bind(*args: object, **kwargs: object) -> Callable[[], Result | None]:
         return functools.partial(function, *args, **kwargs)
 
     return bind
 
 
-def _run_job(call: Callable[[], Result | None]) -> None:
+def run_job(call: Callable[[], Result | None]) -> None:
+    """Call a job, print its RESULT line, and exit with the code of its error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Show progress immediately, also in a pipe or a job's log.
         sys.stdout.reconfigure(line_buffering=True)
     _set_up_logging()
     try:
         result = call()
+        if result is not None:
+            _stop_ray()
+            print("RESULT " + json.dumps(result), flush=True)  # noqa: T201
     except PipelineError as error:
         _fail(error)
     except Terminated as error:
@@ -342,9 +366,6 @@ def _run_job(call: Callable[[], Result | None]) -> None:
         if not _is_reader_gone():
             raise
         sys.exit(1)
-    if result is not None:
-        _stop_ray()
-        print("RESULT " + json.dumps(result), flush=True)  # noqa: T201
 
 
 def _is_reader_gone() -> bool:
@@ -382,8 +403,3 @@ def _set_up_logging() -> None:
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
     for ours in ("bsm", "pipeline", "jobs", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
-
-
-def _job_docstring() -> str | None:
-    """Return the docstring of the job file, which --help shows."""
-    return getattr(sys.modules.get("__main__"), "__doc__", None)

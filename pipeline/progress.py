@@ -1,9 +1,19 @@
-"""Progress lines such as `evaluate 8/60 images  12.3 img/s  eta 0:00:04`."""
+"""Progress lines such as `evaluate 8/60 images  12.3 img/s  eta 0:00:04`.
+
+On a terminal there is a bar instead, which leaves only its last line; files and pipes get a line
+every `LOG_EVERY_S` seconds.
+"""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOG_EVERY_S = 10.0
 
@@ -20,7 +30,7 @@ def log_progress(
     images_of: Callable[[Item], int] = lambda _: 1,
     detail: Callable[[], str] = str,
 ) -> Iterator[Item]:
-    """Yield items, logging a line every `LOG_EVERY_S` seconds and after the last image.
+    """Yield items, showing how many images are done.
 
     Args:
         items: processed by the caller between two yields.
@@ -31,17 +41,40 @@ def log_progress(
     """
     started = logged = time.perf_counter()
     images = 0
-    for item in items:
-        yield item
-        images += images_of(item)
-        now = time.perf_counter()
-        if now - logged < LOG_EVERY_S and images < total:
-            continue
-        logged = now
-        rate = images / max(now - started, 1e-9)
-        parts = [f"{name} {images}/{total} images", f"{rate:.1f} img/s", detail()]
-        eta = format_duration((total - images) / rate) if images else "?"
-        _log.info("%s", "  ".join([*filter(None, parts), f"eta {eta}"]))
+    with _open_bar(name, total=total) as bar:
+        for item in items:
+            yield item
+            images += images_of(item)
+            if bar is not None:
+                bar.set_postfix_str(detail(), refresh=False)
+                bar.update(images_of(item))
+            now = time.perf_counter()
+            is_due = bar is None and now - logged >= LOG_EVERY_S
+            if not is_due and images < total:
+                continue
+            logged = now
+            rate = images / max(now - started, 1e-9)
+            parts = [f"{name} {images}/{total} images", f"{rate:.1f} img/s", detail()]
+            eta = format_duration((total - images) / rate) if images else "?"
+            _log.info("%s", "  ".join([*filter(None, parts), f"eta {eta}"]))
+
+
+@contextmanager
+def _open_bar(name: str, *, total: int) -> "Iterator[tqdm[None] | None]":
+    """Open a bar on a terminal, above which log lines appear; None anywhere else."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    from tqdm import tqdm  # noqa: PLC0415  only on a terminal
+    from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: PLC0415
+
+    with (
+        logging_redirect_tqdm(),
+        tqdm(
+            total=total, desc=name, unit=" img", file=sys.stdout, leave=False, dynamic_ncols=True
+        ) as bar,
+    ):
+        yield bar
 
 
 def format_duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from pipeline.text import format_table
 
 NOT_RUN = "None of these rows has been run at full scale by us yet."
 
-_LABELS = {
+METRIC_LABELS = {
     "mask_ap": "mask AP",
     "mask_ap50": "mask AP50",
     "boundary_ap": "boundary AP",
@@ -50,11 +50,13 @@ class Paper:
 
     def numbers(self) -> dict[str, float]:
         """Return the reported numbers by metric."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _LABELS}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in METRIC_LABELS}
         return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
-        numbers = ", ".join(f"{_LABELS[name]} {value}" for name, value in self.numbers().items())
+        numbers = ", ".join(
+            f"{METRIC_LABELS[name]} {value}" for name, value in self.numbers().items()
+        )
         return f"{numbers} (Table {self.table}, {self.split})"
 
 
@@ -92,7 +94,7 @@ def compare_with_paper(row: Row, recipe: Recipe, metrics: Mapping[str, Any]) -> 
         metrics: the run's metrics by name, between 0 and 1; None or missing if not measured.
     """
     lines = [
-        f"{_LABELS[name]} {100 * metrics[name]:.1f} on {recipe.data.val_split}, "
+        f"{METRIC_LABELS[name]} {100 * metrics[name]:.1f} on {recipe.data.val_split}, "
         f"the paper has {value} (Table {paper.table}, {paper.split})"
         for paper in row.papers
         for name, value in paper.numbers().items()

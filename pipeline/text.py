@@ -1,8 +1,9 @@
 """Numbers and tables as text for terminals and logs."""
 
+import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 def format_score(value: float) -> str:
@@ -56,3 +57,9 @@ def format_markdown(rows: Sequence[Sequence[str]]) -> str:
     """Format rows as a Markdown table, the header first."""
     header, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([header, "|" + "---|" * len(rows[0]), *body])
+
+
+def suggest(word: str, known: Collection[str]) -> str:
+    """Return ", perhaps you meant NAME" for a word that is similar to a known one, or ""."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", perhaps you meant {near[0]}" if near else ""

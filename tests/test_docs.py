@@ -33,12 +33,14 @@ def code_lines(text: str) -> list[str]:
 
 
 def job_commands() -> dict[str, str]:
-    """Return every command that runs a job, with its page."""
+    """Return every command that runs a job, with its page; those of `bsm` as its file."""
     return {
-        command: name
+        re.sub("^bsm ", "jobs/command.py ", command): name
         for name, text in TEXTS.items()
         for line in code_lines(text)
-        for command in re.findall(r"python (jobs/\S+\.py[^#]*)", line)
+        for command in re.findall(
+            r"(?:python (?=jobs)|^ *(?=bsm ))((?:jobs/\S+\.py|bsm)[^#]*)", line
+        )
     }
 
 
@@ -102,6 +104,9 @@ def test_the_readme_starts_with_the_quickstart():
 @pytest.mark.parametrize("command", sorted(job_commands()), ids=lambda command: command[:60])
 def test_every_flag_of_a_job_command_exists(command):
     job, *words = shlex.split(command)
+    if job == "jobs/command.py":
+        file, *words = words
+        job = f"jobs/{words.pop(0) if file == 'train' else file}.py"
     verbs = [word for word in words[:1] if re.fullmatch("[a-z][a-z0-9-]*", word)]
     flags = [word for word in words if word.startswith("--")]
     # The recipe in a file is that of the reader, and jobs/coco_r50.py has the same fields.

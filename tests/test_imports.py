@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 
 COMMANDS = (
+    "command.py --help",
+    "command.py train --help",
     # The default ingests so few photos without Ray.
     f"ingest.py coco --root coco --split {SPLIT} --out shards",
     "audit.py --deep --data shards",

@@ -120,6 +120,15 @@ def decode_label(rows: pa.Table, row: int) -> Plane:
     return _decode_plane(rows, "label", row)
 
 
+def decode_planes(rows: pa.Table, row: int) -> dict[str, Plane]:
+    """Decode all maps (H, W) of a row, by name.
+
+    Raises:
+        DatasetError: a map cannot be decoded, or its size differs from the row's.
+    """
+    return {name: _decode_plane(rows, name, row) for name in PLANES}
+
+
 def _empty_targets(images: int) -> SemanticTargets:
     return SemanticTargets(
         **dict.fromkeys(PLANES, torch.zeros(images, 0, 0, dtype=torch.uint8)),

@@ -53,6 +53,7 @@ from pipeline.data.sources.coco import list_coco
 from pipeline.data.sources.label_maps import list_label_maps
 from pipeline.data.sources.lvis import list_lvis
 from pipeline.errors import DatasetError
+from pipeline.progress import log_progress
 from pipeline.text import format_count
 
 __all__ = ["CocoIngest", "choose_rows_per_shard", "ingest_dataset"]
@@ -64,7 +65,6 @@ _log = logging.getLogger(__name__)
 _MEANING_VERSION = 1
 """Raise it when the meaning of equal rows changes."""
 
-_PROGRESS_EVERY_S = 5.0
 
 _ALONE_S = 15.0
 """Work in this process for about as long as Ray takes to start on two cores."""
@@ -92,7 +92,7 @@ def ingest_dataset(config: IngestConfig) -> dict[str, Any]:
         raise DatasetError(_format_refusal(config, index, ProblemCounts(index.problems)))
     source = _describe_source(config, index)
     _check_out(config, source)
-    reports = sorted(_make_shards(config, index, started), key=lambda report: report.info.file)
+    reports = sorted(_make_shards(config, index), key=lambda report: report.info.file)
     # Problems of the index itself have nothing to fix.
     action = "found" if config.on_bad == "stop" else "dropped"
     problems = [replace(problem, action=action) for problem in index.problems]
@@ -176,7 +176,7 @@ def _check_out(config: IngestConfig, source: str) -> None:
     )
 
 
-def _make_shards(config: IngestConfig, index: SourceIndex, started: float) -> Iterator[ShardReport]:
+def _make_shards(config: IngestConfig, index: SourceIndex) -> Iterator[ShardReport]:
     """Make all shards and log the progress."""
     settings = ShardSettings(
         rules=index.rules,
@@ -195,20 +195,16 @@ def _make_shards(config: IngestConfig, index: SourceIndex, started: float) -> It
         part = [index.images.pop() for _ in range(min(rows, len(index.images)))]
         parts.append((f"part-{len(parts):05d}.parquet", pack(part)))
     _log.info("ingest: %d images in %d shards of %d rows", total, len(parts), rows)
-    images, problems = 0, len(index.problems)
-    logged_at = time.perf_counter()
-    for report in _run_tasks(parts, settings, config.workers):
-        yield report
-        images += report.images
+    problems = len(index.problems)
+    for report in log_progress(
+        _run_tasks(parts, settings, config.workers),
+        "ingest",
+        total=total,
+        images_of=lambda report: report.images,
+        detail=lambda: f"problems {problems}",  # noqa: B023  called between two reports
+    ):
         problems += len(report.problems)
-        now = time.perf_counter()
-        if now - logged_at >= _PROGRESS_EVERY_S or images == total:
-            logged_at = now
-            rate = images / (now - started)
-            _log.info(
-                "ingest: images %d/%d  %.1f img/s  problems %d  eta %.0f s",
-                *(images, total, rate, problems, (total - images) / rate),
-            )
+        yield report
 
 
 def _run_tasks(

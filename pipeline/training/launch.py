@@ -33,9 +33,12 @@ from pipeline.evaluation.result import Evaluation
 from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
 from pipeline.registry import provenance
 from pipeline.registry.register import RegisteredVersion, register
+from pipeline.rows import Row
+from pipeline.run_report.run_folder import save_row
 from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import MetricLog, RunHandle
+from pipeline.tracking.stores import format_error, redact
 from pipeline.training import checkpoint, finished_run
 from pipeline.training.checkpoint import CheckpointRef
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
@@ -60,12 +63,15 @@ class ParentRun:
     """Ray Train callbacks, called with the metrics of every checkpoint."""
 
 
-def run(recipe: Recipe, *, parent: ParentRun = ParentRun()) -> dict[str, Any]:
+def run(
+    recipe: Recipe, *, parent: ParentRun = ParentRun(), row: Row | None = None
+) -> dict[str, Any]:
     """Run a recipe to its end.
 
     Args:
         recipe: the run.
         parent: the sweep or study that it belongs to.
+        row: the row of the job that the recipe was made from, for the report.
 
     Returns:
         The RESULT line: name, steps, metrics by name (AP, AP50, ..., mask_ap, boundary_ap, ..., or
@@ -77,10 +83,12 @@ def run(recipe: Recipe, *, parent: ParentRun = ParentRun()) -> dict[str, Any]:
     stop = StopRequest(parent.resume_command or resume_command())
     run_uri = storage.join(storage.absolute(recipe.storage), recipe.name)
     with stop.catch_sigterm(), hold_run(run_uri, on_loss=stop.lose):
-        return _run(recipe, parent=parent, stop=stop)
+        return _run(recipe, parent=parent, row=row, stop=stop)
 
 
-def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, Any]:
+def _run(
+    recipe: Recipe, *, parent: ParentRun, row: Row | None, stop: StopRequest
+) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _time_phase(seconds, "check"):
         if recipe.scale.num_workers:
@@ -114,6 +122,8 @@ def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, A
         stop.raise_if_lost()
         with _time_phase(seconds, "register"):
             version = _save_results(model, prepared, handle, evaluation, step=trained.step)
+        with _time_phase(seconds, "report"):
+            report = _write_report(prepared.run_uri, handle, row)
     return {
         "name": recipe.name,
         "steps": trained.step,
@@ -127,6 +137,7 @@ def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, A
         "checkpoint": final.uri,
         "weights": storage.join(prepared.run_uri, finished_run.WEIGHTS_FILE),
         **evaluation.files,
+        "report": report,
         "samples": samples_uri,
         "samples_sha256": samples_sha256,
         "run_id": handle.run_id,
@@ -139,10 +150,13 @@ def _run(recipe: Recipe, *, parent: ParentRun, stop: StopRequest) -> dict[str, A
 def resume_command() -> str:
     """Return the command that started this run; the same command resumes it."""
     program, *arguments = sys.argv
-    if not program.endswith(".py"):
-        return "the same call again"
     path = os.path.relpath(program)
-    command = shlex.join(["python", program if path.startswith("..") else path, *arguments])
+    if program.endswith(".py"):
+        command = shlex.join(["python", program if path.startswith("..") else path, *arguments])
+    elif Path(program).name == "bsm":
+        command = shlex.join(["bsm", *arguments])
+    else:
+        return "the same call again"
     is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return f"ray job submit --working-dir . -- {command}" if is_job else command
 
@@ -340,6 +354,24 @@ def _save_results(
             (files / uri.rpartition("/")[2]).write_bytes(checksums.read_file(uri))
         runs.log_artifacts(handle, files, folder="results")
     return version
+
+
+def _write_report(run_uri: str, handle: RunHandle, row: Row | None) -> str:
+    """Write the report of a run and log it to MLflow; "" if it cannot be written."""
+    try:
+        if row is not None:
+            save_row(run_uri, row)
+        # Not at the top: it imports matplotlib, in a second.
+        from pipeline.run_report.report import write_report  # noqa: PLC0415
+
+        report = write_report(run_uri, tracking_uri=handle.tracking_uri)
+        _log_artifact(handle, report)
+    except Exception as error:  # a run that is trained and saved must not fail for its report
+        reason = redact(format_error(error))
+        _log.warning("report: not written: %s. To try again: bsm report %s", reason, run_uri)
+        return ""
+    _log.info("report: %s", report)
+    return report
 
 
 def _log_artifact(handle: RunHandle, uri: str) -> None:

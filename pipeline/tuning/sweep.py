@@ -23,10 +23,11 @@ from pipeline.data.manifest import read_manifest
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import rename_old_fields, to_json
 from pipeline.recipe_json import leaves, to_plain
+from pipeline.run_report.report import REPORT_FILE
 from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle
-from pipeline.tracking.stores import sqlite_path
+from pipeline.tracking.stores import format_error, redact, sqlite_path
 from pipeline.training import evaluate_checkpoint
 from pipeline.training.capacity import check_cluster, start_ray
 from pipeline.training.launch import resume_command
@@ -39,14 +40,13 @@ from pipeline.tuning.plot import plot_sweep
 from pipeline.tuning.results import Importance, TrialResult
 from pipeline.tuning.search import SweepScheduler, build_searcher
 from pipeline.tuning.space import Sweep, apply_values, format_values, short_name, trial_name
+from pipeline.tuning.sweep_report import DECLARED, write_sweep_report
 from pipeline.tuning.trial import TrialContext, build_trainable, parse_trial_number
 from pipeline.tuning.trial_progress import TrialProgress
 
 __all__ = ["run_sweep"]
 
 _log = logging.getLogger(__name__)
-
-_DECLARED = "sweep.json"
 
 _FREE = ("parallel", "recipe.scale.", "recipe.tracking.", "recipe.storage")
 """Fields that do not change the result of a trial; a resume may change them."""
@@ -84,7 +84,7 @@ def _run_sweep(sweep: Sweep, folder: str, *, resume: bool, stop: StopRequest) ->
     stop.install()
     if not is_declared:
         declared = json.dumps(to_plain(sweep), indent=1)
-        storage.write_bytes_atomic(storage.join(folder, _DECLARED), declared.encode())
+        storage.write_bytes_atomic(storage.join(folder, DECLARED), declared.encode())
     _log_rows(_header_rows(sweep, handle, folder))
     try:
         trials = _search(sweep, handle, folder, resume=resume)
@@ -101,7 +101,7 @@ def _run_sweep(sweep: Sweep, folder: str, *, resume: bool, stop: StopRequest) ->
 
 def _check_declaration(sweep: Sweep, folder: str, *, resume: bool) -> bool:
     """Refuse to resume a changed sweep or to overwrite another; return whether it was declared."""
-    uri, name = storage.join(folder, _DECLARED), sweep.recipe.name
+    uri, name = storage.join(folder, DECLARED), sweep.recipe.name
     is_declared = storage.exists(uri)
     if not is_declared and resume:
         raise RecipeError(
@@ -295,10 +295,13 @@ def _save_results(
         "winner.json": to_json(recipe).encode(),
         "sweep.png": plot_sweep(sweep, results.build_kernel_curve(sweep, trials), importance),
     }
+    report = _write_report(sweep, folder, trials)
     with tempfile.TemporaryDirectory(prefix="sweep-") as local:
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(folder, name), data)
             Path(local, name).write_bytes(data)
+        if report:
+            Path(local, REPORT_FILE).write_bytes(storage.read_bytes(report))
         runs.log_artifacts(handle, local)
     counts = {
         f"trials_{state}": sum(trial.state == state for trial in trials)
@@ -318,9 +321,20 @@ def _save_results(
         "importance": {name: round(share, 4) for name, share in importance.shares.items()},
         "winner_run": best_run,
         **{name.replace(".", "_"): storage.join(folder, name) for name in files},
+        "report": report,
         "run_id": handle.run_id,
         "tracking": handle.url,
     }
+
+
+def _write_report(sweep: Sweep, folder: str, trials: list[TrialResult]) -> str:
+    """Write the report of a sweep; "" if it cannot be written, which loses nothing else."""
+    try:
+        return write_sweep_report(sweep, trials, folder=folder)
+    except Exception as error:
+        reason = redact(format_error(error))
+        _log.warning("report: not written: %s. To try again: bsm report %s", reason, folder)
+        return ""
 
 
 def _result_rows(
@@ -336,6 +350,7 @@ def _result_rows(
         ("winner", f"trial {best.number}, {sweep.metric} {best.value:.4f}: {values}"),
         ("importance", shares or "too few different trials to estimate it"),
         ("plot", storage.join(folder, "sweep.png")),
+        ("report", storage.join(folder, REPORT_FILE)),
         ("train it", f"python jobs/train.py {storage.join(folder, 'winner.json')}"),
         ("register it", f"python jobs/models.py register {best_run} --name NAME"),
     ]

@@ -35,7 +35,7 @@ def test_it_makes_a_registered_model_a_picture_and_working_commands(tmp_path, ca
     *lines, last = done.stdout.splitlines()
     result = json.loads(last.removeprefix("RESULT "))
     assert {"mask_ap", "boundary_ap", "box_ap", "seconds"} <= set(result)
-    phases = ["generate", "ingest", "check", "train", "evaluate", "register", "predict"]
+    phases = ["generate", "ingest", "check", "train", "evaluate", "register", "report", "predict"]
     assert sorted(result["seconds_by_phase"]) == sorted(phases)
     picture = cv2.imread(result["picture"])
     assert picture.shape[1] > picture.shape[0] / 2

@@ -360,7 +360,7 @@ def test_a_run_ends_with_the_papers_numbers_and_its_result(tmp_path):
             from pipeline.recipe import Recipe
             from pipeline.rows import Paper, Row
             launch = types.ModuleType("pipeline.training.launch")
-            launch.run = lambda recipe: {"mask_ap": 0.3794, "mask_ap50": None}
+            launch.run = lambda recipe, row: {"mask_ap": 0.3794, "mask_ap50": None}
             sys.modules["pipeline.training.launch"] = launch
             paper = Paper(table="1f", split="val2017", mask_ap=38.6, mask_ap50=59.3)
             main({"one": Row(Recipe(name="first"), "A", (paper,)), "two": Row(Recipe(name="b"))})

@@ -1,5 +1,6 @@
 """Progress lines come at intervals and after the last image."""
 
+import io
 import logging
 
 import pytest
@@ -20,6 +21,27 @@ def test_log_progress(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Monk
         "ingest 48/60 images  2.0 img/s  problems 3  eta 0:00:06",
         "ingest 60/60 images  1.9 img/s  problems 3  eta 0:00:00",
     ]
+
+
+def test_a_terminal_shows_a_bar_and_keeps_the_last_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(progress.sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        for item in progress.log_progress([8, 4], "ingest", total=12, images_of=int):
+            if item == 8:
+                logging.getLogger("pipeline.data").warning("a notice")
+    shown = terminal.getvalue()
+    assert "ingest:" in shown
+    assert "/12 " in shown
+    # The last thing on the screen is no bar.
+    assert shown.rpartition("\r")[2].strip() == ""
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition("  ")[0] for line in lines] == ["a notice", "ingest 12/12 images"]
 
 
 @pytest.mark.parametrize(

@@ -263,4 +263,5 @@ def test_the_winner_is_a_recipe_for_a_job(folder, result):
     assert trial.optim == recipe.optim
     assert Path(result["sweep_png"]).stat().st_size > 10_000
     artifacts = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db").list_artifacts(result["run_id"])
-    assert {"trials.csv", "winner.json", "sweep.png"} <= {each.path for each in artifacts}
+    files = {"trials.csv", "winner.json", "sweep.png", "report.html"}
+    assert files <= {each.path for each in artifacts}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from bsm.build import build_model
 from pipeline.errors import RecipeError, RegistryError, StorageError, TrainingError
 from pipeline.recipe import from_json
+from pipeline.rows import Paper, Row
 from pipeline.training import checkpoint, evaluate_checkpoint, launch, run_lock
 from pipeline.training.finished_run import register_run
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
@@ -41,11 +42,49 @@ def test_a_run_writes_all_its_outputs(finished_run):
     assert (result["name"], result["steps"], result["images"]) == ("finished", 13, 4)
     for name in ("AP", "AP50", "mask_ap", "boundary_ap", "box_ap", "images_per_s"):
         assert result[name] >= 0
-    assert set(result["seconds_by_phase"]) == {"check", "train", "evaluate", "register"}
-    for name in ("checkpoint", "weights", "detections", "samples"):
+    phases = {"check", "train", "evaluate", "register", "report"}
+    assert set(result["seconds_by_phase"]) == phases
+    for name in ("checkpoint", "weights", "detections", "samples", "report"):
         assert Path(result[name]).exists(), name
     assert len(Path(result["samples"]).read_text().splitlines()) == 1 + 13 * 4
     assert from_json(Path(recipe.storage, "finished", "recipe.json").read_text()) == recipe
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_is_also_in_mlflow(finished_run):
+    _, result = finished_run
+    store = MlflowClient(result["tracking"].rpartition(" ")[2])
+    artifacts = [each.path for each in store.list_artifacts(result["run_id"])]
+    assert "report.html" in artifacts
+    text = Path(result["report"]).read_text()
+    assert "There are no curves" not in text
+    assert "total loss by step" in text
+    # The row that this run was not started from.
+    assert "There is no number of the paper: the run was not started from a row" in text
+
+
+@pytest.mark.slow
+def test_a_run_does_not_fail_for_its_report(finished_run, caplog, monkeypatch):
+    recipe, _ = finished_run
+
+    def fail(*_, **__):
+        raise RuntimeError("no space left, s3://key:secret@host/x")
+
+    monkeypatch.setattr("pipeline.run_report.report.write_report", fail)
+    row = Row(recipe, "tiny", (Paper(table="2", split="val2017", mask_ap=36.9),))
+    result = launch.run(recipe, row=row)
+    assert result["report"] == ""
+    lines = [line for line in caplog.messages if line.startswith("report: ")]
+    assert lines == [
+        "report: not written: no space left, s3://***@host/x. To try again: bsm report "
+        f"{recipe.storage}/finished"
+    ]
+    monkeypatch.undo()
+    # The row was saved before, and a call without one keeps it.
+    launch.run(recipe)
+    text = Path(recipe.storage, "finished", "report.html").read_text()
+    assert "paper (Table 2, val2017)" in text
+    assert "36.9" in text
 
 
 @pytest.mark.slow
@@ -170,5 +209,8 @@ def test_the_resume_command_is_the_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["jobs/coco_r50.py", "--name", "two words"])
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert launch.resume_command() == "python jobs/coco_r50.py --name 'two words'"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/bsm", "train", "coco_r50", "--name", "two words"])
+    assert launch.resume_command() == "bsm train coco_r50 --name 'two words'"
+    monkeypatch.setattr("sys.argv", ["jobs/coco_r50.py"])
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert launch.resume_command().startswith("ray job submit --working-dir . -- python jobs/")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pycocotools import mask as mask_api
 
-from pipeline import storage
+from pipeline import checksums
 from pipeline.data.annotation_rules import is_crowd
 from pipeline.data.problems import is_id
 from pipeline.evaluation.coco_files import read_json
@@ -87,12 +87,12 @@ class MaskFile:
                 entry["bbox"] = mask_api.toBbox(mask.rle).tolist()
 
     def write(self, model_uri: str) -> None:
-        """Write the file, atomically."""
+        """Write the file, atomically and with its checksum."""
         content = self._content
         if isinstance(content, dict):
             content["refined_by"] = model_uri
         data = json.dumps(content, separators=(",", ":")).encode()
-        storage.write_bytes_atomic(self._out_uri, data)
+        checksums.write_file(self._out_uri, data)
 
     def _group_by_image(self, problems: Problems) -> dict[int, list[int]]:
         """Return the places of the entries to refine, by image id."""

@@ -9,8 +9,9 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from torch import nn
 
-from pipeline.errors import DatasetError, RecipeError
+from pipeline.errors import DatasetError, RecipeError, StorageError
 from pipeline.evaluation import mask_refinement
+from pipeline.evaluation.coco_files import read_json
 from pipeline.refine.refine_files import RefineOptions, check_options, refine_files
 from tests.pipeline.refine.drawn_photos import (
     SIZE_HW,
@@ -69,6 +70,16 @@ def test_detections_keep_their_order_and_all_keys_but_their_masks(
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     with Image.open(result["sheet"]) as sheet:
         assert sheet.format == "PNG"
+
+
+def test_a_refined_file_that_was_changed_is_refused(truth, finds_disks, tmp_path):
+    file = write_json(tmp_path / "results.json", make_coarse_rows(truth))
+    run(finds_disks, tmp_path, detections=file)
+    out = tmp_path / "out.json"
+    assert len(read_json(str(out))) == 6
+    out.write_bytes(out.read_bytes().replace(b"0.", b"1.", 1))
+    with pytest.raises(StorageError, match=r"out\.json was changed after it was written"):
+        read_json(str(out))
 
 
 def test_a_file_without_masks_is_not_passed_over_in_silence(truth, finds_disks, tmp_path, caplog):

@@ -14,7 +14,7 @@ each image and its mirror image). Finished runs are kept, and a second process w
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -42,6 +42,9 @@ from pipeline.recipe import (
     ScaleConfig,
     TrackingConfig,
 )
+
+if TYPE_CHECKING:
+    from pipeline.study.heads import StudyRefiner
 
 CHANNELS = 96
 STEPS = 800
@@ -139,6 +142,8 @@ def study(  # noqa: PLR0913  the flags, all by name
     heads: tuple[str, ...] = tuple(HEADS),
     seeds: tuple[int, ...] = (0, 1, 2),
     steps: int = STEPS,
+    refiner: str = "",
+    tracking_uri: str = "",
     use_gpu: bool = False,
     bfloat16: bool = False,
 ) -> Result:
@@ -153,6 +158,8 @@ def study(  # noqa: PLR0913  the flags, all by name
         heads: heads to train; the tables have all finished runs. Without any, nothing is trained.
         seeds: one run each.
         steps: optimizer steps of a run.
+        refiner: models:/NAME@champion of a refiner: its masks of every head are measured too.
+        tracking_uri: registry of the refiner; by default the embedded store runs/mlflow.db.
         use_gpu: use the GPU of this machine, in bfloat16.
         bfloat16: train in bfloat16 on a CPU too, which is faster if it has AMX.
     """
@@ -184,7 +191,11 @@ def study(  # noqa: PLR0913  the flags, all by name
     recipes = {name: with_head(recipe, name, backbone_weights=backbone_weights) for name in HEADS}
     folder = out.absolute()
     engine.train_heads(
-        {name: recipes[name] for name in heads}, seeds=seeds, out=folder, cache=folder / "features"
+        {name: recipes[name] for name in heads},
+        seeds=seeds,
+        out=folder,
+        cache=folder / "features",
+        refiner=load_study_refiner(refiner, tracking_uri, use_gpu=use_gpu) if refiner else None,
     )
     runs = engine.read_runs(recipes, out=folder)
     ceilings = load_ceilings(
@@ -211,6 +222,15 @@ def study(  # noqa: PLR0913  the flags, all by name
             for head, own in summary.find_heads(runs, tuple(HEADS)).items()
         },
     }
+
+
+def load_study_refiner(uri: str, tracking_uri: str, *, use_gpu: bool) -> "StudyRefiner":
+    """Load a registered refiner."""
+    from pipeline.registry.predict import load_refiner
+    from pipeline.study.heads import study_refiner
+
+    found = load_refiner(uri, tracking=tracking_uri)
+    return study_refiner(found.model.to("cuda" if use_gpu else "cpu"), found.uri)
 
 
 def with_head(

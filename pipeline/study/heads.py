@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from pycocotools import mask as mask_api
 from torch import nn
 
 from bsm.build import build_model
+from bsm.refine.refine import refine_masks as sharpen
+from bsm.refine.refiner import Refiner
 from pipeline import checksums, storage
 from pipeline.data.augment import decode_row
 from pipeline.data.photo import Pixels
@@ -44,8 +46,17 @@ Rows: TypeAlias = list[dict[str, Any]]
 
 Masks: TypeAlias = NDArray[np.bool_]
 
-Refiner: TypeAlias = Callable[[Pixels, Masks], Masks]
+Refine: TypeAlias = Callable[[Pixels, Masks], Masks]
 """Turns a photo (H, W, 3) RGB and masks (R, H, W) into sharper masks (R, H, W)."""
+
+
+class StudyRefiner(NamedTuple):
+    """A refiner whose masks are measured beside those of every head."""
+
+    uri: str
+    """Its model version: masks of another one are refined again."""
+    refine: Refine
+
 
 REFINED = ", refined"
 """Ends the name of a head whose masks a refiner changed."""
@@ -57,7 +68,7 @@ def train_heads(
     seeds: Sequence[int],
     out: Path,
     cache: Path,
-    refine: Refiner | None = None,
+    refiner: StudyRefiner | None = None,
 ) -> None:
     """Train and measure every head with every seed, skipping finished runs.
 
@@ -66,7 +77,7 @@ def train_heads(
         seeds: one run each.
         out: folder for the runs; each has result.json and masks.json.
         cache: folder for the features of the backbone.
-        refine: also measure the masks that it returns, as another head.
+        refiner: also measure the masks that it returns, as another head.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -82,14 +93,34 @@ def train_heads(
                 rows = predict_masks(model, run)
                 _write_json(folder / "masks.json", rows)
                 _write_result(folder, run, head=head, rows=rows, train_s=train_s)
-            name = head + REFINED
             refined = out / f"{run.name}-refined"
-            if refine is not None and not _is_finished(refined, run):
+            if refiner is not None and not _is_finished(refined, run, refined_by=refiner.uri):
+                _log.info("%s: refining", run.name)
                 refined.mkdir(exist_ok=True)
                 rows = json.loads(checksums.read_file(str(folder / "masks.json")))
-                rows = refine_masks(rows, split_uri=_get_val_uri(run), refine=refine)
+                rows = refine_masks(rows, split_uri=_get_val_uri(run), refine=refiner.refine)
                 _write_json(refined / "masks.json", rows)
-                _write_result(refined, run, head=name, rows=rows, train_s=0.0)
+                _write_result(
+                    refined,
+                    run,
+                    head=head + REFINED,
+                    rows=rows,
+                    train_s=0.0,
+                    refined_by=refiner.uri,
+                )
+
+
+def study_refiner(model: Refiner, uri: str) -> StudyRefiner:
+    """Wrap a trained `bsm.refine.refiner.Refiner`, which refines on its own device."""
+    device = next(model.parameters()).device
+
+    def refine(photo: Pixels, masks: Masks) -> Masks:
+        image = torch.from_numpy(photo).to(device).permute(2, 0, 1)
+        given = torch.from_numpy(masks).to(device)
+        sharper: Masks = sharpen(model, image, given).masks.cpu().numpy()
+        return sharper
+
+    return StudyRefiner(uri, refine)
 
 
 def train_head(recipe: Recipe, *, cache: Path) -> tuple[nn.Module, float]:
@@ -158,7 +189,7 @@ def predict_masks(model: nn.Module, recipe: Recipe) -> Rows:
     return [{"id": next(left[row["image_id"]]), **row} for row in rows]
 
 
-def refine_masks(rows: Rows, *, split_uri: str, refine: Refiner) -> Rows:
+def refine_masks(rows: Rows, *, split_uri: str, refine: Refine) -> Rows:
     """Refine the masks of a results file, image by image, with the photos of a split."""
     by_image: dict[int, Rows] = {}
     for row in rows:
@@ -204,6 +235,7 @@ def read_runs(recipes: Mapping[str, Recipe], *, out: Path) -> list[HeadRun]:
     for path in sorted(out.glob("*/result.json")):
         record: dict[str, Any] = json.loads(checksums.read_file(str(path)))
         head, expected = record["head"].removesuffix(REFINED), record.pop("recipe")
+        record.pop("refined_by", "")
         recipe = recipes.get(head)
         if recipe and fingerprint(_name_run(recipe, head, record["seed"], out)) == expected:
             runs.append(HeadRun(**record))
@@ -223,15 +255,19 @@ def _read_batches(recipe: Recipe) -> Iterator[StepBatch]:
     )
 
 
-def _is_finished(folder: Path, run: Recipe) -> bool:
+def _is_finished(folder: Path, run: Recipe, *, refined_by: str = "") -> bool:
     path = folder / "result.json"
-    return path.exists() and json.loads(checksums.read_file(str(path)))["recipe"] == fingerprint(
-        run
-    )
+    if not path.exists():
+        return False
+    record = json.loads(checksums.read_file(str(path)))
+    return (record["recipe"], record.get("refined_by", "")) == (fingerprint(run), refined_by)
 
 
-def _write_result(folder: Path, run: Recipe, *, head: str, rows: Rows, train_s: float) -> None:
+def _write_result(
+    folder: Path, run: Recipe, *, head: str, rows: Rows, train_s: float, refined_by: str = ""
+) -> None:
     record = {"head": head, "seed": run.seed, "recipe": fingerprint(run), "train_s": train_s}
+    record |= {"refined_by": refined_by} if refined_by else {}
     measured = measure_masks(rows, split_uri=_get_val_uri(run))
     _write_json(folder / "result.json", record | measured)
 

@@ -15,7 +15,15 @@ from pipeline.data.manifest import read_manifest
 from pipeline.evaluation.split_reader import truth_from_shards
 from pipeline.recipe import EvaluationConfig, Recipe
 from pipeline.study.ceilings import measure_ceilings
-from pipeline.study.heads import measure_masks, read_runs, refine_masks, train_heads
+from pipeline.study.heads import (
+    StudyRefiner,
+    measure_masks,
+    read_runs,
+    refine_masks,
+    study_refiner,
+    train_heads,
+)
+from tests.pipeline.refine.drawn_photos import make_tiny_refiner
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
 
@@ -48,7 +56,8 @@ def test_runs_are_trained_once_and_read_back(shards: Path, tmp_path: Path):
         return np.zeros_like(masks)
 
     options = {"seeds": (0, 1), "out": tmp_path, "cache": tmp_path / "features"}
-    train_heads({"bsm": recipe}, **options, refine=refine)
+    refiner = StudyRefiner("models:/r/1", refine)
+    train_heads({"bsm": recipe}, **options, refiner=refiner)
     runs = read_runs(recipes, out=tmp_path)
     assert [(run.head, run.seed) for run in runs] == [
         ("bsm", 0),
@@ -64,8 +73,11 @@ def test_runs_are_trained_once_and_read_back(shards: Path, tmp_path: Path):
     masks = json.loads((tmp_path / "bsm-0" / "masks.json").read_text())
     assert {row["id"] for row in masks} == {row["id"] for row in rows}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
-    train_heads({"bsm": recipe}, **options, refine=refine)
+    train_heads({"bsm": recipe}, **options, refiner=refiner)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "finished runs are kept"
+    train_heads({"bsm": recipe}, **options, refiner=refiner._replace(uri="models:/r/2"))
+    changed = {path.parent.name for path in before if path.stat().st_mtime_ns != before[path]}
+    assert changed == {"bsm-0-refined", "bsm-1-refined"}, "another refiner refines again"
     longer = replace(recipe, optim=replace(recipe.optim, steps=4))
     assert read_runs({"bsm": longer}, out=tmp_path) == [], "results of another recipe are ignored"
 
@@ -81,6 +93,16 @@ def test_the_order_of_masks_does_not_matter_to_a_refiner(shards: Path):
     assert {row["id"]: mask_api.decode(row["segmentation"]).sum() for row in same} == by_id
     measured = measure_masks(same, split_uri=split_uri)
     assert set(measured["iou"]["mask"]) == {1.0}
+
+
+def test_a_trained_refiner_refines_the_masks_of_a_study(shards: Path):
+    rows = truth_rows(shards)
+    refiner = study_refiner(make_tiny_refiner(), "models:/r/1")
+    refined = refine_masks(rows, split_uri=str(shards / "val"), refine=refiner.refine)
+    assert [row["id"] for row in refined] == [row["id"] for row in rows]
+    measured = measure_masks(refined, split_uri=str(shards / "val"))
+    # It has not learned anything yet, and gives back nearly what it was given.
+    assert 0.5 < np.mean(measured["iou"]["mask"]) < 1
 
 
 def test_finer_grids_have_higher_ceilings(shards: Path):

@@ -26,7 +26,9 @@ class Refined(NamedTuple):
     masks: Tensor
     """(R, H, W) bool."""
     confidence: Tensor
-    """(R,) float32 in 0..1: mean |2 p - 1| along the refined outline; 0 for an empty mask."""
+    """(R,) float32 in 0..1: mean |2 p - 1| along the refined outline; 0 if not refined."""
+    skipped: Tensor
+    """(R,) bool: the mask of an object below the config's min_object_px, returned as given."""
 
 
 @torch.inference_mode()
@@ -35,6 +37,8 @@ def refine_masks(
 ) -> Refined:
     """Refine masks of one photo; an empty mask stays empty, and one that would vanish stays.
 
+    So do those of small objects.
+
     Args:
         model: in evaluation mode, on the device of the image.
         image: RGB, 0 to 255.
@@ -42,9 +46,12 @@ def refine_masks(
     """
     refined = masks.bool().clone()
     confidence = torch.zeros(len(masks), device=image.device)
+    area_px = refined.flatten(1).sum(1)
+    skipped = (area_px > 0) & (area_px < model.config.min_object_px**2)
+    wanted = (area_px > 0) & ~skipped
     crops = boxes_to_crops(_find_boxes(refined), scale=model.config.context)
     plane = image[None].float()
-    for side, index in _plan_chunks(crops, refined, sides=model.config.crop_px):
+    for side, index in _plan_chunks(crops, wanted, masks.shape[1:], model.config.crop_px):
         here = crops[index]
         pixels = crop(plane, here, torch.zeros_like(index), side=side)
         given = _crop_masks(refined, here, index, side=side)
@@ -54,7 +61,7 @@ def refine_masks(
             pasted = _paste(logits[one], here[one], size_hw=refined.shape[1:])
             if pasted.any():
                 refined[row] = pasted
-    return Refined(refined, confidence)
+    return Refined(refined, confidence, skipped)
 
 
 def choose_side(extent_px: float, sides: tuple[int, ...]) -> int:
@@ -63,11 +70,11 @@ def choose_side(extent_px: float, sides: tuple[int, ...]) -> int:
 
 
 def _plan_chunks(
-    crops: Tensor, masks: Tensor, *, sides: tuple[int, ...]
+    crops: Tensor, wanted: Tensor, size_hw: torch.Size, sides: tuple[int, ...]
 ) -> Iterator[tuple[int, Integer[Tensor, " r"]]]:
-    """Yield the side and the indices of masks that are refined together."""
-    extents = torch.where(masks.flatten(1).any(1), crops[:, 2] - crops[:, 0], -1.0).tolist()
-    pixels = max(masks.shape[1] * masks.shape[2], 1)
+    """Yield the side and the indices of wanted masks that are refined together."""
+    extents = torch.where(wanted, crops[:, 2] - crops[:, 0], -1.0).tolist()
+    pixels = max(size_hw.numel(), 1)
     for side in sides:
         index = [
             row
@@ -76,7 +83,7 @@ def _plan_chunks(
         ]
         step = max(min(_CELLS_PER_CHUNK // side**2, _PIXELS_PER_CHUNK // pixels), 1)
         for start in range(0, len(index), step):
-            yield side, torch.tensor(index[start : start + step], device=masks.device)
+            yield side, torch.tensor(index[start : start + step], device=crops.device)
 
 
 def _crop_masks(masks: Tensor, crops: Tensor, index: Tensor, *, side: int) -> Tensor:

@@ -92,11 +92,52 @@ def step(*, images: int = 1, rounds: int = 3, threads: int = 1) -> Result:
     return bench.bench_training_step(images=images, rounds=rounds, print_line=_print_line)
 
 
+def feed(
+    *,
+    photos: str,
+    split: str = "train2017",
+    images: int = 96,
+    rounds: int = 3,
+    threads: int = 1,
+) -> Result:
+    """Feed training with photos of COCO at 800 px, beside torchvision's in a DataLoader.
+
+    Args:
+        photos: folder in the COCO layout: annotations/instances_SPLIT.json and SPLIT.
+        split: to feed.
+        images: of a run.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import feeds as bench
+
+    _set_threads(threads)
+    return bench.bench_feed(
+        photos=photos, split=split, images=images, rounds=rounds, print_line=_print_line
+    )
+
+
+def targets(*, rois: int = 512, rounds: int = 20, threads: int = 1) -> Result:
+    """Make the targets of a step's RoIs, beside a loop with cv2 and kornia.
+
+    Args:
+        rois: of the step.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import targets as bench
+
+    _set_threads(threads)
+    return bench.bench_targets(rois=rois, rounds=rounds, print_line=_print_line)
+
+
 BENCHMARKS: dict[str, Verb] = {
     "paste": paste,
     "evaluation": evaluation,
     "detector": detector,
     "step": step,
+    "feed": feed,
+    "targets": targets,
 }
 
 

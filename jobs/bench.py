@@ -12,6 +12,7 @@ machine; bars are those of CPU seconds. docs/benchmarks.md has the results.
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from pipeline.cli import Result, run_verb
@@ -131,6 +132,18 @@ def targets(*, rois: int = 512, rounds: int = 20, threads: int = 1) -> Result:
     return bench.bench_targets(rois=rois, rounds=rounds, print_line=_print_line)
 
 
+def startup(*, rounds: int = 7) -> Result:
+    """Predict one photo with jobs/predict.py, beside import torch, torchvision.ops.
+
+    Args:
+        rounds: that count.
+    """
+    from pipeline.bench import startup as bench
+
+    job = Path(__file__).with_name("predict.py")
+    return bench.bench_startup(job=job, rounds=rounds, print_line=_print_line)
+
+
 BENCHMARKS: dict[str, Verb] = {
     "paste": paste,
     "evaluation": evaluation,
@@ -138,6 +151,7 @@ BENCHMARKS: dict[str, Verb] = {
     "step": step,
     "feed": feed,
     "targets": targets,
+    "startup": startup,
 }
 
 

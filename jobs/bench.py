@@ -132,6 +132,44 @@ def targets(*, rois: int = 512, rounds: int = 20, threads: int = 1) -> Result:
     return bench.bench_targets(rois=rois, rounds=rounds, print_line=_print_line)
 
 
+def semantic_feed(
+    *,
+    photos: str,
+    split: str = "train",
+    images: int = 32,
+    rounds: int = 3,
+    threads: int = 1,
+) -> Result:
+    """Feed training with label maps of Cityscapes, beside cv2 class by class in a DataLoader.
+
+    Args:
+        photos: folder with leftImg8bit and gtFine.
+        split: to feed.
+        images: of a run.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import semantic_feed as bench
+
+    _set_threads(threads)
+    return bench.bench_semantic_feed(
+        photos=photos, split=split, images=images, rounds=rounds, print_line=_print_line
+    )
+
+
+def ingest(*, photos: str, split: str = "train2017", rounds: int = 3) -> Result:
+    """Ingest photos of COCO, beside a loop with pycocotools and Pillow.
+
+    Args:
+        photos: folder in the COCO layout: annotations/instances_SPLIT.json and SPLIT.
+        split: to ingest.
+        rounds: that count.
+    """
+    from pipeline.bench import ingesting as bench
+
+    return bench.bench_ingest(photos=photos, split=split, rounds=rounds, print_line=_print_line)
+
+
 def startup(*, rounds: int = 7) -> Result:
     """Predict one photo with jobs/predict.py, beside import torch, torchvision.ops.
 
@@ -150,7 +188,9 @@ BENCHMARKS: dict[str, Verb] = {
     "detector": detector,
     "step": step,
     "feed": feed,
+    "semantic-feed": semantic_feed,
     "targets": targets,
+    "ingest": ingest,
     "startup": startup,
 }
 

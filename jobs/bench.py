@@ -170,6 +170,23 @@ def ingest(*, photos: str, split: str = "train2017", rounds: int = 3) -> Result:
     return bench.bench_ingest(photos=photos, split=split, rounds=rounds, print_line=_print_line)
 
 
+def checkpoint(*, folder: str = "", rounds: int = 5, threads: int = 1) -> Result:
+    """Save a checkpoint of the squeeze with R-101 and its optimizer, beside torch.save.
+
+    Args:
+        folder: for the files, which are deleted; "" is the temporary folder.
+        rounds: that count.
+        threads: of torch.
+    """
+    from jobs.coco_r101 import RECIPE
+    from pipeline.bench import checkpoints as bench
+
+    _set_threads(threads)
+    return bench.bench_checkpoint(
+        recipe=RECIPE, folder=folder, rounds=rounds, print_line=_print_line
+    )
+
+
 def startup(*, rounds: int = 7) -> Result:
     """Predict one photo with jobs/predict.py, beside import torch, torchvision.ops.
 
@@ -191,6 +208,7 @@ BENCHMARKS: dict[str, Verb] = {
     "semantic-feed": semantic_feed,
     "targets": targets,
     "ingest": ingest,
+    "checkpoint": checkpoint,
     "startup": startup,
 }
 

@@ -44,6 +44,8 @@ def bench_feed(
         long_edge_px=_LONG_EDGE_PX,
     )
 
+    target_mb: dict[str, float] = {}
+
     def feed(*, with_masks: bool) -> int:
         steps = local_batches(
             str(shards),
@@ -55,7 +57,14 @@ def bench_feed(
             stop_step=images // _BATCH,
             with_masks=with_masks,
         )
-        return sum(len(batch.images) for step in steps for batch in step.microbatches)
+        count = 0
+        for step in steps:
+            for batch in step.microbatches:
+                count += len(batch.images)
+                size = sum(each.nbytes for each in batch.targets if each is not None)
+                name = "whole masks" if with_masks else "field"
+                target_mb[name] = max(target_mb.get(name, 0.0), size / 1e6)
+        return count
 
     cases = {
         "torchvision": timed(lambda: _feed_torchvision(photos, split, images)),
@@ -70,7 +79,8 @@ def bench_feed(
         Bar(over="bare loop", under="ours, field", at_least=0.9),
     ]
     rates = dict.fromkeys(cases, (images, "images"))
-    return report(runs, bars, rates=rates, images=images, **_stored_bytes(shards))
+    memory = {f"{name}: MB of a batch's targets": round(mb, 1) for name, mb in target_mb.items()}
+    return report(runs, bars, rates=rates, images=images, **memory, **_stored_bytes(shards))
 
 
 def ingest_once(photos: str, split: str) -> Path:

@@ -356,7 +356,7 @@ def _freeze_norms(module: nn.Module) -> None:
             _freeze_norms(child)
 
 
-class InPlaceFrozenNorm(FrozenBatchNorm2d):
+class InPlaceFrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
     """A frozen batch norm that overwrites its input: equal to the last bit, and two copies less.
 
     Only for the output of a convolution that nothing else reads; its gradient does not need it.
@@ -368,8 +368,10 @@ class InPlaceFrozenNorm(FrozenBatchNorm2d):
         bias = self.bias - self.running_mean * scale
         scale, bias = scale[:, None, None], bias[:, None, None]
         if x.dtype != scale.dtype:  # under autocast the result has the norm's precision
-            return x * scale + bias
-        return x.mul_(scale).add_(bias)
+            shifted: Tensor = x * scale + bias
+            return shifted
+        out: Tensor = x.mul_(scale).add_(bias)
+        return out
 
 
 def _apply_norms_in_place(backbone: nn.Module) -> None:
@@ -385,7 +387,7 @@ def _apply_norms_in_place(backbone: nn.Module) -> None:
 
 
 def _replace_norm(parent: nn.Module, name: str) -> None:
-    norm = getattr(parent, name, None)
+    norm: Any = getattr(parent, name, None)
     # Not a subclass: timm's includes the activation.
     if type(norm) is FrozenBatchNorm2d:
         replaced = InPlaceFrozenNorm(len(norm.weight), norm.eps)

@@ -118,11 +118,12 @@ def field_from_mask(
 
 
 def sample_field(
-    field: Int8[Tensor, "R S S"],
+    field: Int8[Tensor, "F S S"],
     frame_xyxy: Float[Tensor, "R 4"],
     rois_xyxy: Float[Tensor, "R 4"],
     *,
     side: int,
+    field_index: Integer[Tensor, " R"] | None = None,
 ) -> Float[Tensor, "R M M"]:
     """Sample the signed distance to the outline at the cells of rois, in roi cells.
 
@@ -141,15 +142,18 @@ def sample_field(
     frame plus the distance to that cell, and at least half a cell.
 
     Args:
-        field: from `mask_to_field`, one for each roi.
-        frame_xyxy: frame of each field; x0 > x1 where it is mirrored.
+        field: from `mask_to_field`.
+        frame_xyxy: frame of each roi's field; x0 > x1 where it is mirrored.
         rois_xyxy: the boxes to sample, in the same pixels.
         side: cells along a side of a roi, at least 2.
+        field_index: the field of each roi; by default there is one for each roi, in order.
     """
     stored_side = field.shape[-1]
     x, x_scale, x_beyond = _to_cells(frame_xyxy[:, 0::2], rois_xyxy[:, 0::2], stored_side, side)
     y, y_scale, y_beyond = _to_cells(frame_xyxy[:, 1::2], rois_xyxy[:, 1::2], stored_side, side)
-    in_field_cells = _interpolate_distance(field, x, y)
+    if field_index is None:
+        field_index = torch.arange(len(field), device=field.device)
+    in_field_cells = _interpolate_distance(field, field_index, x, y)
 
     y_slope, x_slope = (slope.abs() for slope in torch.gradient(in_field_cells, dim=(1, 2)))
     flat = 1e-3  # against slopes of at least 1 / scale
@@ -272,17 +276,18 @@ def _to_cells(
     return cells.clamp(0, stored_side - 1), scale[:, :, None], beyond
 
 
-def _interpolate_distance(field: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _interpolate_distance(field: Tensor, field_index: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Interpolate s between the cells of int8 fields, converting only the cells that are read."""
     stored_side = field.shape[-1]
     left, top = x.long(), y.long()
     right, bottom = (left + 1).clamp(max=stored_side - 1), (top + 1).clamp(max=stored_side - 1)
     tx, ty = (x - left)[:, None, :], (y - top)[:, :, None]
-    cells = field.flatten(1)
+    # The cells of all fields in a row: a copy of a field for each roi costs more than sampling it.
+    cells, first = field.flatten(), (field_index * stored_side**2)[:, None]
 
     def read(rows: Tensor, columns: Tensor) -> Tensor:
-        index = rows[:, :, None] * stored_side + columns[:, None, :]
-        f = cells.gather(1, index.flatten(1)).view_as(index).float()
+        index = (first + rows * stored_side)[:, :, None] + columns[:, None, :]
+        f = cells.index_select(0, index.flatten()).view_as(index).float()
         return f - f.sign() / 2
 
     upper = read(top, left) * (1 - tx) + read(top, right) * tx

@@ -12,6 +12,7 @@ machine; bars are those of CPU seconds. docs/benchmarks.md has the results.
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from pipeline.cli import Result, run_verb
@@ -92,11 +93,123 @@ def step(*, images: int = 1, rounds: int = 3, threads: int = 1) -> Result:
     return bench.bench_training_step(images=images, rounds=rounds, print_line=_print_line)
 
 
+def feed(
+    *,
+    photos: str,
+    split: str = "train2017",
+    images: int = 96,
+    rounds: int = 3,
+    threads: int = 1,
+) -> Result:
+    """Feed training with photos of COCO at 800 px, beside torchvision's in a DataLoader.
+
+    Args:
+        photos: folder in the COCO layout: annotations/instances_SPLIT.json and SPLIT.
+        split: to feed.
+        images: of a run.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import feeds as bench
+
+    _set_threads(threads)
+    return bench.bench_feed(
+        photos=photos, split=split, images=images, rounds=rounds, print_line=_print_line
+    )
+
+
+def targets(*, rois: int = 512, rounds: int = 20, threads: int = 1) -> Result:
+    """Make the targets of a step's RoIs, beside a loop with cv2 and kornia.
+
+    Args:
+        rois: of the step.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import targets as bench
+
+    _set_threads(threads)
+    return bench.bench_targets(rois=rois, rounds=rounds, print_line=_print_line)
+
+
+def semantic_feed(
+    *,
+    photos: str,
+    split: str = "train",
+    images: int = 32,
+    rounds: int = 3,
+    threads: int = 1,
+) -> Result:
+    """Feed training with label maps of Cityscapes, beside cv2 class by class in a DataLoader.
+
+    Args:
+        photos: folder with leftImg8bit and gtFine.
+        split: to feed.
+        images: of a run.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import semantic_feed as bench
+
+    _set_threads(threads)
+    return bench.bench_semantic_feed(
+        photos=photos, split=split, images=images, rounds=rounds, print_line=_print_line
+    )
+
+
+def ingest(*, photos: str, split: str = "train2017", rounds: int = 3) -> Result:
+    """Ingest photos of COCO, beside a loop with pycocotools and Pillow.
+
+    Args:
+        photos: folder in the COCO layout: annotations/instances_SPLIT.json and SPLIT.
+        split: to ingest.
+        rounds: that count.
+    """
+    from pipeline.bench import ingesting as bench
+
+    return bench.bench_ingest(photos=photos, split=split, rounds=rounds, print_line=_print_line)
+
+
+def checkpoint(*, folder: str = "", rounds: int = 5, threads: int = 1) -> Result:
+    """Save a checkpoint of the squeeze with R-101 and its optimizer, beside torch.save.
+
+    Args:
+        folder: for the files, which are deleted; "" is the temporary folder.
+        rounds: that count.
+        threads: of torch.
+    """
+    from jobs.coco_r101 import RECIPE
+    from pipeline.bench import checkpoints as bench
+
+    _set_threads(threads)
+    return bench.bench_checkpoint(
+        recipe=RECIPE, folder=folder, rounds=rounds, print_line=_print_line
+    )
+
+
+def startup(*, rounds: int = 7) -> Result:
+    """Predict one photo with jobs/predict.py, beside import torch, torchvision.ops.
+
+    Args:
+        rounds: that count.
+    """
+    from pipeline.bench import startup as bench
+
+    job = Path(__file__).with_name("predict.py")
+    return bench.bench_startup(job=job, rounds=rounds, print_line=_print_line)
+
+
 BENCHMARKS: dict[str, Verb] = {
     "paste": paste,
     "evaluation": evaluation,
     "detector": detector,
     "step": step,
+    "feed": feed,
+    "semantic-feed": semantic_feed,
+    "targets": targets,
+    "ingest": ingest,
+    "checkpoint": checkpoint,
+    "startup": startup,
 }
 
 

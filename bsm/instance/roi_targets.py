@@ -111,10 +111,11 @@ def _crop_masks(rois: MaskRois, targets: Targets, *, side: int) -> Tensor:
 def _sample_distance(rois: MaskRois, targets: Targets, *, side: int) -> Tensor:
     image, slot = rois.image_index, rois.target_slot
     return sample_field(
-        targets.squeeze_field[image, slot],
+        targets.squeeze_field.flatten(0, 1),
         targets.field_frame_xyxy[image, slot],
         rois.boxes_xyxy,
         side=side,
+        field_index=image * targets.valid.shape[1] + slot,
     )
 
 

@@ -6,6 +6,7 @@ Runs as a script in the environment of a peer, which has neither torch nor this 
 """
 
 import contextlib
+import importlib
 import io
 import json
 import resource
@@ -79,14 +80,14 @@ def _run_band_by_band(truth: str, found: str, _: str) -> float:
 
 
 def _run_faster(truth: str, found: str, metric: str) -> float:
-    import faster_coco_eval as engine  # noqa: PLC0415  # type: ignore[import-not-found]
+    engine: Any = importlib.import_module("faster_coco_eval")
 
     coco = engine.COCO(truth)
     return _summarize(engine.COCOeval_faster(coco, coco.loadRes(found), metric))
 
 
 def _run_hotcoco(truth: str, found: str, metric: str) -> float:
-    import hotcoco as engine  # noqa: PLC0415  # type: ignore[import-not-found]
+    engine: Any = importlib.import_module("hotcoco")
 
     coco = engine.COCO(truth)
     return _summarize(engine.COCOeval(coco, coco.load_res(found), metric))

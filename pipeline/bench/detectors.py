@@ -195,7 +195,7 @@ def _build(head: str) -> Any:  # noqa: ANN401  an nn.Module with parts
     torch.manual_seed(0)
     backbone = FpnBackboneConfig(name="resnet50", norm="frozen", freeze_at=2)
     config = MaskRCNNConfig(backbone=backbone, mask_head=HEADS[head], box_convention="torchvision")
-    model = build_model(config)
+    model: Any = build_model(config)
     with torch.no_grad():
         # Scores that differ, so that their order is not one of rounding.
         model.box_head.scores.weight.mul_(8)

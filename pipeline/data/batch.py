@@ -157,9 +157,13 @@ def pad_images(images: Sequence[Pixels], *, size_hw: tuple[int, int]) -> Tensor:
 
 def pad_planes(planes: Sequence[Pixels], *, size_hw: tuple[int, int], value: int) -> Tensor:
     """Pad arrays (..., h, w) below and to the right and stack them to (N, ..., H, W)."""
-    stacked = np.full((len(planes), *planes[0].shape[:-2], *size_hw), value, dtype=np.uint8)
-    for index, plane in enumerate(planes):
-        stacked[index, ..., : plane.shape[-2], : plane.shape[-1]] = plane
+    stacked = np.empty((len(planes), *planes[0].shape[:-2], *size_hw), dtype=np.uint8)
+    for place, plane in zip(stacked, planes, strict=True):
+        height, width = plane.shape[-2:]
+        place[..., :height, :width] = plane
+        # Only the padding: filling all of it first takes as long as the copy.
+        place[..., height:, :] = value
+        place[..., :height, width:] = value
     return torch.from_numpy(stacked)
 
 

@@ -154,7 +154,7 @@ def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> No
         if points.min() < -far or points.max() > 2 * far:
             worst = points.flat[np.abs(points).argmax()]
             raise MaskError("mask_format", f"polygon {number} has a point at {worst:g}")
-        length = np.abs(points - np.roll(points, 1, axis=0)).sum()
+        length = np.abs(np.diff(points, axis=0)).sum() + np.abs(points[0] - points[-1]).sum()
         if length > MAX_OUTLINE_PX:
             raise MaskError("mask_format", f"polygon {number} has an outline of {length:.0f} px")
 

@@ -79,7 +79,7 @@ def test_the_boundary_peer_has_our_boundary_ap(tmp_path):
 def test_pasting_is_compared_with_a_program_that_pastes_the_same_masks():
     probs, boxes = drawing.draw_detections(9, (120, 160))
     counts = paste._run_torchvision(probs, boxes, (120, 160))
-    own = paste.paste_and_encode(probs, boxes, size_hw=(120, 160), paste_bytes=2**20)
+    own = paste._run_ours(probs, boxes, (120, 160))
     areas = [
         paste.mask_api.area([{"size": [120, 160], "counts": each} for each in side])
         for side in (counts, own)

@@ -38,6 +38,11 @@ _CONFUSIONS = 20
 
 _METRICS = ("mask_ap", "boundary_ap", "box_ap")
 
+_FEDERATED = (
+    "The images of this data set were not checked for all categories, as in LVIS: a detection of "
+    "an object that nobody annotated counts as wrong here, but not in AP."
+)
+
 
 def build_sections(run: RunFolder, other: RunFolder | None) -> list[Section]:
     """Build the sections of a run that predicts instances, with the scores of another one."""
@@ -150,6 +155,7 @@ class _Matched:
         self.files = {each["id"]: each["file_name"] for each in truth["images"]}
         total = min(limit or run.val.images, run.val.images)
         count = format_count(len(image_ids), "image")
+        self.caveats = [_FEDERATED] if run.val.federated else []
         self.scope = f"in {count}" if len(image_ids) == total else f"in the first {count}"
 
     def read_photo(self, image_id: int) -> Pixels:
@@ -239,7 +245,7 @@ def _build_confusion(matched: _Matched, title: str) -> Section:
     ]
     pairs.sort(key=lambda each: -each[0])
     rows = [["true", "predicted", "objects"], *([a, b, str(n)] for n, a, b in pairs[:_CONFUSIONS])]
-    gaps = [] if pairs else ["No object was found as another category."]
+    gaps = matched.caveats + ([] if pairs else ["No object was found as another category."])
     found = counts[:-1, :-1]
     cards = [
         ("right category", str(int(np.trace(found)))),
@@ -278,6 +284,7 @@ def _build_calibration(matched: _Matched, title: str) -> Section:
         text=f"How often detections {matched.scope} are right, by their score: a detection is "
         f"right if it matches an object of its category at a mask IoU of {IOU}. On the diagonal a "
         "score is the probability of being right.",
+        gaps=matched.caveats,
         cards=[("expected calibration error", f"{error:.3f}"), ("detections", str(len(scores)))],
         charts=[plot_calibration(means, rates, counts)],
     )

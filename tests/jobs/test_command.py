@@ -112,6 +112,12 @@ def test_a_verb_runs_its_job(bsm, tmp_path):
     assert "it is not a folder of shards" in error
 
 
+def test_a_report_of_another_folder_is_an_error(bsm, tmp_path):
+    code, _, error = bsm("report", str(tmp_path))
+    assert code == 2
+    assert "so it is not the folder of a run" in error
+
+
 def test_the_version_is_that_of_the_package(bsm):
     assert bsm("--version")[1].startswith("bsm ")
 

@@ -135,11 +135,14 @@ def test_charts_have_no_color_of_their_own_for_text(page):
     assert "currentColor" in page
 
 
-def test_another_run_is_beside_it_with_what_differs(run, shards, folder):
+def test_another_run_is_beside_it_with_what_differs(run, shards, folder, monkeypatch):
     recipe = tiny_recipe(shards, folder / "runs", name="second", num_workers=0)
     recipe = replace(recipe, optim=replace(recipe.optim, lr_per_image=0.002))
     other = make_instance_run(recipe)
-    uri = write_report(str(run), against=str(other), out=str(folder / "both.html"))
+    monkeypatch.chdir(folder)
+    uri = write_report(str(run), against=str(other), out="both.html")
+    assert uri == str(folder / "both.html")
+    assert not (folder / "SHA256SUMS").exists()
     text = squeeze(Parsed(Path(uri).read_text()).text)
     assert "first, against second" in text
     assert "optim.lr_per_image 0.002 0.001" in text

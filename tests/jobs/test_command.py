@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,14 @@ def test_the_help_of_a_verb_shows_commands_as_users_type_them(bsm):
     assert "bsm train coco_r101 [ROW] [OPTIONS]" in out
     # A cluster has the files, and not always the command.
     assert "ray job submit --working-dir . -- python jobs/coco_r101.py" in out
+
+
+@pytest.mark.parametrize("verb", ["audit", "doctor", "predict", "refine", "report", "quickstart"])
+def test_the_help_of_a_single_function_has_an_example(bsm, verb):
+    code, out, _ = bsm(verb, "--help")
+    assert code == 0
+    described = out.partition("options")[0].partition("\n")[2]
+    assert re.search(rf"^ *bsm {verb}\b", described, re.MULTILINE)
 
 
 def test_a_verb_runs_its_job(bsm, tmp_path):

@@ -1,6 +1,6 @@
 """Write the report of a run: one HTML file in its folder, which opens from disk."""
 
-from pipeline.run_report import instance_sections, sections, semantic_sections
+from pipeline.run_report import instance_sections, refine_sections, sections, semantic_sections
 from pipeline.run_report.page import Page, Section, write_page
 from pipeline.run_report.run_folder import RunFolder, read_run
 from pipeline.text import format_count
@@ -53,6 +53,5 @@ def _build_task(run: RunFolder, other: RunFolder | None) -> list[Section]:
             return instance_sections.build_sections(run, other)
         case "semantic":
             return semantic_sections.build_sections(run, other)
-        case task:
-            gap = f"The report does not show predictions of a model whose task is {task}."
-            return [Section(title="Predictions", gaps=[gap])]
+        case "refine":
+            return refine_sections.build_sections(run)

@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shards(folder) -> Path:
     """Return shapes of which one category has a name that no page should take for HTML."""
-    write_shapes(folder / "coco", train_images=12, val_images=6)
+    write_shapes(folder / "coco", train_images=12, val_images=16)
     for split in ("train", "val"):
         file = folder / "coco" / "annotations" / f"instances_{split}.json"
         content = json.loads(file.read_text())

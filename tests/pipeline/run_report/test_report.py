@@ -45,6 +45,7 @@ def shards(folder) -> Path:
 @pytest.fixture(scope="module")
 def run(shards, folder) -> Path:
     recipe = tiny_recipe(shards, folder / "runs", name="first", num_workers=0)
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, max_images=None))
     made = make_instance_run(recipe)
     declared = replace(recipe, optim=replace(recipe.optim, steps=90_000))
     paper = Paper(table="2", split="val2017", mask_ap=36.9, boundary_ap=23.6)

@@ -85,6 +85,11 @@ VERBS: dict[str, Verb] = {
         "quickstart",
         partial(run_job, "quickstart"),
     ),
+    "shapes": Verb(
+        "Draw a small data set of shapes, to try everything without one.",
+        "shapes --out data/shapes",
+        partial(run_job, "shapes"),
+    ),
     "ingest": Verb(
         "Check a data set and write it as shards, which training reads.",
         "ingest coco --root ~/photos --split train --out ~/shards/photos/train",

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Check whether a cluster can train, and suggest fixes.
 
-ray job submit --working-dir . -- python jobs/doctor.py --job jobs/coco_r101.py \
-    --storage s3://bucket/runs --tracking-uri http://mlflow:5000
-python jobs/doctor.py
+    ray job submit --working-dir . -- python jobs/doctor.py --job jobs/coco_r101.py
+        --storage s3://bucket/runs --tracking-uri http://mlflow:5000
+    python jobs/doctor.py
 
 The second command checks the cluster in RAY_ADDRESS, or this machine.
 """

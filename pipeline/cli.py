@@ -75,7 +75,7 @@ def run_verb(verb: Verb | Mapping[str, Verb], call: Invocation | None = None) ->
     """Call a function with arguments from the command line, and print its RESULT line.
 
     Args:
-        verb: a function whose parameters are the flags and whose docstring is the help, or several
+        verb: a function whose parameters are the flags, described in its docstring, or several
             functions by subcommand.
         call: how the job was called.
     """
@@ -326,6 +326,7 @@ def _call_verb(verb: Verb | Mapping[str, Verb], call: Invocation) -> Result | No
             _bind_arguments(verb),
             args=call.arguments,
             prog=call.program,
+            description=call.docstring or None,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     return bound()

@@ -2,12 +2,11 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline import checksums, storage
+from pipeline import storage
 from pipeline.data.learnable import describe_gaps
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.data.schema import PLANES
@@ -23,7 +22,7 @@ from pipeline.data_view.options import SIZES, ViewOptions, find_categories
 from pipeline.errors import RecipeError
 from pipeline.evaluation.split_reader import EvalChunk, plan_chunks, read_chunk
 from pipeline.report.label_picture import assign_colors
-from pipeline.run_report.page import Page, Picture, Section, Table, render
+from pipeline.run_report.page import Page, Picture, Section, Table, write_page
 from pipeline.run_report.pictures import css_color
 from pipeline.run_report.sections import list_facts
 from pipeline.text import format_count
@@ -70,9 +69,7 @@ def view_data(shards: str, options: ViewOptions, *, out: str) -> dict[str, Any]:
         f"{counts['photos']} of them shown (seed {options.seed})",
         sections=[*sections, about],
     )
-    target = str(Path(out).absolute()) if storage.is_local(out) else out
-    checksums.write_file(target, render(page))
-    return {"out": target, **counts}
+    return {"out": write_page(page, out=out), **counts}
 
 
 def _read_rows(uri: str, seed: int, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -79,9 +79,12 @@ def draw(
     """Give a figure to draw on; afterwards the list holds its chart."""
     charts: list[Chart] = []
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        is_wide = width_in >= 4
+        # A page has many small charts, whose simple layout takes two thirds of the time.
+        layout: Literal["constrained", "tight"] = "constrained" if is_wide else "tight"
+        figure = Figure(figsize=(width_in, height_in), layout=layout)
         yield figure, charts
-        charts.append(Chart(to_svg(figure, caption), is_wide=width_in >= 4))
+        charts.append(Chart(to_svg(figure, caption), is_wide=is_wide))
 
 
 def to_svg(figure: Figure, caption: str) -> Markup:

@@ -83,6 +83,35 @@ def match_detections(
     )
 
 
+def pair_in_order(
+    truth: Mapping[str, Any], rows: Sequence[Entry], *, dilation_ratio: float
+) -> list[Pair]:
+    """Pair each object with its own mask, where there is one for each; lowest boundary IoU first.
+
+    Args:
+        truth: in COCO's layout, with masks as RLE; crowds are left out.
+        rows: one for each object of an image, in their order.
+        dilation_ratio: width of the boundary band, in image diagonals.
+
+    Raises:
+        ValueError: an image has another number of objects than of masks.
+    """
+    by_image: dict[int, tuple[list[Entry], list[Entry]]] = {
+        image["id"]: ([], []) for image in truth["images"]
+    }
+    for each in truth["annotations"]:
+        if not each["iscrowd"]:
+            by_image[each["image_id"]][0].append(each)
+    for row in rows:
+        by_image[row["image_id"]][1].append(row)
+    pairs = [
+        _compare(true, found, dilation_ratio)
+        for objects, masks in by_image.values()
+        for true, found in zip(objects, masks, strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: pair.boundary_iou)
+
+
 class _Matched(NamedTuple):
     found: dict[int, int]
     """Id of the matched annotation by id of the detection; 0 is none."""

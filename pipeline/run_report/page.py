@@ -13,7 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
+from pipeline import checksums, storage
 from pipeline.run_report.charts import Chart
+
+REPORT_FILE = "report.html"
 
 _QUALITY = 82
 
@@ -74,6 +77,25 @@ class Page:
 def render(page: Page) -> bytes:
     """Render a page as one HTML file without references to any other."""
     return _load_template().render(page=page).encode()
+
+
+def write_page(page: Page, *, folder: str = "", out: str = "") -> str:
+    """Write a page as report.html into the folder of a run, or as another file.
+
+    Returns:
+        The URI of the file.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if out:
+        uri = storage.absolute(out)
+        # No checksums: they would be a second file in a folder of the user.
+        storage.write_bytes_atomic(uri, render(page))
+        return uri
+    uri = storage.join(folder, REPORT_FILE)
+    checksums.write_file(uri, render(page))
+    return uri
 
 
 def encode_picture(picture: Image.Image, caption: str, *, tags: tuple[str, ...] = ()) -> Picture:

@@ -1,12 +1,9 @@
 """Write the report of a run: one HTML file in its folder, which opens from disk."""
 
-from pipeline import checksums, storage
-from pipeline.run_report import instance_sections, sections, semantic_sections
-from pipeline.run_report.page import Page, Section, render
+from pipeline.run_report import instance_sections, refine_sections, sections, semantic_sections
+from pipeline.run_report.page import Page, Section, write_page
 from pipeline.run_report.run_folder import RunFolder, read_run
 from pipeline.text import format_count
-
-REPORT_FILE = "report.html"
 
 
 def write_report(run_uri: str, *, against: str = "", tracking_uri: str = "", out: str = "") -> str:
@@ -27,9 +24,7 @@ def write_report(run_uri: str, *, against: str = "", tracking_uri: str = "", out
     """
     run = read_run(run_uri, tracking_uri=tracking_uri)
     other = read_run(against, tracking_uri=tracking_uri) if against else None
-    uri = out or storage.join(run.uri, REPORT_FILE)
-    checksums.write_file(uri, render(build_page(run, other)))
-    return uri
+    return write_page(build_page(run, other), folder=run.uri, out=out)
 
 
 def build_page(run: RunFolder, other: RunFolder | None = None) -> Page:
@@ -58,6 +53,5 @@ def _build_task(run: RunFolder, other: RunFolder | None) -> list[Section]:
             return instance_sections.build_sections(run, other)
         case "semantic":
             return semantic_sections.build_sections(run, other)
-        case task:
-            gap = f"The report does not show predictions of a model whose task is {task}."
-            return [Section(title="Predictions", gaps=[gap])]
+        case "refine":
+            return refine_sections.build_sections(run)

@@ -23,7 +23,7 @@ from pipeline.data.manifest import read_manifest
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.recipe import rename_old_fields, to_json
 from pipeline.recipe_json import leaves, to_plain
-from pipeline.run_report.report import REPORT_FILE
+from pipeline.run_report.page import REPORT_FILE
 from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle

@@ -11,13 +11,12 @@ import matplotlib as mpl
 import numpy as np
 import optuna
 
-from pipeline import checksums, storage
+from pipeline import storage
 from pipeline.errors import RecipeError
 from pipeline.recipe import from_dict
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.run_report.charts import Chart, draw
-from pipeline.run_report.page import Page, Section, Table, render
-from pipeline.run_report.report import REPORT_FILE
+from pipeline.run_report.page import Page, Section, Table, write_page
 from pipeline.training import evaluate_checkpoint
 from pipeline.tuning import plot
 from pipeline.tuning.results import (
@@ -52,9 +51,7 @@ def write_sweep_report(
     Raises:
         StorageError: it cannot be written.
     """
-    uri = out or storage.join(folder, REPORT_FILE)
-    checksums.write_file(uri, render(build_page(sweep, trials, folder=folder)))
-    return uri
+    return write_page(build_page(sweep, trials, folder=folder), folder=folder, out=out)
 
 
 def is_sweep(folder: str) -> bool:

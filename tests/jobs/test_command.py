@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,11 +106,25 @@ def test_the_help_of_a_verb_shows_commands_as_users_type_them(bsm):
     assert "ray job submit --working-dir . -- python jobs/coco_r101.py" in out
 
 
+@pytest.mark.parametrize("verb", ["audit", "doctor", "predict", "refine", "report", "quickstart"])
+def test_the_help_of_a_single_function_has_an_example(bsm, verb):
+    code, out, _ = bsm(verb, "--help")
+    assert code == 0
+    described = out.partition("options")[0].partition("\n")[2]
+    assert re.search(rf"^ *bsm {verb}\b", described, re.MULTILINE)
+
+
 def test_a_verb_runs_its_job(bsm, tmp_path):
     code, _, error = bsm("audit", "--data", str(tmp_path / "nothing"))
     assert code == 2
     assert "DatasetError" in error
     assert "it is not a folder of shards" in error
+
+
+def test_a_report_of_another_folder_is_an_error(bsm, tmp_path):
+    code, _, error = bsm("report", str(tmp_path))
+    assert code == 2
+    assert "so it is not the folder of a run" in error
 
 
 def test_the_version_is_that_of_the_package(bsm):

@@ -1,9 +1,10 @@
 """Objects and detections are matched by hand-countable examples."""
 
 import numpy as np
+import pytest
 from pycocotools import mask as mask_api
 
-from pipeline.run_report.matching import match_detections
+from pipeline.run_report.matching import match_detections, pair_in_order
 
 SIDE = 40
 
@@ -101,3 +102,17 @@ def test_the_input_is_not_changed():
     before = str(TRUTH), str(ROWS)
     match_detections(TRUTH, ROWS, dilation_ratio=0.02)
     assert (str(TRUTH), str(ROWS)) == before
+
+
+def test_masks_made_for_each_object_are_paired_in_order():
+    rows = [found(7, 1, 0, 0.5), found(7, 20, 0, 0.4), found(9, 0, 20, 0.9), found(9, 25, 25, 0.1)]
+    pairs = pair_in_order(TRUTH, rows, dilation_ratio=0.02)
+    assert [(pair.truth["id"], pair.detection["score"]) for pair in pairs] == [
+        (1, 0.5),
+        (2, 0.4),
+        (3, 0.9),
+        (4, 0.1),
+    ]
+    assert [pair.boundary_iou for pair in pairs[1:]] == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="shorter"):
+        pair_in_order(TRUTH, rows[:3], dilation_ratio=0.02)

@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shards(folder) -> Path:
     """Return shapes of which one category has a name that no page should take for HTML."""
-    write_shapes(folder / "coco", train_images=12, val_images=6)
+    write_shapes(folder / "coco", train_images=12, val_images=16)
     for split in ("train", "val"):
         file = folder / "coco" / "annotations" / f"instances_{split}.json"
         content = json.loads(file.read_text())
@@ -45,6 +45,7 @@ def shards(folder) -> Path:
 @pytest.fixture(scope="module")
 def run(shards, folder) -> Path:
     recipe = tiny_recipe(shards, folder / "runs", name="first", num_workers=0)
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, max_images=None))
     made = make_instance_run(recipe)
     declared = replace(recipe, optim=replace(recipe.optim, steps=90_000))
     paper = Paper(table="2", split="val2017", mask_ap=36.9, boundary_ap=23.6)
@@ -135,11 +136,14 @@ def test_charts_have_no_color_of_their_own_for_text(page):
     assert "currentColor" in page
 
 
-def test_another_run_is_beside_it_with_what_differs(run, shards, folder):
+def test_another_run_is_beside_it_with_what_differs(run, shards, folder, monkeypatch):
     recipe = tiny_recipe(shards, folder / "runs", name="second", num_workers=0)
     recipe = replace(recipe, optim=replace(recipe.optim, lr_per_image=0.002))
     other = make_instance_run(recipe)
-    uri = write_report(str(run), against=str(other), out=str(folder / "both.html"))
+    monkeypatch.chdir(folder)
+    uri = write_report(str(run), against=str(other), out="both.html")
+    assert uri == str(folder / "both.html")
+    assert not (folder / "SHA256SUMS").exists()
     text = squeeze(Parsed(Path(uri).read_text()).text)
     assert "first, against second" in text
     assert "optim.lr_per_image 0.002 0.001" in text

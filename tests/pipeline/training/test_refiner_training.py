@@ -44,6 +44,9 @@ def test_a_run_writes_all_its_outputs_and_resumes(shards, folder, caplog):
         assert 0 < result[f"given_{name}"] < 1
     assert "AP" not in result
     rows = json.loads(Path(result["refined"]).read_text())
+    report = Path(result["report"]).read_text()
+    assert f"{len(rows)} masks in 4 images, damaged and then refined" in report
+    assert report.count("<figcaption>") == len(rows)
     assert {"image_id", "annotation_id", "category_id", "score", "segmentation"} == set(rows[0])
     assert result["model"] == "models:/tiny-refiner/2"
     assert "band 0.5%" in caplog.text

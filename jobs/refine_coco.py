@@ -20,7 +20,10 @@ DEFAULTS = RefinerConfig()
 
 RECIPE = Recipe(
     name="refine_coco",
-    model=replace(DEFAULTS, backbone=replace(DEFAULTS.backbone, weights="timm")),
+    # COCO's polygons are too coarse below; masks exact to the pixel allow 0 (docs/refine.md).
+    model=replace(
+        DEFAULTS, backbone=replace(DEFAULTS.backbone, weights="timm"), min_object_px=48.0
+    ),
     data=DataConfig(
         root="data/coco",
         train_split="train2017",

@@ -41,9 +41,9 @@ class RefinerConfig(Config):
     crop_px: Annotated[tuple[_CropPx, ...], MinLen(1)] = (64, 96, 128, 192, 256)
     """Sides of crops in inference; each mask takes the smallest that keeps all pixels of its crop,
     or the largest there is."""
-    min_object_px: NonNegativeFloat = 48.0
-    """Masks of smaller objects (square root of the area) are kept as given: the cells of a head's
-    mask are hardly larger than pixels there, and refining them made them worse (docs/refine.md)."""
+    min_object_px: NonNegativeFloat = 0.0
+    """Masks of smaller objects (square root of the area) are kept as given. Polygons cut corners of
+    small objects, so a refiner that learned from them makes masks worse (docs/refine.md)."""
     crops_per_image: PositiveInt = 2
     """Objects of an image that a training step refines."""
     window_share: Annotated[float, Interval(ge=0, le=1)] = 0.5

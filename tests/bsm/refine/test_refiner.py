@@ -26,7 +26,7 @@ def tiny_refiner(squeeze: str = "none", **values) -> RefinerConfig:
         squeeze=squeeze,
         train_px=64,
         crop_px=(64, 96),
-        **{"min_object_px": 0.0} | values,
+        **values,
     )
 
 

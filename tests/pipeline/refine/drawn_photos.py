@@ -23,7 +23,6 @@ TINY = RefinerConfig(
     widths=(8, 8, 8, 8, 8, 8),
     train_px=64,
     crop_px=(64,),
-    min_object_px=0.0,
 )
 
 

@@ -170,7 +170,7 @@ def ingest(*, photos: str, split: str = "train2017", rounds: int = 3) -> Result:
     return bench.bench_ingest(photos=photos, split=split, rounds=rounds, print_line=_print_line)
 
 
-def checkpoint(*, folder: str = "", rounds: int = 5, threads: int = 1) -> Result:
+def checkpoint(*, folder: str = "", rounds: int = 5, threads: int = 2) -> Result:
     """Save a checkpoint of the squeeze with R-101 and its optimizer, beside torch.save.
 
     Args:

@@ -111,9 +111,9 @@ def _copy(value: Any, kept: Any) -> Any:  # noqa: ANN401  a state_dict and all t
             known = kept if isinstance(kept, Mapping) else {}
             items = {key: _copy(item, known.get(key)) for key, item in value.items()}
             # An OrderedDict stays one, as in a checkpoint without a copy.
-            copied = type(value)(items)  # type: ignore[call-arg]
-            if hasattr(value, "_metadata"):
-                copied._metadata = value._metadata  # noqa: SLF001  versions of torch's modules
+            copied: Any = type(value)(items)  # type: ignore[call-arg]
+            if hasattr(value, "_metadata"):  # versions of torch's modules
+                copied._metadata = value._metadata  # noqa: SLF001
             return copied
         case list() | tuple():
             same = len(kept) == len(value) if isinstance(kept, list | tuple) else False

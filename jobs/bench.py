@@ -64,7 +64,7 @@ def evaluation(
 
 
 def detector(
-    *, detections: tuple[int, ...] = (100, 50, 20), rounds: int = 3, threads: int = 1
+    *, detections: tuple[int, ...] = (100, 50, 20), rounds: int = 2, threads: int = 1
 ) -> Result:
     """Detect objects in an image of 800 px, beside torchvision's Mask R-CNN of the same weights.
 

@@ -64,7 +64,7 @@ def evaluation(
 
 
 def detector(
-    *, detections: tuple[int, ...] = (100, 50, 20), rounds: int = 3, threads: int = 1
+    *, detections: tuple[int, ...] = (100, 50, 20), rounds: int = 2, threads: int = 1
 ) -> Result:
     """Detect objects in an image of 800 px, beside torchvision's Mask R-CNN of the same weights.
 
@@ -79,18 +79,21 @@ def detector(
     return bench.bench_detector(detections=detections, rounds=rounds, print_line=_print_line)
 
 
-def step(*, images: int = 1, rounds: int = 3, threads: int = 1) -> Result:
+def step(*, images: int = 1, objects: int = 64, rounds: int = 3, threads: int = 1) -> Result:
     """Train a step on images of 800 px, beside torchvision's Mask R-CNN of the same weights.
 
     Args:
         images: of the batch.
+        objects: per image, and so many RoIs whose masks are trained, at least.
         rounds: that count.
         threads: of torch.
     """
     from pipeline.bench import detectors as bench
 
     _set_threads(threads)
-    return bench.bench_training_step(images=images, rounds=rounds, print_line=_print_line)
+    return bench.bench_training_step(
+        images=images, objects=objects, rounds=rounds, print_line=_print_line
+    )
 
 
 def feed(
@@ -170,7 +173,7 @@ def ingest(*, photos: str, split: str = "train2017", rounds: int = 3) -> Result:
     return bench.bench_ingest(photos=photos, split=split, rounds=rounds, print_line=_print_line)
 
 
-def checkpoint(*, folder: str = "", rounds: int = 5, threads: int = 1) -> Result:
+def checkpoint(*, folder: str = "", rounds: int = 5, threads: int = 2) -> Result:
     """Save a checkpoint of the squeeze with R-101 and its optimizer, beside torch.save.
 
     Args:

@@ -120,7 +120,8 @@ def test_every_flag_of_a_job_command_exists(command):
 
 
 def test_every_recipe_flag_exists():
-    shown = show_help("jobs/coco_r50.py") + show_help("jobs/cityscapes_semantic_r50.py")
+    jobs = ("coco_r50", "cityscapes_semantic_r50", "refine_coco")
+    shown = "".join(show_help(f"jobs/{job}.py") for job in jobs)
     known = set(re.findall(r"--[a-z][\w.-]*", shown))
     for name, text in TEXTS.items():
         flags = set(re.findall(r"(?<!\S)`?(--[a-z]+\.[a-z0-9.-]+[a-z0-9])", text))

@@ -54,8 +54,9 @@ def bench_ingest(
         counts.update(ingest_dataset(config))
 
     cases = {
-        "pycocotools and Pillow": timed(lambda: _loop(Path(photos), split, folder)),
+        # First, because its errors say what is wrong with the folder.
         "ours": timed(run_ours),
+        "pycocotools and Pillow": timed(lambda: _loop(Path(photos), split, folder)),
     }
     try:
         runs = time_in_turn(cases, rounds=rounds, print_line=print_line)

@@ -14,10 +14,10 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.checksums import hash_bytes
@@ -57,6 +57,27 @@ class Identity:
     categories: tuple[tuple[int, int, str], ...]
     """(category_id, category_index, name) of each category."""
     data_fingerprint: str
+
+
+class HasState(Protocol):
+    """A module, an optimizer, or a copy of its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors and plain values of the state."""
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """The state of torch's random generators."""
+
+    torch: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def capture(cls) -> "RandomState":
+        """Return the current state."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return cls(torch.get_rng_state(), cuda)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +137,32 @@ def find_latest(
     return None
 
 
+def get_ref(run_uri: str, *, step: int) -> CheckpointRef:
+    """Return the checkpoint after `step` steps, whether or not it is there."""
+    return CheckpointRef(storage.join(checkpoints_uri(run_uri), f"step-{step:08d}"), step)
+
+
 def save(
     run_uri: str,
     *,
-    model: nn.Module,
-    optimizer: FiniteOptimizer,
+    model: HasState,
+    optimizer: HasState,
     step: int,
     epoch: int,
     identity: Identity,
+    random_state: RandomState | None = None,
 ) -> CheckpointRef:
-    """Write the checkpoint after `step` steps atomically."""
+    """Write the checkpoint after `step` steps atomically.
+
+    Args:
+        run_uri: the run's folder.
+        model: of the run, or a copy of its state.
+        optimizer: of the run, or a copy of its state.
+        step: steps done.
+        epoch: epochs completed.
+        identity: of the run.
+        random_state: by default the current one.
+    """
     info = {
         "format": FORMAT,
         "step": step,
@@ -135,19 +172,19 @@ def save(
         "categories": [list(category) for category in identity.categories],
         "data_fingerprint": identity.data_fingerprint,
     }
-    cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    random_state = random_state or RandomState.capture()
     buffer = io.BytesIO()
     torch.save(
         {
             **info,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "rng": {"torch": torch.get_rng_state(), "cuda": cuda_rng},
+            "rng": {"torch": random_state.torch, "cuda": random_state.cuda},
         },
         buffer,
     )
     data = buffer.getvalue()
-    ref = CheckpointRef(storage.join(checkpoints_uri(run_uri), f"step-{step:08d}"), step)
+    ref = get_ref(run_uri, step=step)
     # Hashing takes as long as half of the write, and runs beside it: both release the GIL.
     with ThreadPoolExecutor(max_workers=1) as pool:
         digest = pool.submit(hash_bytes, data)

@@ -8,6 +8,7 @@ the only random state that a resume needs, on any number of workers.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -28,6 +29,7 @@ from pipeline.errors import TrainingError
 from pipeline.recipe import Recipe
 from pipeline.training import checkpoint, evaluate_checkpoint, progress
 from pipeline.training.checkpoint import CheckpointRef, Identity
+from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
 from pipeline.training.sample_log import SampleLog, delete_from_step
 from pipeline.training.start_weights import with_local_weights
@@ -59,8 +61,8 @@ class Hooks:
     after_checkpoint: Callable[[CheckpointRef | None, dict[str, float]], None] = (
         lambda _checkpoint, _metrics: None
     )
-    """Called on every worker after a checkpoint, with the checkpoint on rank 0, and with the last
-    metrics, the step, and the evaluation if the recipe asks for one."""
+    """Called on every worker when a checkpoint is being written, with the checkpoint on rank 0, and
+    with the last metrics, the step, and the evaluation if the recipe asks for one."""
     stop_before: Callable[[int], Stop] = lambda _: ""
     """Called on every worker before each step; must return the same on all of them."""
     build: Callable[[ModelConfig], nn.Module] = build_model
@@ -127,6 +129,7 @@ def train(
         error.add_note(loop.describe_position())
         raise
     finally:
+        loop.close()
         if isinstance(stream, Generator):
             stream.close()
 
@@ -165,6 +168,7 @@ class _TrainLoop:
         self.model, self.optimizer = model, optimizer
         self.ddp_model = wrap_in_ddp(model, worker=worker)
         self.samples = SampleLog(worker)
+        self.writer = CheckpointWriter()
         self.started_s = time.perf_counter()
         self.steady_s, self.steady_steps = 0.0, 0
         self.item: StepBatch | None = None
@@ -249,18 +253,22 @@ class _TrainLoop:
         saved = None
         if self.worker.rank == 0:
             self.hooks.before_checkpoint()
-            saved = checkpoint.save(
+            saved = self.writer.save(
                 self.job.run_uri,
                 model=self.model,
                 optimizer=self.optimizer,
                 step=item.step + 1,
                 epoch=item.epoch,
                 identity=self.job.identity,
+                then=functools.partial(
+                    checkpoint.prune,
+                    self.job.run_uri,
+                    step=item.step + 1,
+                    keep=self.recipe.checkpoint.keep,
+                ),
             )
         metrics = self.result.last_metrics | evaluation | {"step": float(item.step + 1)}
         self.hooks.after_checkpoint(saved, metrics)
-        if self.worker.rank == 0:
-            checkpoint.prune(self.job.run_uri, step=item.step + 1, keep=self.recipe.checkpoint.keep)
 
     def _leave(self, stop: Stop, metrics: StepMetrics) -> TrainResult:
         """Stop before the last step, with a checkpoint of the steps since the last one."""
@@ -295,7 +303,13 @@ class _TrainLoop:
             self.hooks.print_line(progress.format_evaluation(metrics, done=done))
         return metrics
 
+    def close(self) -> None:
+        """End the writing of checkpoints; after an error, only say that it failed too."""
+        if (error := self.writer.close()) is not None:
+            self.hooks.print_line(f"the last checkpoint could not be written: {error}")
+
     def _stop(self, bad: BadStep) -> TrainResult:
+        self.writer.wait()
         if self.worker.rank == 0:
             record = {**dataclasses.asdict(bad), "image_ids": bad.image_ids}
             storage.write_bytes_atomic(
@@ -311,6 +325,7 @@ class _TrainLoop:
         return self._finish()
 
     def _finish(self) -> TrainResult:
+        self.writer.wait()
         images = self.steady_steps * self.recipe.optim.global_batch
         self.result.train_s = time.perf_counter() - self.started_s
         self.result.images_per_s = images / self.steady_s if self.steady_s else 0.0

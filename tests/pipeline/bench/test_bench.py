@@ -62,9 +62,15 @@ def test_a_run_is_timed_with_its_children_and_its_peak():
     code = "sum(range(10**7))"
     sample = timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))()
     assert sample.cpu_s > 0.05
-    sample = timed(lambda: np.ones(10_000_000))()
+    # In a new process: in a large one, pages that the system takes back hide the peak.
+    code = """
+import numpy as np
+from pipeline.bench.timing import timed
+print(timed(lambda: np.ones(10_000_000))().peak_mb)
+"""
+    run = [sys.executable, "-c", code]
     if Path("/proc/self/clear_refs").exists():
-        assert 79 < sample.peak_mb < 120
+        assert 79 < float(subprocess.check_output(run, cwd=ROOT)) < 120
 
 
 def test_the_boundary_peer_has_our_boundary_ap(tmp_path):

@@ -1,5 +1,6 @@
 # What a newcomer types. Every target sets up what it needs, once, in .venv; nothing comes before.
 #
+#   make setup        only install everything in .venv
 #   make quickstart   data, training, evaluation, registry and prediction in a few minutes
 #   make test         all tests
 #   make lint         style, types and import rules

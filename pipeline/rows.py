@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pipeline.recipe import Recipe, differences
@@ -70,6 +70,14 @@ class Row:
     papers: tuple[Paper, ...] = ()
     """One for each table that has the row."""
 
+    def on_data_of(self, recipe: Recipe) -> "Row":
+        """Leave the paper's numbers out if a run of the row was evaluated on other data."""
+        ours, theirs = (
+            (each.data.val_split, getattr(each.model, "num_classes", 0))
+            for each in (recipe, self.recipe)
+        )
+        return self if ours == theirs else replace(self, papers=())
+
     def format_papers(self) -> str:
         """Format the paper's numbers; "-" if there are none."""
         return "; ".join(map(str, self.papers)) or "-"
@@ -86,7 +94,7 @@ def format_rows(rows: Mapping[str, Row]) -> list[str]:
 
 
 def compare_with_paper(row: Row, recipe: Recipe, metrics: Mapping[str, Any]) -> list[str]:
-    """Compare a run with the paper, one line for each number that both have.
+    """Compare a run with the paper, one line for each number that both have on the same data.
 
     Args:
         row: the row of the job.
@@ -96,7 +104,7 @@ def compare_with_paper(row: Row, recipe: Recipe, metrics: Mapping[str, Any]) -> 
     lines = [
         f"{METRIC_LABELS[name]} {100 * metrics[name]:.1f} on {recipe.data.val_split}, "
         f"the paper has {value} (Table {paper.table}, {paper.split})"
-        for paper in row.papers
+        for paper in row.on_data_of(recipe).papers
         for name, value in paper.numbers().items()
         if metrics.get(name) is not None
     ]

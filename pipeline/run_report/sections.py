@@ -60,7 +60,7 @@ def _list_result_gaps(run: RunFolder, other: RunFolder | None) -> Iterator[str]:
     if run.row is None:
         yield f"There is no number of the paper: {run.gaps['row']}."
     elif not run.row.papers:
-        yield "The paper has no number for this recipe."
+        yield "The paper has no number for this recipe and data."
 
 
 def _compare_recipes(run: RunFolder, other: RunFolder | None) -> list[Table]:

@@ -123,7 +123,9 @@ def _run(
         with _time_phase(seconds, "register"):
             version = _save_results(model, prepared, handle, evaluation, step=trained.step)
         with _time_phase(seconds, "report"):
-            report = _write_report(prepared.run_uri, handle, row)
+            report = _write_report(
+                prepared.run_uri, handle, row.on_data_of(recipe) if row else None
+            )
     return {
         "name": recipe.name,
         "steps": trained.step,
@@ -186,7 +188,12 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
         (
             "lr",
             f"{optim.lr:g} ({optim.lr_per_image:g} per image), "
-            f"{format_count(optim.warmup_steps, 'warm-up step')}",
+            f"{format_count(optim.warmup_steps, 'warm-up step')}"
+            + (
+                ": more than there are steps, so it is never reached"
+                if optim.warmup_steps > optim.steps
+                else ""
+            ),
         ),
         (
             "model",

@@ -42,6 +42,16 @@ def test_a_comparison_names_the_overrides_that_change_the_numbers():
     assert compare_with_paper(ROW, run, {}) == []
 
 
+def test_a_run_on_other_data_is_not_compared():
+    metrics = {"mask_ap": 0.3794}
+    photos = replace(RECIPE, data=replace(RECIPE.data, val_split="val"))
+    fewer = replace(RECIPE, model=replace(RECIPE.model, num_classes=3))
+    for run in (photos, fewer):
+        assert compare_with_paper(ROW, run, metrics) == []
+        assert ROW.on_data_of(run).papers == ()
+    assert ROW.on_data_of(RECIPE) == ROW
+
+
 def test_rows_are_listed_one_a_line_with_the_papers_numbers():
     header, *lines = format_rows({"squeeze": ROW, "guided": Row(RECIPE, "ours")})
     assert header.split() == ["row", "model", "the", "paper", "reports"]

@@ -285,6 +285,8 @@ def _write_detections(
             rows += [
                 _to_coco(row, image["id"], name, registered.model.categories) for row in detections
             ]
+    if images and not rows and score > 0:
+        _log.warning("predict: no object has a score of %g or more; see others with --score", score)
     refined_by = {"refined_by": refiner.uri} if refiner else {}
     content = {
         **refined_by,

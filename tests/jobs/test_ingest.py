@@ -54,3 +54,11 @@ def test_bad_input_exits_with_2_and_the_next_command(tmp_path, monkeypatch, caps
     line = next(line for line in stderr.splitlines() if line.endswith("--on-bad drop"))
     run_job(monkeypatch, *line.split()[2:])
     assert '"images": 3' in capsys.readouterr().out
+
+
+def test_a_missing_folder_is_named_itself(tmp_path, monkeypatch, capsys):
+    given = ("--root", tmp_path / "nope", "--split", "train", "--out", tmp_path / "out")
+    with pytest.raises(SystemExit) as stopped:
+        run_job(monkeypatch, "coco", *given)
+    assert stopped.value.code == 2
+    assert f"{tmp_path}/nope does not exist or is empty" in capsys.readouterr().err

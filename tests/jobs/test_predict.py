@@ -75,7 +75,7 @@ def test_the_command_of_the_readme(registered_model, photos, tmp_path):
         assert picture.size == (576, 384)
 
 
-def test_detections_are_coco_rows_with_file_names(model, photos, tmp_path):
+def test_detections_are_coco_rows_with_file_names(model, photos, tmp_path, caplog):
     result = predict_folder(model, str(photos), tmp_path / "out", score=0.0)
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
     sizes = {i["id"]: (i["file_name"], i["height"], i["width"]) for i in content["images"]}
@@ -89,8 +89,10 @@ def test_detections_are_coco_rows_with_file_names(model, photos, tmp_path):
         x, y, w, h = row["bbox"]
         assert 0 <= x < x + w <= width + 1e-3
         assert 0 <= y < y + h <= height + 1e-3
+    assert "no object has a score" not in caplog.text
     none = predict_folder(model, str(photos / "a.png"), tmp_path / "one", score=1.0)
     assert (none["images"], none["detections"]) == (1, 0)
+    assert "no object has a score of 1 or more; see others with --score" in caplog.text
     assert (tmp_path / "one" / "a.png").exists()
 
 

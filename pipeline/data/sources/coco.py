@@ -186,6 +186,10 @@ def _find_files(config: CocoIngest) -> tuple[str, str]:
     annotations = config.annotations or dataset_files.find_file(config.root, f"annotations/{name}")
     images = config.images or dataset_files.find_folder(config.root, config.split)
     wrong = []
+    if not (annotations and images) and not dataset_files.list_entries(config.root):
+        raise DatasetError(
+            f"{config.root} does not exist or is empty; name the data set's folder with --root"
+        )
     if not annotations or not dataset_files.exists(annotations):
         folder = storage.join(config.root, "annotations")
         others = [each for each in dataset_files.list_entries(folder) if each.endswith(".json")]

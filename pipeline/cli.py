@@ -314,6 +314,7 @@ def _check_paths(recipe: Recipe) -> None:
 def _call_verb(verb: Verb | Mapping[str, Verb], call: Invocation) -> Result | None:
     bound: Callable[[], Result | None]
     if isinstance(verb, Mapping):
+        _check_subcommand(verb, call)
         bound = tyro.extras.subcommand_cli_from_dict(
             {name: _bind_arguments(function) for name, function in verb.items()},
             args=call.arguments,
@@ -330,6 +331,16 @@ def _call_verb(verb: Verb | Mapping[str, Verb], call: Invocation) -> Result | No
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     return bound()
+
+
+def _check_subcommand(verbs: Collection[str], call: Invocation) -> None:
+    """Refuse an unknown subcommand in one line; the parser would list all flags of all others."""
+    first = call.arguments[0] if call.arguments else ""
+    if first and not first.startswith("-") and first not in verbs:
+        raise RecipeError(
+            f"{first!r} is not a subcommand of {call.command}{suggest(first, verbs)}; there are: "
+            f"{', '.join(verbs)}"
+        )
 
 
 def _bind_arguments(function: Verb) -> Callable[..., Callable[[], Result | None]]:

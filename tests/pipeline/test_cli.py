@@ -259,7 +259,10 @@ def test_subcommands_choose_the_function(verbs):
     done = run(verbs, "one", "--root", "here")
     assert json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["root"] == "here"
     assert run(verbs, "two").stdout == "RESULT {}\n"
-    assert run(verbs, "three").returncode == 2
+    wrong = run(verbs, "onne", "--root", "here")
+    assert wrong.returncode == 2
+    assert "'onne' is not a subcommand of python " in wrong.stderr
+    assert wrong.stderr.strip().endswith(", perhaps you meant one; there are: one, two")
 
 
 def test_bad_input_ends_with_2_and_one_message(verb):

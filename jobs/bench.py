@@ -84,7 +84,7 @@ def step(*, images: int = 1, objects: int = 64, rounds: int = 3, threads: int = 
 
     Args:
         images: of the batch.
-        objects: per image, and so many RoIs whose masks are trained, at least.
+        objects: per image; at least as many RoIs train masks.
         rounds: that count.
         threads: of torch.
     """

@@ -1,4 +1,4 @@
-"""How a job was called: its name, its arguments, and the text for its help."""
+"""The call of a job: its name, its arguments, and the text for its help."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def _docstring() -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Invocation:
-    """How a job was called; by default as the file that Python runs."""
+    """The call of a job; by default of the file that Python runs."""
 
     program: str = field(default_factory=_running_file)
     """As users type it: jobs/ingest.py, or bsm ingest."""

@@ -20,7 +20,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Sample(NamedTuple):
-    """What one run of a case took."""
+    """Time and memory of one run of a case."""
 
     cpu_s: float
     """CPU seconds of this process and of its children that ended."""

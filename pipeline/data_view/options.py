@@ -1,4 +1,4 @@
-"""What to show of a data set."""
+"""Options of the page of a data set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _SMALL_PX, _LARGE_PX = 32**2, 96**2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewOptions(RecipePart):
-    """What to show of a data set."""
+    """The photos, masks and targets that the page of a data set shows."""
 
     category: tuple[str, ...] = ()
     """Categories to show; by default all."""

@@ -1,4 +1,4 @@
-"""What ends a job from outside is told with the command that resumes it."""
+"""A job that is stopped from outside names the command that resumes it."""
 
 import logging
 import os

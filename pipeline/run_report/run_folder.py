@@ -83,7 +83,7 @@ def read_run(run_uri: str, *, tracking_uri: str = "") -> RunFolder:
         tracking_uri: its MLflow store; "" is the recipe's, or else the one beside the folder.
 
     Raises:
-        RecipeError: the folder is not that of a run.
+        RecipeError: the folder is not that of a run, or its recipe is invalid.
         StorageError: its recipe cannot be read.
     """
     uri = storage.absolute(run_uri.rstrip("/"))
@@ -92,7 +92,11 @@ def read_run(run_uri: str, *, tracking_uri: str = "") -> RunFolder:
             f"{run_uri} has no {RECIPE_FILE}, so it is not the folder of a run. Use the folder "
             "that the run's log names under results: STORAGE/NAME"
         )
-    recipe = from_json(checksums.read_file(storage.join(uri, RECIPE_FILE)))
+    recipe_uri = storage.join(uri, RECIPE_FILE)
+    try:
+        recipe = from_json(checksums.read_file(recipe_uri))
+    except RecipeError as error:
+        raise RecipeError(f"{recipe_uri}: {error}") from error
     run = RunFolder(uri=uri, recipe=recipe)
     gaps: dict[str, str] = {}
 

@@ -172,6 +172,9 @@ def test_what_a_run_does_not_have_is_said(shards, folder):
 def test_a_folder_that_is_no_run_is_an_error(tmp_path):
     with pytest.raises(RecipeError, match=r"has no recipe\.json, so it is not the folder of a run"):
         write_report(str(tmp_path))
+    (tmp_path / "recipe.json").write_text('{"x": 1')
+    with pytest.raises(RecipeError, match=rf"^{tmp_path}/recipe\.json: .*not valid JSON"):
+        write_report(str(tmp_path))
 
 
 def test_label_maps_have_classes_confusion_and_worst_frames(tmp_path):

@@ -20,10 +20,7 @@ DEFAULTS = RefinerConfig()
 
 RECIPE = Recipe(
     name="refine_coco",
-    # COCO's polygons are too coarse below; masks exact to the pixel allow 0 (docs/refine.md).
-    model=replace(
-        DEFAULTS, backbone=replace(DEFAULTS.backbone, weights="timm"), min_object_px=48.0
-    ),
+    model=replace(DEFAULTS, backbone=replace(DEFAULTS.backbone, weights="timm")),
     data=DataConfig(
         root="data/coco",
         train_split="train2017",

@@ -23,9 +23,7 @@ RECIPE = replace(
         COCO.model,
         backbone=BackboneConfig(name="resnet10t", norm="group", freeze_at=0),
         train_px=96,
-        crop_px=(64, 96, 128),
-        # So small are the shapes.
-        min_object_px=0.0,
+        crop_px=(96, 128),
     ),
     data=DataConfig(
         root=QUICKSTART.data.root, train_split="train", val_split="val", short_edge_px=(128,)

@@ -38,12 +38,10 @@ class RefinerConfig(Config):
     """Side of a crop in longer sides of the mask's box."""
     train_px: _CropPx = 128
     """Side of a crop in training."""
-    crop_px: Annotated[tuple[_CropPx, ...], MinLen(1)] = (64, 96, 128, 192, 256)
+    crop_px: Annotated[tuple[_CropPx, ...], MinLen(1)] = (160, 192, 256)
     """Sides of crops in inference; each mask takes the smallest that keeps all pixels of its crop,
-    or the largest there is."""
-    min_object_px: NonNegativeFloat = 0.0
-    """Masks of smaller objects (square root of the area) are kept as given. Polygons cut corners of
-    small objects, so a refiner that learned from them makes masks worse (docs/refine.md)."""
+    or the largest there is. Below train_px small objects look smaller than in training, and come
+    out worse than they went in (docs/refine.md)."""
     crops_per_image: PositiveInt = 2
     """Objects of an image that a training step refines."""
     window_share: Annotated[float, Interval(ge=0, le=1)] = 0.5

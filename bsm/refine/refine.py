@@ -26,9 +26,7 @@ class Refined(NamedTuple):
     masks: Tensor
     """(R, H, W) bool."""
     confidence: Tensor
-    """(R,) float32 in 0..1: mean |2 p - 1| along the refined outline; 0 if not refined."""
-    skipped: Tensor
-    """(R,) bool: the mask of an object below the config's min_object_px, returned as given."""
+    """(R,) float32 in 0..1: mean |2 p - 1| along the refined outline; 0 for an empty mask."""
 
 
 @torch.inference_mode()
@@ -37,8 +35,6 @@ def refine_masks(
 ) -> Refined:
     """Refine masks of one photo; an empty mask stays empty, and one that would vanish stays.
 
-    So do those of small objects.
-
     Args:
         model: in evaluation mode, on the device of the image.
         image: RGB, 0 to 255.
@@ -46,12 +42,9 @@ def refine_masks(
     """
     refined = masks.bool().clone()
     confidence = torch.zeros(len(masks), device=image.device)
-    area_px = refined.flatten(1).sum(1)
-    skipped = (area_px > 0) & (area_px < model.config.min_object_px**2)
-    wanted = (area_px > 0) & ~skipped
     crops = boxes_to_crops(_find_boxes(refined), scale=model.config.context)
     plane = image[None].float()
-    for side, index in _plan_chunks(crops, wanted, masks.shape[1:], model.config.crop_px):
+    for side, index in _plan_chunks(crops, refined, sides=model.config.crop_px):
         here = crops[index]
         pixels = crop(plane, here, torch.zeros_like(index), side=side)
         given = _crop_masks(refined, here, index, side=side)
@@ -61,7 +54,7 @@ def refine_masks(
             pasted = _paste(logits[one], here[one], size_hw=refined.shape[1:])
             if pasted.any():
                 refined[row] = pasted
-    return Refined(refined, confidence, skipped)
+    return Refined(refined, confidence)
 
 
 def choose_side(extent_px: float, sides: tuple[int, ...]) -> int:
@@ -70,11 +63,11 @@ def choose_side(extent_px: float, sides: tuple[int, ...]) -> int:
 
 
 def _plan_chunks(
-    crops: Tensor, wanted: Tensor, size_hw: torch.Size, sides: tuple[int, ...]
+    crops: Tensor, masks: Tensor, *, sides: tuple[int, ...]
 ) -> Iterator[tuple[int, Integer[Tensor, " r"]]]:
-    """Yield the side and the indices of wanted masks that are refined together."""
-    extents = torch.where(wanted, crops[:, 2] - crops[:, 0], -1.0).tolist()
-    pixels = max(size_hw.numel(), 1)
+    """Yield the side and the indices of masks that are refined together."""
+    extents = torch.where(masks.flatten(1).any(1), crops[:, 2] - crops[:, 0], -1.0).tolist()
+    pixels = max(masks.shape[1] * masks.shape[2], 1)
     for side in sides:
         index = [
             row

@@ -33,7 +33,7 @@ class RefinedMask(NamedTuple):
     confidence: float
     """0 to 1, see `bsm.refine.refine.Refined`."""
     kept: bool
-    """Whether the given mask is kept: the change is too large, or the object too small."""
+    """Whether the given mask is kept: the change is too large."""
 
 
 def refine_rles(
@@ -67,15 +67,14 @@ def refine_rles(
         common = (given & refined.masks).flatten(1).sum(1).double()
         union = (given | refined.masks).flatten(1).sum(1).double()
         changes = (1 - common / union.clamp(min=1)).where(union > 0, torch.zeros_like(union))
-        for rle, counts, change, confidence, skipped in zip(
+        for rle, counts, change, confidence in zip(
             part,
             encode_masks(refined.masks),
             changes.tolist(),
             refined.confidence.tolist(),
-            refined.skipped.tolist(),
             strict=True,
         ):
-            kept = skipped or change > max_change
+            kept = change > max_change
             mask = rle if kept else {"size": [height, width], "counts": counts}
             found.append(RefinedMask(mask, change, confidence, kept))
     return found

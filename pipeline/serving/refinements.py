@@ -29,9 +29,8 @@ REFINEMENT_COLUMNS = (
     "error",
 )
 """Columns of a refiner. rle is COCO's dict of size and counts, change is 1 - IoU of the refiner's
-mask with the given one, and kept says that this is too much or that the object is too small, so
-that rle is the given mask. error is "", or says why the masks of a photo were not refined; its row
-has nothing else."""
+mask with the given one, and kept says that this is too much, so that rle is the given mask. error
+is "", or says why the masks of a photo were not refined; its row has nothing else."""
 
 
 class Request(NamedTuple):

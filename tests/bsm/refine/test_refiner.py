@@ -201,21 +201,6 @@ def test_a_mask_is_refined_alone_as_among_others():
         assert torch.equal(alone.masks[0], together.masks[row])
 
 
-def test_masks_of_small_objects_are_returned_as_given():
-    torch.manual_seed(0)
-    model = build_model(tiny_refiner(min_object_px=40.0)).eval()
-    torch.nn.init.normal_(model.correction.weight, std=0.5)
-    masks = torch.stack([disk(128, radius) for radius in (30, 20, 0)])
-    refined = refine_masks(model, torch.rand(3, 128, 128) * 255, masks)
-    assert refined.skipped.tolist() == [False, True, False]
-    assert [torch.equal(*pair) for pair in zip(refined.masks, masks, strict=True)] == [
-        False,
-        True,
-        True,
-    ]
-    assert (refined.confidence > 0).tolist() == [True, False, False]
-
-
 def test_a_refiner_starts_from_the_weights_of_another(tmp_path):
     torch.manual_seed(0)
     first = build_model(tiny_refiner())

@@ -33,7 +33,7 @@ def encode(mask):
 
 
 def keep(_model, _image, masks):
-    return Refined(masks, torch.full((len(masks),), 0.5), torch.zeros(len(masks)).bool())
+    return Refined(masks, torch.full((len(masks),), 0.5))
 
 
 def test_damage_depends_on_the_ids_alone():
@@ -92,7 +92,7 @@ def test_nothing_to_refine_is_said(tmp_path):
 def test_a_detector_is_evaluated_with_refined_masks(split, monkeypatch):
     def shrink(_model, _image, masks):
         smaller = -torch.nn.functional.max_pool2d(-masks.float()[:, None], 7, 1, 3)[:, 0]
-        return Refined(smaller > 0, torch.ones(len(masks)), torch.zeros(len(masks)).bool())
+        return Refined(smaller > 0, torch.ones(len(masks)))
 
     monkeypatch.setattr(mask_refinement, "refine_masks", shrink)
     data = DataConfig(short_edge_px=(96,), test_short_edge_px=96, long_edge_px=128)

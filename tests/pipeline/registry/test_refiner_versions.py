@@ -148,7 +148,7 @@ def drop_a_pixel(_model, _image, masks) -> Refined:
     for mask in changed:
         if mask.sum() > 1:
             mask[tuple(mask.nonzero()[0])] = False
-    return Refined(changed, torch.ones(len(masks)), torch.zeros(len(masks)).bool())
+    return Refined(changed, torch.ones(len(masks)))
 
 
 def test_predictions_pass_through_it_and_the_file_says_so(

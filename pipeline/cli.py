@@ -36,6 +36,7 @@ from pipeline.recipe import (
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.rows import NOT_RUN, Row, compare_with_paper, format_rows
 from pipeline.text import suggest
+from pipeline.training.schedule import follow_steps
 from pipeline.tuning.space import Sweep
 
 Result: TypeAlias = dict[str, Any]
@@ -103,7 +104,8 @@ def parse_recipe(
     flags = _RecipeFlags(recipe=recipe)
     parsed = _parse(flags, arguments, description=description, program=program)
     raise_problems(violations(parsed.recipe))
-    return parsed.recipe, parsed.print_recipe
+    fitted = _fit_schedule(recipe, parsed, arguments)
+    return fitted, parsed.print_recipe
 
 
 def parse_sweep(
@@ -127,7 +129,8 @@ def parse_sweep(
             sweep, recipe=parsed.recipe, trials=parsed.trials, parallel=parsed.parallel
         )
     raise_problems([problem.removeprefix("recipe.") for problem in violations(changed)])
-    return changed, parsed.resume, parsed.print_recipe
+    fitted = _fit_schedule(sweep.recipe, parsed, arguments)
+    return dataclasses.replace(changed, recipe=fitted), parsed.resume, parsed.print_recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +169,19 @@ def _parse(
             prog=program,
         )
     return parsed
+
+
+def _fit_schedule(
+    declared: Recipe, parsed: _RecipeFlags[Any], arguments: Sequence[str]
+) -> Recipe[Any]:
+    """Let what nobody set in the schedule follow --optim.steps, and say so."""
+    flags = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
+    given = {flag.replace("-", "_") for flag in flags}
+    fitted, notices = follow_steps(declared, parsed.recipe, given=given)
+    if not parsed.print_recipe:
+        for notice in notices:
+            logging.getLogger(__name__).info("%s", notice)
+    return fitted
 
 
 def _reject_misplaced_flags(recipe: Recipe, arguments: Sequence[str]) -> None:

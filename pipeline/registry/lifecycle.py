@@ -121,6 +121,8 @@ def promote_if_better(version: Version) -> Decision:
             key = choose_metric(record, record)
             if not key:
                 return None, f"{here} is not the {CHAMPION}: no deciding metric was measured"
+            if record.metrics[key] == 0:
+                return None, f"{here} is not the {CHAMPION}: it finds nothing ({key} is 0)"
             numbers = f"{key} {record.metrics[key]:.4f}"
             first = AliasChange(version=version.version, before="", how="promoted", text=numbers)
             return first, f"{here} is the first {CHAMPION}: {numbers}"

@@ -39,7 +39,7 @@ from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import MetricLog, RunHandle
 from pipeline.tracking.stores import format_error, redact
-from pipeline.training import checkpoint, finished_run
+from pipeline.training import checkpoint, finished_run, schedule
 from pipeline.training.checkpoint import CheckpointRef
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
 from pipeline.training.preflight import PreparedRun, prepare_run
@@ -110,6 +110,8 @@ def _run(
         resume_command=stop.resume_command,
     )
     _log.info("%s", "\n".join(format_table(_header_rows(prepared, handle, job))))
+    for misfit in schedule.find_misfits(recipe, train_images=prepared.train_images):
+        _log.warning("schedule: %s", misfit)
     with _closing_run(handle):
         with _time_phase(seconds, "train"):
             trained = _train(prepared, job, handle, callbacks=parent.callbacks, stop=stop)
@@ -122,6 +124,7 @@ def _run(
         stop.raise_if_lost()
         with _time_phase(seconds, "register"):
             version = _save_results(model, prepared, handle, evaluation, step=trained.step)
+            _explain_if_nothing_found(evaluation, prepared)
         with _time_phase(seconds, "report"):
             report = _write_report(
                 prepared.run_uri, handle, row.on_data_of(recipe) if row else None
@@ -188,12 +191,7 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
         (
             "lr",
             f"{optim.lr:g} ({optim.lr_per_image:g} per image), "
-            f"{format_count(optim.warmup_steps, 'warm-up step')}"
-            + (
-                ": more than there are steps, so it is never reached"
-                if optim.warmup_steps > optim.steps
-                else ""
-            ),
+            f"{format_count(optim.warmup_steps, 'warm-up step')}",
         ),
         (
             "model",
@@ -361,6 +359,16 @@ def _save_results(
             (files / uri.rpartition("/")[2]).write_bytes(checksums.read_file(uri))
         runs.log_artifacts(handle, files, folder="results")
     return version
+
+
+def _explain_if_nothing_found(evaluation: Evaluation, prepared: PreparedRun) -> None:
+    names = ("mask_ap", "boundary_ap", "miou", "boundary_iou")
+    found = [evaluation.metrics[name] for name in names if name in evaluation.metrics]
+    if found and not any(found):
+        reasons = schedule.explain_nothing_found(
+            prepared.recipe, train_images=prepared.train_images
+        )
+        _log.warning("the model finds nothing; likely reasons:\n- %s", "\n- ".join(reasons))
 
 
 def _write_report(run_uri: str, handle: RunHandle, row: Row | None) -> str:

@@ -236,7 +236,9 @@ def test_help_shows_the_docstrings_of_job_and_fields(job):
 def test_print_recipe_prints_the_overridden_recipe_and_nothing_else(job):
     done = run(job, "--print-recipe", "--optim.steps", "12")
     assert done.returncode == 0
-    assert from_json(done.stdout).optim.steps == 12
+    optim = from_json(done.stdout).optim
+    # The schedule follows the steps.
+    assert (optim.steps, optim.decay_at) == (12, (8, 11))
 
 
 def test_a_submitted_job_rejects_relative_paths(job, monkeypatch):
@@ -411,8 +413,8 @@ def test_main_file_trains_the_recipe_of_a_file(tmp_path):
     job.write_text("from pipeline.cli import main_file\nmain_file()\n")
     recipe = tmp_path / "winner.json"
     recipe.write_text(to_json(RECIPE))
-    done = run(job, recipe, "--optim.steps", "7", "--print-recipe")
-    assert from_json(done.stdout) == replace(RECIPE, optim=replace(RECIPE.optim, steps=7))
+    done = run(job, recipe, "--seed", "7", "--print-recipe")
+    assert from_json(done.stdout) == replace(RECIPE, seed=7)
     for encoding in ("utf-8-sig", "utf-16"):
         recipe.write_bytes(to_json(RECIPE).encode(encoding))
         assert from_json(run(job, recipe, "--print-recipe").stdout) == RECIPE

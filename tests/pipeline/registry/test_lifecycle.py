@@ -51,6 +51,14 @@ def champion(store, version):
     return str(store.get_model_version_by_alias(version.name, "champion").version)
 
 
+def test_a_model_that_finds_nothing_is_nobodys_champion(add_version, store):
+    useless, poor = add_version(0.0), add_version(0.001)
+    decision = promote_if_better(useless)
+    assert not decision.is_champion
+    assert decision.text.endswith("is not the champion: it finds nothing (boundary_ap is 0)")
+    assert promote_if_better(poor).is_champion
+
+
 def test_only_a_better_version_on_the_same_images_is_promoted_by_itself(add_version, store):
     unmeasured, first = add_version(float("nan")), add_version(0.3)
     assert promote_if_better(unmeasured) == (

@@ -1,0 +1,97 @@
+"""Fit the learning rate schedule to the number of steps, and tell what a schedule cannot do."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from pipeline.recipe import Recipe
+from pipeline.text import format_count
+
+
+def follow_steps(
+    declared: Recipe, recipe: Recipe, *, given: Collection[str]
+) -> tuple[Recipe, list[str]]:
+    """Scale warm-up and decay of the declared recipe to another number of steps.
+
+    A hundred steps with the warm-up of ninety thousand would train at next to no learning rate.
+
+    Args:
+        declared: the recipe before its overrides.
+        recipe: the recipe with them.
+        given: paths of the fields that the user has set, such as "optim.warmup_steps"; they stay.
+
+    Returns:
+        The recipe, and a notice for each value that changed or that does not fit.
+    """
+    before, optim = declared.optim, recipe.optim
+    if optim.steps == before.steps:
+        return recipe, []
+    scale = optim.steps / before.steps
+    notices = []
+    if "optim.warmup_steps" not in given and optim.warmup_steps:
+        optim = replace(optim, warmup_steps=round(before.warmup_steps * scale))
+        notices.append(f"--optim.warmup-steps {optim.warmup_steps}")
+    if "optim.decay_at" not in given and optim.decay_at and optim.schedule == "multistep":
+        optim = replace(optim, decay_at=tuple(round(step * scale) for step in before.decay_at))
+        notices.append(f"--optim.decay-at {' '.join(map(str, optim.decay_at))}")
+    if notices:
+        text = ", ".join(notices)
+        notices = [
+            f"schedule: {text}: the same shares of {format_count(optim.steps, 'step')} as the "
+            f"recipe has of {before.steps}; set them to keep others"
+        ]
+    return replace(recipe, optim=optim), notices
+
+
+def find_misfits(recipe: Recipe, *, train_images: int) -> Iterator[str]:
+    """Yield what in a schedule cannot work as it is meant.
+
+    Args:
+        recipe: of the run.
+        train_images: images of an epoch.
+    """
+    optim, every = recipe.optim, recipe.checkpoint.every_steps
+    steps = format_count(optim.steps, "step")
+    if optim.warmup_steps >= optim.steps:
+        yield (
+            f"the warm-up of {format_count(optim.warmup_steps, 'step')} is as long as the run of "
+            f"{steps}, so the learning rate is never reached; try --optim.warmup-steps "
+            f"{optim.steps // 10}"
+        )
+    late = [step for step in optim.decay_at if step >= optim.steps]
+    if optim.schedule == "multistep" and late:
+        yield (
+            f"the learning rate is to fall at step {', '.join(map(str, late))}, and the run has "
+            f"{steps}; try --optim.decay-at {optim.steps * 2 // 3} {optim.steps * 8 // 9}"
+        )
+    if every >= optim.steps:
+        yield (
+            f"a checkpoint every {every} steps is none before the end of {steps}: a run that "
+            "breaks off starts again at step 0; try --checkpoint.every-steps "
+            f"{max(optim.steps // 4, 1)}"
+        )
+    if train_images < optim.global_batch:
+        yield (
+            f"a step takes {format_count(optim.global_batch, 'image')} and an epoch has "
+            f"{train_images}, so a step sees images more than once; try --optim.global-batch "
+            f"{train_images}"
+        )
+
+
+def explain_nothing_found(recipe: Recipe, *, train_images: int) -> list[str]:
+    """List the likely reasons why a trained model finds nothing, most likely first."""
+    optim, model = recipe.optim, recipe.model
+    epochs = optim.steps * optim.global_batch / max(train_images, 1)
+    reasons = list(find_misfits(recipe, train_images=train_images))
+    if not model.weights and epochs < 10:
+        reasons.append(
+            f"{format_count(optim.steps, 'step')} are {epochs:.1f} epochs, few for a model whose "
+            "heads start at random: train longer, or start from --model.weights of a model that "
+            "detects already"
+        )
+    if not model.weights and not model.backbone.weights:
+        reasons.append("the backbone starts at random: give --model.backbone.weights")
+    return [
+        *reasons,
+        f"the learning rate {optim.lr:g} is too low or too high: see the loss in the report",
+        "the masks are not where they belong: look at them with bsm view data",
+    ]

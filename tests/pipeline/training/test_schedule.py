@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import pytest
+
+from pipeline.recipe import CheckpointConfig, OptimConfig, Recipe
+from pipeline.training.schedule import explain_nothing_found, find_misfits, follow_steps
+
+DECLARED = Recipe(
+    name="run",
+    optim=OptimConfig(steps=90_000, warmup_steps=1000, decay_at=(60_000, 80_000)),
+    checkpoint=CheckpointConfig(every_steps=20),
+)
+
+
+def change(**values):
+    return replace(DECLARED, optim=replace(DECLARED.optim, **values))
+
+
+def test_what_nobody_set_follows_the_number_of_steps():
+    fitted, notices = follow_steps(DECLARED, change(steps=9000), given={"optim.steps"})
+    assert (fitted.optim.warmup_steps, fitted.optim.decay_at) == (100, (6000, 8000))
+    assert len(notices) == 1
+    assert "--optim.warmup-steps 100" in notices[0]
+    assert "--optim.decay-at 6000 8000" in notices[0]
+    assert list(find_misfits(fitted, train_images=16)) == []
+
+
+def test_what_the_user_set_stays():
+    given = {"optim.steps", "optim.warmup_steps"}
+    fitted, notices = follow_steps(DECLARED, change(steps=900, warmup_steps=1000), given=given)
+    assert (fitted.optim.warmup_steps, fitted.optim.decay_at) == (1000, (600, 800))
+    assert "warmup" not in notices[0]
+
+
+def test_a_recipe_with_its_own_steps_stays_as_it_is():
+    assert follow_steps(DECLARED, change(lr_per_image=1.0), given=set()) == (
+        change(lr_per_image=1.0),
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images", "text"),
+    [
+        (change(warmup_steps=90_000), 16, "the learning rate is never reached"),
+        (change(decay_at=(60_000, 90_000)), 16, "to fall at step 90000"),
+        (replace(DECLARED, checkpoint=CheckpointConfig(every_steps=90_000)), 16, "at step 0"),
+        (DECLARED, 10, "try --optim.global-batch 10"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_told_with_what_to_type(recipe, images, text):
+    (misfit,) = find_misfits(recipe, train_images=images)
+    assert text in misfit
+
+
+def test_reasons_for_a_model_that_finds_nothing_start_with_its_schedule():
+    reasons = explain_nothing_found(change(steps=60, decay_at=()), train_images=1000)
+    assert "never reached" in reasons[0]
+    assert any("1.0 epochs" in reason for reason in reasons)

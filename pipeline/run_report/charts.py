@@ -58,6 +58,9 @@ _STYLE: dict[Any, Any] = {
 _MAX_NAME = 24
 """Longer names leave no room for the chart."""
 
+_LEAST_TOP = 5
+"""Percent that an axis of scores reaches at least: noise near 0 does not fill the chart."""
+
 MAX_POINTS = 300
 """Longer curves are averaged to this many points."""
 
@@ -149,6 +152,7 @@ def plot_groups(groups: Mapping[str, Mapping[str, float]], *, unit: str, caption
         axes.set_ylabel(unit)
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.12)
+        axes.set_ylim(top=max(axes.get_ylim()[1], _LEAST_TOP))
         figure.legend(loc="outside upper left", ncols=len(groups))
     return charts[0]
 
@@ -171,7 +175,7 @@ def plot_categories(scores: Mapping[str, Mapping[str, float]], *, unit: str, cap
             axes.plot(values, places, marker, color=color, markersize=5, label=metric)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=0, right=max(axes.get_xlim()[1], _LEAST_TOP))
         axes.set_xlabel(unit)
         figure.legend(loc="outside upper left", ncols=len(metrics))
     return charts[0]

@@ -1,6 +1,7 @@
 """The section with the worst, the median and the best objects by boundary IoU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +11,15 @@ from pipeline.report.boundary_picture import FALSE, MISSED, RIGHT
 from pipeline.run_report.charts import plot_histogram
 from pipeline.run_report.matching import Pair
 from pipeline.run_report.page import Picture, Section, encode_picture
-from pipeline.run_report.pictures import PREDICTION, TRUTH, css_color, draw_instance
+from pipeline.run_report.pictures import (
+    PREDICTION,
+    TRUTH,
+    css_color,
+    draw_instance,
+    draw_objects,
+)
 from pipeline.run_report.predictions import Predictions
+from pipeline.text import format_count
 
 OBJECTS = "Objects"
 """Title of the section."""
@@ -20,6 +28,9 @@ UNREADABLE = "The predictions cannot be compared with the truth again"
 
 _PICTURES = 6
 """Objects in each group of pictures."""
+
+_DETECTIONS = 10
+"""Detections to draw on a photo where none is right."""
 
 _LEGEND = [
     (css_color(TRUTH), "truth"),
@@ -39,7 +50,13 @@ def build_objects(predictions: Predictions, pairs: Sequence[Pair], *, text: str)
         text: a sentence that says which objects these are.
     """
     if not pairs:
-        return Section(title=OBJECTS, gaps=[f"{text} There is nothing to show."])
+        return Section(
+            title=OBJECTS,
+            text=f"{text} From left to right: photo, truth, and the {_DETECTIONS} best detections. "
+            "Click to enlarge.",
+            legend=_LEGEND[:2],
+            pictures=[("First photos", list(_draw_photos(predictions)))],
+        )
     middle = max((len(pairs) - _PICTURES) // 2, 0)
     groups = {
         "Worst": pairs[:_PICTURES],
@@ -62,6 +79,30 @@ def build_objects(predictions: Predictions, pairs: Sequence[Pair], *, text: str)
             for heading, group in groups.items()
         ],
     )
+
+
+def _draw_photos(predictions: Predictions) -> Iterator[Picture]:
+    """Draw all objects of a few photos beside their best detections."""
+    true = _group_by_image(predictions.truth["annotations"])
+    best_first = sorted(predictions.rows, key=lambda row: -row["score"])
+    found = _group_by_image(best_first)
+    for image_id in [each for each in predictions.files if true.get(each)][:_PICTURES]:
+        best = found.get(image_id, [])[:_DETECTIONS]
+        drawn = draw_objects(
+            predictions.read_photo(image_id),
+            [decode_mask(each["segmentation"]) for each in true[image_id]],
+            [decode_mask(each["segmentation"]) for each in best],
+        )
+        score = f"best score {best[0]['score']:.2f}" if best else "nothing detected"
+        count = format_count(len(true[image_id]), "object")
+        yield encode_picture(drawn, f"{count}, {score}, {predictions.files[image_id]}")
+
+
+def _group_by_image(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["image_id"], []).append(row)
+    return groups
 
 
 def _draw_pair(predictions: Predictions, pair: Pair) -> Picture:

@@ -59,6 +59,24 @@ def draw_instance(photo: Pixels, true: Mask, found: Mask, *, width_px: int) -> I
     )
 
 
+def draw_objects(photo: Pixels, true: Sequence[Mask], found: Sequence[Mask]) -> Image.Image:
+    """Draw a photo three times: as it is, with all true masks, and with all predicted ones.
+
+    Args:
+        photo: (H, W, 3) RGB.
+        true: each (H, W).
+        found: each (H, W).
+    """
+    small = _fit_frame(photo)
+    panels = [small]
+    for masks, color in ((true, TRUTH), (found, PREDICTION)):
+        panel = small.copy()
+        for mask in masks:
+            _outline(panel, resize_nearest(mask, panel.shape[:2]), color)
+        panels.append(panel)
+    return join_panels(panels)
+
+
 def draw_frame(
     photo: Pixels, true: Labels, found: Labels, classes: Sequence[ClassColor], *, void: int
 ) -> Image.Image:
@@ -71,11 +89,8 @@ def draw_frame(
         classes: color by class index.
         void: value of pixels that do not count.
     """
-    size_hw = max(1, round(_FRAME_PX * photo.shape[0] / photo.shape[1])), _FRAME_PX
-    wrong = (true != found) & (true != void)
-    small = np.asarray(
-        cv2.resize(photo, size_hw[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8
-    )
+    small, wrong = _fit_frame(photo), (true != found) & (true != void)
+    size_hw = small.shape[:2]
     panels: list[Pixels] = [small]
     for labels in (true, found):
         resized, panel = resize_nearest(labels, size_hw), small * 0.45
@@ -126,13 +141,23 @@ def _enlarge(photo: Pixels, *, smooth: bool = True) -> Pixels:
     return np.asarray(cv2.resize(photo, (_SIDE_PX, _SIDE_PX), interpolation=method), np.uint8)
 
 
+def _fit_frame(photo: Pixels) -> Pixels:
+    height_px = max(1, round(_FRAME_PX * photo.shape[0] / photo.shape[1]))
+    resized = cv2.resize(photo, (_FRAME_PX, height_px), interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, dtype=np.uint8)
+
+
 def _draw_mask(photo: Pixels, mask: Mask, color: Color) -> Pixels:
     drawn = _enlarge(photo)
-    large = resize_nearest(np.ascontiguousarray(mask), drawn.shape[:2])
-    drawn[large] = drawn[large] * 0.6 + np.array(color) * 0.4
-    contours, _ = cv2.findContours(large.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.polylines(drawn, list(contours), True, color, 2, cv2.LINE_AA)  # noqa: FBT003
+    _outline(drawn, resize_nearest(np.ascontiguousarray(mask), drawn.shape[:2]), color)
     return drawn
+
+
+def _outline(drawn: Pixels, mask: Mask, color: Color) -> None:
+    """Color a mask and its outline in place."""
+    drawn[mask] = drawn[mask] * 0.6 + np.array(color) * 0.4
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.polylines(drawn, list(contours), True, color, 2, cv2.LINE_AA)  # noqa: FBT003
 
 
 def join_panels(panels: Sequence[Pixels]) -> Image.Image:

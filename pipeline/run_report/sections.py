@@ -238,10 +238,12 @@ def build_recipe(run: RunFolder) -> Section:
         Table(rows=[["field", "value"], *values], is_numeric=False, folded="The whole recipe")
     )
     model = f", {run.row.model}" if run.row and run.row.model else ""
+    root = run.recipe.data.root
+    where = "" if "://" in root or root.startswith("/") else f", in the folder that has {root}"
     return Section(
         title="Recipe",
         text=f"{run.recipe.name}{model}, fingerprint {fingerprint(run.recipe)}. The same training "
-        f"again: bsm train {run.uri}/recipe.json --name NEW_NAME",
+        f"again: bsm train {run.uri}/recipe.json --name NEW_NAME{where}",
         gaps=gaps,
         tables=tables,
     )

@@ -21,14 +21,14 @@ SHIFTS_PX = (0, 1, 2, 4)
 """How far the masks of the made detections are from the truth, in turn."""
 
 
-def make_detections(truth: dict) -> list[dict]:
+def make_detections(truth: dict, *, shifts_px: tuple[int, ...] = SHIFTS_PX) -> list[dict]:
     """Shift each true mask, with a lower score for a larger shift; leave out every ninth object."""
     rows = []
     objects = [each for each in truth["annotations"] if not each["iscrowd"]]
     for number, each in enumerate(objects):
         if number % 9 == 8:
             continue
-        shift = SHIFTS_PX[number % len(SHIFTS_PX)]
+        shift = shifts_px[number % len(shifts_px)]
         mask = np.roll(mask_api.decode(each["segmentation"]), shift, axis=1)
         rle = mask_api.encode(np.asfortranarray(mask))
         rows.append(
@@ -37,19 +37,21 @@ def make_detections(truth: dict) -> list[dict]:
                 "category_id": each["category_id"],
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
                 "bbox": [float(value) for value in mask_api.toBbox(rle)],
-                "score": 0.95 - 0.1 * (number % len(SHIFTS_PX)),
+                "score": 0.95 - 0.1 * (number % len(shifts_px)),
             }
         )
     return rows
 
 
-def make_instance_run(recipe: Recipe, *, tracked: bool = True) -> Path:
+def make_instance_run(
+    recipe: Recipe, *, tracked: bool = True, shifts_px: tuple[int, ...] = SHIFTS_PX
+) -> Path:
     """Write the folder of a run whose detections are shifted truths."""
     folder = Path(recipe.storage, recipe.name)
     folder.mkdir(parents=True)
     val_uri = storage.join(recipe.data.root, recipe.data.val_split)
     truth = truth_from_shards(val_uri)
-    rows = make_detections(truth)
+    rows = make_detections(truth, shifts_px=shifts_px)
     write_detections(str(folder / "detections.json"), rows)
     found = evaluate_metrics(truth, rows, metrics=("segm", "boundary", "bbox"))
     metrics = {name: value for each in found.values() for name, value in each.flat().items()}

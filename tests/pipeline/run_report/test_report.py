@@ -169,6 +169,15 @@ def test_what_a_run_does_not_have_is_said(shards, folder):
     assert "cannot be compared with its job's: the run was not started from a row" in text
 
 
+def test_a_run_that_finds_nothing_shows_its_photos(shards, folder):
+    recipe = tiny_recipe(shards, folder / "nothing", name="lost", num_workers=0)
+    page = Path(write_report(str(make_instance_run(recipe, shifts_px=(64,))))).read_text()
+    text = squeeze(Parsed(page).text)
+    assert re.search(r" 0 of \d+ objects in .* were found", text)
+    assert len(re.findall(r"\d objects?, (best score 0.95|nothing detected), ", text)) == 4
+    assert page.count("data:image/jpeg") == 4
+
+
 def test_a_folder_that_is_no_run_is_an_error(tmp_path):
     with pytest.raises(RecipeError, match=r"has no recipe\.json, so it is not the folder of a run"):
         write_report(str(tmp_path))

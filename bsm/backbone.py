@@ -7,9 +7,11 @@ N images, H, W image size, D channels of the pyramid
 """
 
 import functools
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -127,13 +129,14 @@ def build_backbone(
         options = {**options, "output_stride": output_stride}
         _check_dilation(config.name, stages, output_stride=output_stride)
     try:
-        backbone: nn.Module = timm.create_model(
-            config.name,
-            features_only=True,
-            out_indices=[stage["index"] for stage in stages],
-            pretrained=config.weights == "timm",
-            **options,
-        )
+        with _without_retry_lines():
+            backbone: nn.Module = timm.create_model(
+                config.name,
+                features_only=True,
+                out_indices=[stage["index"] for stage in stages],
+                pretrained=config.weights == "timm",
+                **options,
+            )
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"backbone.weights 'timm': cannot download the weights of {config.name} "
@@ -167,6 +170,18 @@ def extract_features(backbone: nn.Module, pixels: Tensor) -> list[Tensor]:
 
 
 @functools.cache
+@contextmanager
+def _without_retry_lines() -> Iterator[None]:
+    """Leave out two lines for each retry of a download; its error says what failed."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _find_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Find the stages at our strides, and the timm options that allow images of any size."""
     probe, options = _build_probe(name)

@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -289,6 +290,21 @@ def test_an_unreachable_hub_raises_with_the_alternatives(tmp_path):
     ).stdout
     assert "resnet18" in printed
     assert "--model.backbone.weights" in printed
+
+
+def test_retries_of_a_download_are_no_lines_of_the_log(monkeypatch, caplog):
+    create = timm.create_model
+
+    def fail(*arguments, pretrained=False, **options):
+        if not pretrained:
+            return create(*arguments, **options)
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(ValueError, match="cannot download the weights of resnet18"):
+        build_backbone(FpnBackboneConfig(name="resnet18", weights="timm"))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet10t", "resnext50_32x4d"])

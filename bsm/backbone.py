@@ -169,7 +169,6 @@ def extract_features(backbone: nn.Module, pixels: Tensor) -> list[Tensor]:
     return features
 
 
-@functools.cache
 @contextmanager
 def _without_retry_lines() -> Iterator[None]:
     """Leave out two lines for each retry of a download; its error says what failed."""
@@ -182,6 +181,7 @@ def _without_retry_lines() -> Iterator[None]:
         log.setLevel(level)
 
 
+@functools.cache
 def _find_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Find the stages at our strides, and the timm options that allow images of any size."""
     probe, options = _build_probe(name)

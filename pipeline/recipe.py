@@ -145,6 +145,9 @@ class OptimConfig(RecipePart):
     """Multistep: factor at each of these steps."""
     poly_power: PositiveFloat = 0.9
     """Poly: the power (sec. 4.2: 0.9)."""
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Average the weights over the steps with this decay, such as 0.999; the average is evaluated
+    and registered. 0 keeps the last weights."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradients; None does not clip them."""
     amp: bool = True

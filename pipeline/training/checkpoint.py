@@ -147,6 +147,7 @@ def save(
     *,
     model: HasState,
     optimizer: HasState,
+    average: HasState | None = None,
     step: int,
     epoch: int,
     identity: Identity,
@@ -158,6 +159,7 @@ def save(
         run_uri: the run's folder.
         model: of the run, or a copy of its state.
         optimizer: of the run, or a copy of its state.
+        average: of the weights, or a copy of its state; None if the recipe does not average.
         step: steps done.
         epoch: epochs completed.
         identity: of the run.
@@ -179,6 +181,7 @@ def save(
             **info,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            **({"average": average.state_dict()} if average is not None else {}),
             "rng": {"torch": random_state.torch, "cuda": random_state.cuda},
         },
         buffer,

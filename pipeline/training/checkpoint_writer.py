@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointRef, Identity, RandomState
 from pipeline.training.optim import FiniteOptimizer
+from pipeline.training.weight_average import WeightAverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class CheckpointWriter:
         *,
         model: nn.Module,
         optimizer: FiniteOptimizer,
+        average: WeightAverage | None = None,
         step: int,
         epoch: int,
         identity: Identity,
@@ -54,6 +56,7 @@ class CheckpointWriter:
             run_uri: the run's folder.
             model: of the run.
             optimizer: of the run.
+            average: of the weights, if the recipe averages them.
             step: steps done.
             epoch: epochs completed.
             identity: of the run.
@@ -63,9 +66,11 @@ class CheckpointWriter:
             StorageError: the one before could not be written.
         """
         self.wait()
+        sources = {"model": model, "optimizer": optimizer, "average": average}
         self._copies = {
             name: _copy(source.state_dict(), self._copies.get(name))
-            for name, source in (("model", model), ("optimizer", optimizer))
+            for name, source in sources.items()
+            if source is not None
         }
         state = {name: StateCopy(content) for name, content in self._copies.items()}
         random_state = RandomState.capture()
@@ -75,6 +80,7 @@ class CheckpointWriter:
                 run_uri,
                 model=state["model"],
                 optimizer=state["optimizer"],
+                average=state.get("average"),
                 step=step,
                 epoch=epoch,
                 identity=identity,

@@ -292,7 +292,8 @@ def _load_final_model(prepared: PreparedRun, *, step: int) -> tuple[nn.Module, C
         )
     with SkipRandomInit():
         model = build_model(without_weights(prepared.recipe.model))
-    model.load_state_dict(checkpoint.load(latest)["model"])
+    content = checkpoint.load(latest)
+    model.load_state_dict(content.get("average", content["model"]))
     return model.eval(), latest
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,7 @@ from pipeline.training.sample_log import SampleLog, delete_from_step
 from pipeline.training.start_weights import with_local_weights
 from pipeline.training.step import BadStep, StepMetrics, Summary, WorkerContext, train_step
 from pipeline.training.stop import Stop
+from pipeline.training.weight_average import WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,12 +115,18 @@ def train(
     model.train()
     optimizer = build_optimizer(model, optim=recipe.optim)
     first_step = 0
+    average = None
+    if recipe.optim.ema_decay:
+        average = WeightAverage(model, decay=recipe.optim.ema_decay)
     if resume_from is not None:
-        checkpoint.restore(checkpoint.load(resume_from), model=model, optimizer=optimizer)
+        content = checkpoint.load(resume_from)
+        checkpoint.restore(content, model=model, optimizer=optimizer)
+        if average is not None:
+            average.load_state_dict(content["average"])
         first_step = resume_from.step
     if worker.rank == 0:
         delete_from_step(job.run_uri, step=first_step)
-    loop = _TrainLoop(job, worker, hooks, model, optimizer)
+    loop = _TrainLoop(job, worker, hooks, model, optimizer, average)
     stream = iter(batches(first_step))
     try:
         return loop.run(stream, first_step=first_step)
@@ -162,10 +170,11 @@ class _TrainLoop:
         hooks: Hooks,
         model: nn.Module,
         optimizer: FiniteOptimizer,
+        average: WeightAverage | None,
     ) -> None:
         self.job, self.worker, self.hooks = job, worker, hooks
         self.recipe = job.recipe
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.average = model, optimizer, average
         self.ddp_model = wrap_in_ddp(model, worker=worker)
         self.samples = SampleLog(worker)
         self.writer = CheckpointWriter()
@@ -216,6 +225,8 @@ class _TrainLoop:
             optim=self.recipe.optim,
             device=self.worker.device,
         )
+        if self.average is not None:
+            self.average.update(step=item.step)
         lr = learning_rate(self.recipe.optim, step=item.step)
         metrics.add(output, step=item.step, epoch=item.epoch, lr=lr, microbatches=item.microbatches)
         self.samples.add(item.microbatches, step=item.step, epoch=item.epoch)
@@ -257,6 +268,7 @@ class _TrainLoop:
                 self.job.run_uri,
                 model=self.model,
                 optimizer=self.optimizer,
+                average=self.average,
                 step=item.step + 1,
                 epoch=item.epoch,
                 identity=self.job.identity,
@@ -294,14 +306,27 @@ class _TrainLoop:
         done = item.step + 1
         if not self.recipe.evaluation.every_checkpoint or done == self.recipe.optim.steps:
             return {}
-        metrics = evaluate_checkpoint.evaluate_on_workers(
-            self.model, self.recipe, worker=self.worker
-        )
+        with self._averaged_weights():
+            metrics = evaluate_checkpoint.evaluate_on_workers(
+                self.model, self.recipe, worker=self.worker
+            )
         if self.worker.rank == 0:
             evaluate_checkpoint.save_metrics(self.job.run_uri, metrics, step=done)
             self.hooks.log(done, metrics)
             self.hooks.print_line(progress.format_evaluation(metrics, done=done))
         return metrics
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Give the model its averaged weights for an evaluation, if the recipe averages them."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
 
     def close(self) -> None:
         """End the writing of checkpoints; after an error, only say that it failed too."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import EvaluationConfig, from_json, reads_masks, to_json
@@ -33,8 +34,8 @@ def shards(folder) -> Path:
 @pytest.mark.slow
 def test_a_run_writes_all_its_outputs_and_resumes(shards, folder, caplog):
     recipe = refine_recipe(shards, folder / "runs", name="whole", num_workers=0)
-    first = replace(recipe, name="first", optim=replace(recipe.optim, steps=5))
-    launch.run(first)
+    first = replace(recipe, name="first", optim=replace(recipe.optim, steps=5, ema_decay=0.9))
+    averaged = load_file(launch.run(first)["weights"])
     with caplog.at_level(logging.INFO, logger="pipeline"):
         result = launch.run(recipe)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -54,6 +55,10 @@ def test_a_run_writes_all_its_outputs_and_resumes(shards, folder, caplog):
     again = launch.run(recipe)
     assert again["boundary_iou"] == result["boundary_iou"]
     assert again["model"] == result["model"]
+    # The average of the weights is the model, where the recipe averages.
+    final = checkpoint.find_latest(str(folder / "runs" / "first"))
+    for key, value in (checkpoint.load(final) if final else {})["average"].items():
+        assert torch.equal(averaged[key], value)
     # It starts from a registered refiner.
     start = replace(
         recipe,

@@ -71,6 +71,19 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_unbroken_one(recipe, crash_after
     )
 
 
+def test_the_average_of_the_weights_survives_a_resume_bit_for_bit(recipe):
+    recipe = replace(recipe, optim=replace(recipe.optim, ema_decay=0.9))
+    straight, broken = job_of(recipe, name="straight"), job_of(recipe, name="broken")
+    run(straight)
+    with pytest.raises(TrainingError, match="ended before step 5"):
+        run(broken, steps=5)
+    run(broken)
+    one, two = load_final(straight), load_final(broken)
+    for name, weight in one["average"].items():
+        assert torch.equal(weight, two["average"][name]), name
+    assert not torch.equal(one["average"]["conv.weight"], one["model"]["conv.weight"])
+
+
 def test_the_sample_list_matches_the_batches(job):
     run(job)
     uri, _ = merge_sample_lists(job.run_uri, steps=10, global_batch=4)

@@ -66,7 +66,11 @@ class CheckpointWriter:
             StorageError: the one before could not be written.
         """
         self.wait()
-        sources = {"model": model, "optimizer": optimizer, "average": average}
+        sources: dict[str, checkpoint.HasState | None] = {
+            "model": model,
+            "optimizer": optimizer,
+            "average": average,
+        }
         self._copies = {
             name: _copy(source.state_dict(), self._copies.get(name))
             for name, source in sources.items()

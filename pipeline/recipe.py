@@ -150,7 +150,7 @@ class OptimConfig(RecipePart):
     amp: bool = True
     """Train in mixed precision (bfloat16) on GPUs."""
     compile: bool = False
-    """Compile the losses and gradients by torch.compile, which takes minutes at the start."""
+    """Compile losses and gradients by torch.compile, for GPUs; it takes minutes at the start."""
 
     @property
     def lr(self) -> float:

@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.bench.our_feed import feed_batches, make_data_config
 from pipeline.bench.peers import cache_folder
 from pipeline.bench.report import Bar, Result, report
 from pipeline.bench.timing import time_in_turn, timed
 from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CocoIngest
 from pipeline.data.schema import FIELD_SIDE
-from pipeline.data.stream import local_batches
-from pipeline.recipe import DataConfig
 
 _BATCH = 2
 _SHORT_EDGE_PX, _LONG_EDGE_PX = 800, 1333
@@ -36,34 +35,17 @@ def bench_feed(
     """Time feeds of a COCO split, ours with the squeeze field or with whole masks."""
     cv2.setNumThreads(1)
     shards = ingest_once(photos, split)
-    data = DataConfig(
-        root=str(shards.parent),
-        train_split=shards.name,
-        val_split=shards.name,
-        short_edge_px=(_SHORT_EDGE_PX,),
-        long_edge_px=_LONG_EDGE_PX,
-    )
+    data = make_data_config(shards, short_edge_px=(_SHORT_EDGE_PX,), long_edge_px=_LONG_EDGE_PX)
 
     target_mb: dict[str, float] = {}
 
     def feed(*, with_masks: bool) -> int:
-        steps = local_batches(
-            str(shards),
-            data,
-            seed=0,
-            global_batch=_BATCH,
-            images_per_microbatch=_BATCH,
-            first_step=0,
-            stop_step=images // _BATCH,
-            with_masks=with_masks,
-        )
         count = 0
-        for step in steps:
-            for batch in step.microbatches:
-                count += len(batch.images)
-                size = sum(each.nbytes for each in batch.targets if each is not None)
-                name = "whole masks" if with_masks else "field"
-                target_mb[name] = max(target_mb.get(name, 0.0), size / 1e6)
+        for batch in feed_batches(data, images=images, batch=_BATCH, with_masks=with_masks):
+            count += len(batch.images)
+            size = sum(each.nbytes for each in batch.targets if each is not None)
+            name = "whole masks" if with_masks else "field"
+            target_mb[name] = max(target_mb.get(name, 0.0), size / 1e6)
         return count
 
     cases = {
@@ -83,9 +65,9 @@ def bench_feed(
     return report(runs, bars, rates=rates, images=images, **memory, **_stored_bytes(shards))
 
 
-def ingest_once(photos: str, split: str) -> Path:
+def ingest_once(photos: str, split: str, *, name: str = "") -> Path:
     """Ingest a COCO split into the cache; valid shards that are there are kept."""
-    out = cache_folder() / f"shards-{split}"
+    out = cache_folder() / f"shards-{name or split}"
     ingest_dataset(CocoIngest(root=photos, split=split, out=str(out), on_bad="drop", workers=0))
     return out
 

@@ -251,6 +251,18 @@ def gpu(  # noqa: PLR0913  flags of a command
     return bench.bench_gpu(config, print_line=_print_line)
 
 
+def memory(*, images: int = 118_287, objects: int = 7) -> Result:
+    """Measure the memory of ingest, driver, data tasks and worker as the data grows 16 times.
+
+    Args:
+        images: of the largest data set, drawn into the cache; the default is COCO's train2017.
+        objects: per image.
+    """
+    from pipeline.bench import memory as bench
+
+    return bench.bench_memory(images=images, objects=objects, print_line=_print_line)
+
+
 def startup(*, rounds: int = 7) -> Result:
     """Predict one photo with jobs/predict.py, beside import torch, torchvision.ops.
 
@@ -274,6 +286,7 @@ BENCHMARKS: dict[str, Verb] = {
     "ingest": ingest,
     "checkpoint": checkpoint,
     "startup": startup,
+    "memory": memory,
     "gpu": gpu,
 }
 

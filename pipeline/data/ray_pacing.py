@@ -11,7 +11,7 @@ from typing import Any
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 _PAUSE_S = 0.05
-"""Far below the time in which a worker trains a block, so no worker waits for a step of the loop."""
+"""Far below the time in which a worker trains a block, so that none waits for the loop."""
 
 
 class PacedScheduling(ExecutionCallback):
@@ -19,6 +19,6 @@ class PacedScheduling(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:  # noqa: ANN401  Ray's
         """Pause, unless the workers have consumed everything."""
-        _, output = executor._output_node
+        _, output = executor._output_node  # noqa: SLF001  Ray has no other way to ask
         if len(output.output_queue):
             time.sleep(_PAUSE_S)

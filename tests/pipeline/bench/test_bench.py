@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from bsm.build import build_model
-from pipeline.bench import coco_engines, coco_folder, drawing, gpu, paste
+from pipeline.bench import coco_engines, coco_folder, drawing, gpu, memory, memory_probe, paste
 from pipeline.bench.peers import find_python
 from pipeline.bench.report import Bar, report
 from pipeline.bench.timing import Runs, Sample, time_in_turn, timed
 from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CocoIngest
+from pipeline.data.manifest import read_manifest
 from pipeline.errors import RecipeError
 from pipeline.evaluation.metrics import evaluate_detections
 from tests.bsm.synthetic import tiny_config
@@ -140,6 +141,32 @@ def test_the_gpu_table_has_every_variant_and_the_feed(monkeypatch, tmp_path):
     assert min(rates) > 0
     assert 0 <= result["wait for data, % of a step"] <= 100
     assert json.loads((tmp_path / "gpu.json").read_text())["device"] == result["device"]
+
+
+def test_every_part_of_the_memory_benchmark_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory_probe, "_STEPS", 1)
+    coco_folder.write_coco_folder(tmp_path, images=3, objects=2, size_hw=(48, 64))
+    shards = str(tmp_path / "shards")
+    memory_probe.PARTS["ingest"](str(tmp_path), shards)
+    manifest = read_manifest(shards)
+    assert (manifest.images, manifest.annotations) == (3, 6)
+    for part in set(memory_probe.PARTS) - {"ingest"}:
+        memory_probe.PARTS[part](shards)
+
+
+def test_memory_that_grows_is_named(monkeypatch, tmp_path, capsys):
+    def run_part(part, arguments):
+        folder = Path(arguments[0] if part == "ingest" else Path(arguments[0]).parent)
+        images = len(list((folder / coco_folder.SPLIT).iterdir()))
+        return {"peak_mb": 100 + images * (part == "ingest"), "cpu_s": 1.0}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(memory, "_run_part", run_part)
+    result = memory.bench_memory(images=16, objects=1, print_line=lambda _: None)
+    assert result["missed"] == ["ingest"]
+    assert result["ingest: MB"] == [101, 104, 116]
+    assert result["worker: MB"] == [100, 100, 100]
+    assert "1.15: NO" in capsys.readouterr().out
 
 
 def test_the_list_names_every_benchmark(monkeypatch, capsys):

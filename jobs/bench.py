@@ -251,6 +251,22 @@ def gpu(  # noqa: PLR0913  flags of a command
     return bench.bench_gpu(config, print_line=_print_line)
 
 
+def train(*, shards: int = 400, steps: int = 60, rounds: int = 3) -> Result:
+    """Train the quickstart's model on two workers, beside a bare loop under torchrun.
+
+    Args:
+        shards: of the data set, which is drawn into the cache.
+        steps: of a run.
+        rounds: that count.
+    """
+    from jobs.quickstart import RECIPE
+    from pipeline.bench import training as bench
+
+    return bench.bench_training(
+        recipe=RECIPE, shards=shards, steps=steps, rounds=rounds, print_line=_print_line
+    )
+
+
 def memory(*, images: int = 118_287, objects: int = 7) -> Result:
     """Measure the memory of ingest, driver, data tasks and worker as the data grows 16 times.
 
@@ -286,6 +302,7 @@ BENCHMARKS: dict[str, Verb] = {
     "ingest": ingest,
     "checkpoint": checkpoint,
     "startup": startup,
+    "train": train,
     "memory": memory,
     "gpu": gpu,
 }

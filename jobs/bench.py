@@ -18,6 +18,7 @@ from typing import Literal
 from pipeline.cli import Result, run_verb
 
 Verb = Callable[..., Result]
+Variant = Literal["eager", "compile", "cuda-graphs", "channels-last", "channels-last+compile"]
 
 
 def paste(*, detections: int = 100, rounds: int = 3, threads: int = 1) -> Result:
@@ -190,6 +191,94 @@ def checkpoint(*, folder: str = "", rounds: int = 5, threads: int = 2) -> Result
     )
 
 
+def gpu(  # noqa: PLR0913  flags of a command
+    *,
+    out: Path,
+    heads: tuple[Literal["plain", "light", "squeeze", "guided", "bmask", "pointrend"], ...] = (
+        "plain",
+        "light",
+    ),
+    images: tuple[int, ...] = (8, 16),
+    variants: tuple[Variant, ...] = ("eager", "channels-last", "compile"),
+    height: int = 800,
+    width: int = 1088,
+    objects: int = 8,
+    steps: int = 10,
+    rounds: int = 3,
+    feed_images: int = 256,
+    photos: str = "",
+    split: str = "train2017",
+) -> Result:
+    """Measure training steps, inference, and the feed on a GPU, and write a table.
+
+    Args:
+        out: folder for gpu.md and gpu.json.
+        heads: mask heads.
+        images: of a step, each in turn.
+        variants: of the training step; inference is not compiled.
+        height: of the images in pixels.
+        width: of the images in pixels.
+        objects: per image.
+        steps: of a run.
+        rounds: that count.
+        feed_images: to draw if there are no photos; 0 leaves the feed out.
+        photos: folder in the COCO layout to feed; "" draws images.
+        split: of the photos.
+    """
+    from pipeline.bench import coco_folder, feeds
+    from pipeline.bench import gpu as bench
+    from pipeline.bench.peers import cache_folder
+
+    shards = None
+    if photos:
+        shards = feeds.ingest_once(photos, split)
+    elif feed_images:
+        name = f"drawn-{feed_images}"
+        drawn = cache_folder() / name
+        coco_folder.write_coco_folder(drawn, images=feed_images, objects=7, size_hw=(480, 640))
+        shards = feeds.ingest_once(str(drawn), coco_folder.SPLIT, name=name)
+    config = bench.GpuBench(
+        heads=heads,
+        images=images,
+        variants=variants,
+        size_hw=(height, width),
+        objects=objects,
+        steps=steps,
+        rounds=rounds,
+        shards=shards,
+        out=out,
+    )
+    return bench.bench_gpu(config, print_line=_print_line)
+
+
+def train(*, shards: int = 400, steps: int = 60, rounds: int = 3) -> Result:
+    """Train the quickstart's model on two workers, beside a bare loop under torchrun.
+
+    Args:
+        shards: of the data set, which is drawn into the cache.
+        steps: of a run.
+        rounds: that count.
+    """
+    from jobs.quickstart import RECIPE
+    from pipeline.bench import training as bench
+
+    return bench.bench_training(
+        recipe=RECIPE, shards=shards, steps=steps, rounds=rounds, print_line=_print_line
+    )
+
+
+def memory(*, images: int = 118_287, objects: int = 7) -> Result:
+    """Measure the memory of ingest, driver, data tasks and worker as the data grows 16 times.
+
+    Args:
+        images: of the largest data set, drawn into the cache; the default is COCO's train2017.
+        objects: per image.
+    """
+    from pipeline.bench import memory as bench
+
+    return bench.bench_memory(images=images, objects=objects, print_line=_print_line)
+
+
 def startup(*, rounds: int = 7) -> Result:
     """Predict one photo with jobs/predict.py, beside import torch, torchvision.ops.
 
@@ -213,6 +302,9 @@ BENCHMARKS: dict[str, Verb] = {
     "ingest": ingest,
     "checkpoint": checkpoint,
     "startup": startup,
+    "train": train,
+    "memory": memory,
+    "gpu": gpu,
 }
 
 

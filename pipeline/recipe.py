@@ -152,6 +152,8 @@ class OptimConfig(RecipePart):
     """Largest norm of the gradients; None does not clip them."""
     amp: bool = True
     """Train in mixed precision (bfloat16) on GPUs."""
+    compile: bool = False
+    """Compile losses and gradients by torch.compile, for GPUs; it takes minutes at the start."""
 
     @property
     def lr(self) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from bsm.instance.box_ops import pairwise_iou
+from bsm.instance.tensors import can_count
 
 _ROUNDS = 32
 """Rounds of the fixed-point iteration. Each round settles boxes whose chain of better, overlapping
@@ -26,7 +27,7 @@ def keep_after_nms(
         iou_threshold: overlap above which the worse of two boxes is dropped.
         category_index: (G, n); boxes suppress only boxes of their category.
     """
-    if boxes_xyxy.device.type == "cpu":
+    if can_count(boxes_xyxy):
         return _keep_on_cpu(boxes_xyxy, valid, iou_threshold, category_index)
     return keep_without_sync(
         boxes_xyxy, valid, iou_threshold=iou_threshold, category_index=category_index

@@ -10,7 +10,16 @@ H, W padded image size
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+
+def can_count(values: Tensor) -> bool:
+    """Tell whether a result's shape may depend on values: on a CPU, but not in a compiled graph.
+
+    A GPU would stall until the host has read them, and torch.compile would split its graph.
+    """
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Targets(NamedTuple):

@@ -25,6 +25,8 @@ from bsm.semantic.decoder import Decoder, Features, resize, upsample_to_image
 from bsm.semantic.field import VOID, SemanticTargets
 from bsm.semantic.losses import label_loss
 
+_AT_POINTS = CrossEntropyConfig()
+
 
 class PointNetwork(nn.Module):
     """A few layers applied to each point on its own."""
@@ -82,9 +84,7 @@ class PointRendHead(nn.Module):
         at_points = self._predict(features, coarse, points).float()
         losses = {
             "loss_segmentation": label_loss(whole, label, config=config.cross_entropy),
-            "loss_point": label_loss(
-                at_points, sample_nearest(padded, points), config=CrossEntropyConfig()
-            ),
+            "loss_point": label_loss(at_points, sample_nearest(padded, points), config=_AT_POINTS),
         }
         return {name: loss * config.loss_weights.segmentation for name, loss in losses.items()}
 

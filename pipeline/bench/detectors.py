@@ -26,11 +26,10 @@ from bsm.configs.shared import (
     SqueezeConfig,
     TargetConfig,
 )
-from bsm.field import boxes_to_frames, mask_to_field
 from bsm.instance.tensors import Targets
+from pipeline.bench.disks import draw_targets
 from pipeline.bench.report import Bar, Result, report
 from pipeline.bench.timing import Case, time_in_turn, timed
-from pipeline.data.schema import FIELD_SIDE
 
 SIZE_HW = (800, 1088)
 _CANDIDATES = 1000
@@ -158,30 +157,6 @@ def build_torchvision(ours: Any) -> Any:  # noqa: ANN401  torchvision has no typ
     model.load_state_dict(to_torchvision(ours))
     model.transform.resize = lambda image, target=None: (image, target)
     return model
-
-
-def draw_targets(images: int, objects: int, size_hw: tuple[int, int]) -> Targets:
-    """Draw disks with the targets of both sources: squeeze fields, and masks of the images."""
-    generator = torch.Generator().manual_seed(0)
-    extent = torch.tensor(size_hw[::-1]) / 4
-    corners = torch.rand(images, objects, 2, generator=generator) * extent * 2.5
-    sides = extent * (0.3 + torch.rand(images, objects, 2, generator=generator))
-    boxes = torch.cat([corners, corners + sides], dim=-1)
-    y, x = (torch.arange(side) + 0.5 for side in size_hw)
-    center, radius = (corners + sides / 2)[..., None, None], (sides / 2)[..., None, None]
-    masks = ((x - center[:, :, 0]) / radius[:, :, 0]) ** 2
-    masks = masks + ((y[:, None] - center[:, :, 1]) / radius[:, :, 1]) ** 2 < 1
-    at = torch.arange(FIELD_SIDE) + 0.5 - FIELD_SIDE / 2
-    disk = mask_to_field((at[:, None] ** 2 + at**2 < (FIELD_SIDE / 3) ** 2)[None])[0]
-    return Targets(
-        boxes_xyxy=boxes,
-        category_index=torch.zeros(images, objects, dtype=torch.int64),
-        valid=torch.ones(images, objects, dtype=torch.bool),
-        squeeze_field=disk.expand(images, objects, -1, -1),
-        field_frame_xyxy=boxes_to_frames(boxes),
-        sample_seed=torch.arange(images),
-        masks=masks.to(torch.uint8),
-    )
 
 
 def _to_torchvision_targets(targets: Targets) -> list[dict[str, Tensor | None]]:

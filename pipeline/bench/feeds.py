@@ -5,25 +5,22 @@ DataLoader has one worker process and ours has its threads, so compare CPU secon
 does what torchvision's references do: a COCO dataset with transforms v2 of image, boxes and masks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from pipeline.bench.bare_feed import bare_batches
+from pipeline.bench.our_feed import feed_batches, make_data_config
 from pipeline.bench.peers import cache_folder
 from pipeline.bench.report import Bar, Result, report
 from pipeline.bench.timing import time_in_turn, timed
 from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CocoIngest
-from pipeline.data.schema import FIELD_SIDE
-from pipeline.data.stream import local_batches
-from pipeline.recipe import DataConfig
 
 _BATCH = 2
 _SHORT_EDGE_PX, _LONG_EDGE_PX = 800, 1333
@@ -36,34 +33,17 @@ def bench_feed(
     """Time feeds of a COCO split, ours with the squeeze field or with whole masks."""
     cv2.setNumThreads(1)
     shards = ingest_once(photos, split)
-    data = DataConfig(
-        root=str(shards.parent),
-        train_split=shards.name,
-        val_split=shards.name,
-        short_edge_px=(_SHORT_EDGE_PX,),
-        long_edge_px=_LONG_EDGE_PX,
-    )
+    data = make_data_config(shards, short_edge_px=(_SHORT_EDGE_PX,), long_edge_px=_LONG_EDGE_PX)
 
     target_mb: dict[str, float] = {}
 
     def feed(*, with_masks: bool) -> int:
-        steps = local_batches(
-            str(shards),
-            data,
-            seed=0,
-            global_batch=_BATCH,
-            images_per_microbatch=_BATCH,
-            first_step=0,
-            stop_step=images // _BATCH,
-            with_masks=with_masks,
-        )
         count = 0
-        for step in steps:
-            for batch in step.microbatches:
-                count += len(batch.images)
-                size = sum(each.nbytes for each in batch.targets if each is not None)
-                name = "whole masks" if with_masks else "field"
-                target_mb[name] = max(target_mb.get(name, 0.0), size / 1e6)
+        for batch in feed_batches(data, images=images, batch=_BATCH, with_masks=with_masks):
+            count += len(batch.images)
+            size = sum(each.nbytes for each in batch.targets if each is not None)
+            name = "whole masks" if with_masks else "field"
+            target_mb[name] = max(target_mb.get(name, 0.0), size / 1e6)
         return count
 
     cases = {
@@ -83,9 +63,9 @@ def bench_feed(
     return report(runs, bars, rates=rates, images=images, **memory, **_stored_bytes(shards))
 
 
-def ingest_once(photos: str, split: str) -> Path:
+def ingest_once(photos: str, split: str, *, name: str = "") -> Path:
     """Ingest a COCO split into the cache; valid shards that are there are kept."""
-    out = cache_folder() / f"shards-{split}"
+    out = cache_folder() / f"shards-{name or split}"
     ingest_dataset(CocoIngest(root=photos, split=split, out=str(out), on_bad="drop", workers=0))
     return out
 
@@ -150,41 +130,7 @@ def _to_tuples(batch: list[Any]) -> tuple[Any, ...]:
 
 def _feed_bare(shards: Path, images: int) -> int:
     """Decode, resize and collate the rows of shards as they come, with our libraries."""
-    count = 0
-    rows = _read_rows(shards)
-    while count < images:
-        pair = [next(rows) for _ in range(_BATCH)]
-        pixels, boxes, fields = zip(*map(_prepare_bare, pair), strict=True)
-        height, width = (-(-max(each.shape[axis] for each in pixels) // 32) * 32 for axis in (0, 1))
-        stacked = np.zeros((_BATCH, 3, height, width), np.uint8)
-        slots = max(map(len, boxes))
-        all_boxes = torch.zeros(_BATCH, slots, 4)
-        all_fields = torch.zeros(_BATCH, slots, FIELD_SIDE, FIELD_SIDE, dtype=torch.int8)
-        for index, each in enumerate(pixels):
-            stacked[index, :, : each.shape[0], : each.shape[1]] = each.transpose(2, 0, 1)
-            all_boxes[index, : len(boxes[index])] = boxes[index]
-            all_fields[index, : len(fields[index])] = fields[index]
-        count += len(torch.from_numpy(stacked))
-    return count
-
-
-def _prepare_bare(row: dict[str, Any]) -> tuple[Any, Tensor, Tensor]:
-    pixels: Any = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
-    height, width = pixels.shape[:2]
-    scale = min(_SHORT_EDGE_PX / min(height, width), _LONG_EDGE_PX / max(height, width))
-    size = (round(scale * height), round(scale * width))
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    image = F.interpolate(image, size, mode="bilinear", antialias=True)
-    boxes = scale * torch.tensor(row["boxes_xyxy"], dtype=torch.float32).view(-1, 4)
-    raw = np.frombuffer(b"".join(row["squeeze_field"]), np.int8)
-    fields = torch.from_numpy(raw.copy()).view(-1, FIELD_SIDE, FIELD_SIDE)
-    return image[0].permute(1, 2, 0).numpy()[:, ::-1], boxes, fields
-
-
-def _read_rows(shards: Path) -> Iterator[dict[str, Any]]:
-    columns = ["image", "boxes_xyxy", "category_index", "is_crowd", "squeeze_field"]
-    while True:
-        for file in sorted(shards.glob("part-*.parquet")):
-            shard = pq.ParquetFile(file)
-            for batch in shard.iter_batches(batch_size=4, columns=columns, use_threads=False):
-                yield from batch.to_pylist()
+    batches = bare_batches(
+        shards, batch=_BATCH, short_edge_px=_SHORT_EDGE_PX, long_edge_px=_LONG_EDGE_PX
+    )
+    return sum(len(each.images) for each in islice(batches, images // _BATCH))

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from bsm.semantic.field import SemanticTargets, targets_from_semantic_field
+from pipeline.bench.our_feed import feed_batches, make_data_config
 from pipeline.bench.peers import cache_folder
 from pipeline.bench.report import Bar, Result, report
 from pipeline.bench.timing import time_in_turn, timed
 from pipeline.data.cityscapes_classes import CLASSES
 from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CityscapesSemanticIngest
-from pipeline.data.stream import local_batches
 from pipeline.recipe import DataConfig
 
 _BATCH, _CROP_PX, _KERNEL, _CLASSES, _VOID = 2, 832, 15, 19, 255
@@ -40,32 +40,17 @@ def bench_semantic_feed(
             root=photos, split=split, out=str(shards), on_bad="drop", workers=0
         )
     )
-    data = DataConfig(
-        root=str(shards.parent),
-        train_split=shards.name,
-        val_split=shards.name,
-        crop_px=_CROP_PX,
-    )
+    data = make_data_config(shards, crop_px=_CROP_PX)
 
     def feed(*, with_targets: bool) -> None:
-        steps = local_batches(
-            str(shards),
-            data,
-            seed=0,
-            global_batch=_BATCH,
-            images_per_microbatch=_BATCH,
-            first_step=0,
-            stop_step=images // _BATCH,
-        )
-        for step in steps:
-            for batch in step.microbatches:
-                if with_targets and isinstance(batch.targets, SemanticTargets):
-                    targets_from_semantic_field(
-                        batch.targets,
-                        num_classes=_CLASSES,
-                        kernel_size=_KERNEL,
-                        unite_boundary=True,
-                    )
+        for batch in feed_batches(data, images=images, batch=_BATCH):
+            if with_targets and isinstance(batch.targets, SemanticTargets):
+                targets_from_semantic_field(
+                    batch.targets,
+                    num_classes=_CLASSES,
+                    kernel_size=_KERNEL,
+                    unite_boundary=True,
+                )
 
     dataset = _Frames(Path(photos), split, images)
 

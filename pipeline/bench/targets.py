@@ -17,7 +17,8 @@ from bsm.configs.shared import TargetConfig
 from bsm.field import MaskTargets
 from bsm.instance.roi_targets import MaskRois, make_grid_targets
 from bsm.morphology import crop_masks, targets_from_masks
-from pipeline.bench.detectors import SIZE_HW, draw_targets
+from pipeline.bench.detectors import SIZE_HW
+from pipeline.bench.disks import draw_targets
 from pipeline.bench.report import Bar, Result, report
 from pipeline.bench.timing import time_in_turn, timed
 

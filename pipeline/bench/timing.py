@@ -119,6 +119,11 @@ def cpu_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
+def read_peak_mb() -> float:
+    """Return the most memory of this process since its start, in 10^6 bytes."""
+    return _read_mb("VmHWM")
+
+
 def _reset_peak_mb() -> float:
     """Forget the peak of this process' memory, and return what it takes now."""
     try:

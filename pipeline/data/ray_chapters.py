@@ -20,6 +20,7 @@ import ray.train
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import Chapter, Plan
+from pipeline.data.ray_pacing import PacedScheduling
 from pipeline.data.read_rows import (
     bytes_per_row,
     make_plan,
@@ -101,6 +102,7 @@ class ChapterConfig(ray.train.DataConfig):
         )
         # One block per item, however large: the order of the split depends on it.
         context.target_max_block_size = None
+        context.custom_execution_callback_classes = [PacedScheduling]
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.set_config("pipeline.quiet", _QuietWhereUnpacked())

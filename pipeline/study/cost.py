@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bsm.build import build_model
 from bsm.configs.instance import MaskRCNNConfig
-from bsm.field import boxes_to_frames, mask_to_field
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.rcnn import MaskRCNN
 from bsm.instance.tensors import Targets
+from pipeline.bench.disks import draw_targets
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -182,7 +182,8 @@ def time_training(
         built = {name: build_model(config).train() for name, config in models.items()}
     batch = torch.randint(0, 256, (images, 3, *size_hw), dtype=torch.uint8).to(device)
     sizes = torch.tensor([size_hw] * images).to(device)
-    targets = _make_disk_targets(images, objects, size_hw, device=device)
+    drawn = draw_targets(images, objects, size_hw, with_masks=False)
+    targets = Targets(*(None if each is None else each.to(device) for each in drawn))  # type: ignore[arg-type]
     mixed = amp and device.type == "cuda"
 
     def run(name: str, _: int) -> None:
@@ -266,25 +267,3 @@ def _make_pyramid(config: MaskRCNNConfig, size_hw: tuple[int, int]) -> list[Tens
     """Make P2 to P5 of an image, on the device of the context."""
     channels, (height, width) = config.backbone.fpn_channels, size_hw
     return [torch.empty(1, channels, -(-height // s), -(-width // s)) for s in _STRIDES]
-
-
-def _make_disk_targets(
-    images: int, objects: int, size_hw: tuple[int, int], *, device: torch.device
-) -> Targets:
-    generator = torch.Generator().manual_seed(0)
-    extent = torch.tensor([size_hw[1], size_hw[0]]) / 4
-    corner = torch.rand(images, objects, 2, generator=generator) * extent * 2.5
-    boxes = torch.cat(
-        [corner, corner + extent * (0.3 + torch.rand(images, objects, 2, generator=generator))], -1
-    )
-    at = torch.arange(112) + 0.5 - 56
-    disk = mask_to_field((at[:, None] ** 2 + at**2 < 37**2)[None])[0]
-    targets = Targets(
-        boxes_xyxy=boxes,
-        category_index=torch.zeros(images, objects, dtype=torch.int64),
-        valid=torch.ones(images, objects, dtype=torch.bool),
-        squeeze_field=disk.expand(images, objects, -1, -1),
-        field_frame_xyxy=boxes_to_frames(boxes),
-        sample_seed=torch.arange(images),
-    )
-    return Targets(*(None if each is None else each.to(device) for each in targets))  # type: ignore[arg-type]

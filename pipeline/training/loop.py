@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -147,8 +147,16 @@ def config_for_resume(config: ModelConfig, *, resume_from: CheckpointRef | None)
     return config if resume_from is None else without_weights(config)
 
 
-def wrap_in_ddp(model: nn.Module, *, worker: WorkerContext) -> nn.Module:
-    """Wrap a model so that its gradients are averaged over the workers, if there are several."""
+def wrap_for_training(
+    model: nn.Module, *, worker: WorkerContext, compiles: bool = False
+) -> nn.Module:
+    """Wrap a model so that it is compiled, and its gradients averaged over several workers.
+
+    The model itself stays as it is, for checkpoints and evaluation. In DDP, torch.compile splits
+    its graph where a bucket of gradients is full, to send it during the backward pass.
+    """
+    if compiles:
+        model = cast(nn.Module, torch.compile(model))
     if worker.world_size == 1:
         return model
     return DistributedDataParallel(
@@ -175,7 +183,7 @@ class _TrainLoop:
         self.job, self.worker, self.hooks = job, worker, hooks
         self.recipe = job.recipe
         self.model, self.optimizer, self.average = model, optimizer, average
-        self.ddp_model = wrap_in_ddp(model, worker=worker)
+        self.ddp_model = wrap_for_training(model, worker=worker, compiles=self.recipe.optim.compile)
         self.samples = SampleLog(worker)
         self.writer = CheckpointWriter()
         self.started_s = time.perf_counter()

@@ -258,14 +258,6 @@ def test_light_with_stages_stays_within_its_share_of_a_plain_head():
     assert per_roi(light) <= 1.35 * per_roi(MaskHeadConfig(kind="plain"))
 
 
-def test_the_stages_are_one_graph_and_give_the_same_numbers():
-    pyramid, rois, _, features, logits = make_inputs()
-    stages = wake(head_of("plain", large_channels=3, large_side_px=1, boundary_band=2).fine)
-    compiled = torch.compile(stages, fullgraph=True, backend="aot_eager")
-    expected = stages(pyramid, rois.rois, features, logits)
-    assert torch.allclose(compiled(pyramid, rois.rois, features, logits), expected, atol=1e-4)
-
-
 def test_settings_without_an_effect_are_errors():
     with pytest.raises(ValueError, match=r"fine_stages\.channels.*pointrend"):
         MaskHeadConfig(kind="pointrend", fine_stages=FineStagesConfig(channels=(8,)))

@@ -165,23 +165,6 @@ def test_channels_last_gives_the_same_numbers(name: str):
     assert torch.allclose(get_mask_function(changed)(*arguments_nhwc), expected, atol=1e-6)
 
 
-@pytest.mark.slow  # the C++ compiler runs once
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [
-        ("plain", "aot_eager"),
-        ("bmask", "aot_eager"),
-        ("squeeze", "aot_eager"),
-        ("light", "inductor"),
-    ],
-)
-def test_the_head_is_one_graph_and_gives_the_same_numbers(name: str, backend: str):
-    head = small(name)
-    arguments = make_inputs(3, 8, name=name)
-    compiled = torch.compile(get_mask_function(head), fullgraph=True, backend=backend)
-    assert torch.allclose(compiled(*arguments), get_mask_function(head)(*arguments), atol=1e-5)
-
-
 def test_init_values():
     torch.manual_seed(0)
     head = head_of("squeeze")

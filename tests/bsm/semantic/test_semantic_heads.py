@@ -217,12 +217,3 @@ def test_bands_use_the_kernel_of_the_config(monkeypatch):
     )
     model_of(kernel_size=9)(*shapes_batch())
     assert seen == [{"num_classes": 3, "kernel_size": 9, "unite_boundary": True}]
-
-
-def test_the_squeeze_head_is_one_graph_and_gives_the_same_numbers():
-    model = model_of(kind="guided").eval()
-    with torch.no_grad():
-        features = features_of(model)
-        expected = model.head.predict(features)
-        compiled = torch.compile(model.head.predict, fullgraph=True, backend="aot_eager")(features)
-    assert torch.allclose(compiled, expected, atol=1e-4)

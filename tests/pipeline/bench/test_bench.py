@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.bench import coco_engines, drawing, paste
+from bsm.build import build_model
+from pipeline.bench import coco_engines, coco_folder, drawing, gpu, memory, memory_probe, paste
 from pipeline.bench.peers import find_python
 from pipeline.bench.report import Bar, report
 from pipeline.bench.timing import Runs, Sample, time_in_turn, timed
+from pipeline.data.ingest import ingest_dataset
+from pipeline.data.ingest_config import CocoIngest
+from pipeline.data.manifest import read_manifest
 from pipeline.errors import RecipeError
 from pipeline.evaluation.metrics import evaluate_detections
+from tests.bsm.synthetic import tiny_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -99,6 +105,68 @@ def test_a_peer_that_cannot_be_installed_names_the_flag(monkeypatch, tmp_path):
     assert find_python(["a"], given="/opt/python") == "/opt/python"
     with pytest.raises(RecipeError, match="--peers-python"):
         find_python(["-r no-such-file.txt"])
+
+
+def test_the_gpu_table_has_every_variant_and_the_feed(monkeypatch, tmp_path):
+    compiled = []
+    # Compiling takes minutes: tests/bsm/test_compile.py does it with small models.
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
+    small = tiny_config(kind="plain", source="roi", num_classes=80)
+    monkeypatch.setattr(gpu, "_build", lambda *_: build_model(small))
+    coco_folder.write_coco_folder(tmp_path / "photos", images=2, objects=2, size_hw=(48, 64))
+    shards = tmp_path / "shards"
+    ingest_dataset(
+        CocoIngest(
+            root=str(tmp_path / "photos"), split=coco_folder.SPLIT, out=str(shards), workers=0
+        )
+    )
+    config = gpu.GpuBench(
+        heads=("plain",),
+        images=(1,),
+        variants=("eager", "compile"),
+        size_hw=(64, 96),
+        objects=2,
+        steps=1,
+        rounds=1,
+        shards=shards,
+        out=tmp_path,
+    )
+    result = gpu.bench_gpu(config, print_line=lambda _: None)
+    assert len(compiled) == 1
+    table = (tmp_path / "gpu.md").read_text()
+    for row in ("plain, step", "plain, inference", "feed, images per CPU second"):
+        assert row in table
+    rates = [value for key, value in result.items() if key.endswith("images/s")]
+    assert len(rates) == 4
+    assert min(rates) > 0
+    assert 0 <= result["wait for data, % of a step"] <= 100
+    assert json.loads((tmp_path / "gpu.json").read_text())["device"] == result["device"]
+
+
+def test_every_part_of_the_memory_benchmark_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory_probe, "_STEPS", 1)
+    coco_folder.write_coco_folder(tmp_path, images=3, objects=2, size_hw=(48, 64))
+    shards = str(tmp_path / "shards")
+    memory_probe.PARTS["ingest"](str(tmp_path), shards)
+    manifest = read_manifest(shards)
+    assert (manifest.images, manifest.annotations) == (3, 6)
+    for part in set(memory_probe.PARTS) - {"ingest"}:
+        memory_probe.PARTS[part](shards)
+
+
+def test_memory_that_grows_is_named(monkeypatch, tmp_path, capsys):
+    def run_part(part, arguments):
+        folder = Path(arguments[0] if part == "ingest" else Path(arguments[0]).parent)
+        images = len(list((folder / coco_folder.SPLIT).iterdir()))
+        return {"peak_mb": 100 + images * (part == "ingest"), "cpu_s": 1.0}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(memory, "_run_part", run_part)
+    result = memory.bench_memory(images=16, objects=1, print_line=lambda _: None)
+    assert result["missed"] == ["ingest"]
+    assert result["ingest: MB"] == [101, 104, 116]
+    assert result["worker: MB"] == [100, 100, 100]
+    assert "1.15: NO" in capsys.readouterr().out
 
 
 def test_the_list_names_every_benchmark(monkeypatch, capsys):

@@ -260,6 +260,31 @@ def test_a_stream_that_skips_a_step_is_an_error(job):
         )
 
 
+def test_a_compiled_run_has_the_checkpoints_of_one_that_is_not(recipe, monkeypatch):
+    compiled = []
+
+    def compile_without_inductor(model):
+        compiled.append(model)
+        return real(model, backend="eager", fullgraph=True)
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_without_inductor)
+    plain = job_of(replace(recipe, name="plain"), name="plain")
+    run(plain)
+    assert compiled == []
+    fast = replace(recipe, optim=replace(recipe.optim, compile=True))
+    job = job_of(fast, name="compiled")
+    run(job)
+    assert [type(model) for model in compiled] == [TinyModel]
+    expected, found = load_final(plain)["model"], load_final(job)["model"]
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        assert torch.equal(weight, found[name]), name
+    # It may be turned off, and on, in a resume.
+    latest = checkpoint.find_latest(job.run_uri)
+    checkpoint.require_same(latest, identity=replace(job.identity, recipe=recipe))
+
+
 def test_clipping_limits_the_update(recipe):
     moved = []
     for clip in (None, 1e-3):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from bsm.exporting import is_exporting
 from bsm.instance.box_ops import pairwise_iou
 
 _ROUNDS = 32
@@ -26,7 +27,7 @@ def keep_after_nms(
         iou_threshold: overlap above which the worse of two boxes is dropped.
         category_index: (G, n); boxes suppress only boxes of their category.
     """
-    if boxes_xyxy.device.type == "cpu":
+    if boxes_xyxy.device.type == "cpu" and not is_exporting():
         return _keep_on_cpu(boxes_xyxy, valid, iou_threshold, category_index)
     return keep_without_sync(
         boxes_xyxy, valid, iou_threshold=iou_threshold, category_index=category_index

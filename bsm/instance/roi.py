@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from bsm.configs.instance import BoxConvention, BoxHeadConfig
+from bsm.exporting import is_exporting
 from bsm.instance.box_ops import box_area, has_area, pairwise_iou
 from bsm.instance.proposals import Proposals
 from bsm.instance.tensors import Targets
@@ -100,7 +101,7 @@ def find_used_slots(valid: Tensor) -> Tensor:
     every layer runs and every parameter has a gradient.
     """
     flat = valid.flatten()
-    if flat.device.type != "cpu":
+    if flat.device.type != "cpu" or is_exporting():
         return torch.arange(flat.numel(), device=flat.device)
     used = flat.nonzero().squeeze(1)
     return used if len(used) else used.new_zeros(1)
@@ -136,7 +137,7 @@ def pool_rois(
     MultiScaleRoIAlign (not aligned, 2 x 2 samples per RoI cell).
     """
     level = assign_levels(rois[:, 1:], box_convention=box_convention)
-    if rois.device.type == "cpu":
+    if rois.device.type == "cpu" and not is_exporting():
         return _pool_level_by_level(features, rois, level, side=side, box_convention=box_convention)
     return pool_without_sync(features, rois, level, side=side, box_convention=box_convention)
 

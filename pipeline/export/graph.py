@@ -23,6 +23,9 @@ OPSET = 18
 
 _TRACED_CELLS = (5, 7)
 """Size of the traced photo in multiples of the padding: different sides, neither 0 nor 1."""
+_MIN_CELLS = 3
+"""P6 has a stride of 64, and torch.export takes a side of one cell for a constant. ONNX files have
+no such check, and take less."""
 _MAX_CELLS = 512
 """Largest side that the graph is declared for, in multiples of the padding."""
 
@@ -73,7 +76,10 @@ def trace(
         torch.zeros(1, 3, height, width, dtype=torch.uint8),
         torch.tensor([[height - 1, width - 2]]),
     )
-    rows, columns = (torch.export.Dim(name, min=1, max=_MAX_CELLS) for name in ("rows", "columns"))
+    smallest = _MIN_CELLS if config.task == "instance" else 1
+    rows, columns = (
+        torch.export.Dim(name, min=smallest, max=_MAX_CELLS) for name in ("rows", "columns")
+    )
     sides = None if fixed_hw else {2: step * rows, 3: step * columns}
     try:
         with _quiet(), torch.no_grad():

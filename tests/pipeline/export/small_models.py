@@ -19,7 +19,7 @@ CATEGORIES = (
 def small_predictor(*, kind: str = "squeeze") -> Predictor:
     """Build an instance model with random weights, a short edge of 64 pixels and few boxes."""
     torch.manual_seed(0)
-    config = tiny_config(kind=kind, num_classes=len(CATEGORIES))
+    config = tiny_config(kind=kind, num_classes=len(CATEGORIES), backbone="test_resnet")
     config = replace(
         config,
         proposals=replace(config.proposals, top_k_before_nms_test=6, top_k_after_nms=5),

@@ -101,14 +101,13 @@ def test_gathers_sample_what_grid_sample_samples():
     torch.testing.assert_close(gather_bilinear(x, grid), sample_bilinear(x, grid))
 
 
-@pytest.mark.parametrize("kind", ["pointrend", "fine"])
-def test_a_traced_graph_equals_the_model(kind, photos):
-    predictor = small_predictor(kind=kind)
+def test_a_traced_graph_equals_the_model(photos):
+    predictor = small_predictor(kind="pointrend")
     program = trace(predictor.model, predictor.recipe.model)
     assert "grid_sampler" not in str(program.graph)
-    images = torch.zeros(1, 3, 96, 64, dtype=torch.uint8)
-    images[0, :, :90, :64] = torch.from_numpy(photos[0][:1, :64]).permute(2, 0, 1)
-    sizes = torch.tensor([[90, 64]])
+    images = torch.zeros(1, 3, 128, 96, dtype=torch.uint8)
+    images[0, :, :, :64] = torch.from_numpy(photos[2]).permute(2, 0, 1)
+    sizes = torch.tensor([[128, 64]])
     with torch.no_grad():
         expected = predictor.model(images, sizes)
         found = program.module()(images, sizes)

@@ -84,6 +84,8 @@ def test_patterns_photos_and_folders_in_all_formats(loaded, photos, tmp_path, mo
         *(f"labels/{name}.txt" for name in ("a", "c", "sub/b")),
         *(f"cutouts/{name}_000_bright_disk.png" for name in ("a", "c", "sub/b")),
     }
+    with pytest.raises(DatasetError, match=r"--images: photos/gone\.png; name folders"):
+        predict_folder(loaded, ["photos/a.png", "photos/gone.png"], "out")
     label = np.asarray(Image.open(tmp_path / "out/label_png/sub/b.png"))
     np.testing.assert_array_equal(label, draw_disks((70, 20)))
     assert (tmp_path / "out/data.yaml").read_text() == 'names:\n  0: "dark"\n  1: "bright disk"\n'

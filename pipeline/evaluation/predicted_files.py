@@ -41,7 +41,7 @@ def read_predicted(content: object, truth: object, *, name: str) -> PredictedRow
     # Detections of a photo are known by its number in this file.
     rows = [{**row, "image_id": ids[row["image_id"]]} for row in content["detections"]]
     score = content.get("score_threshold", 0)
-    notices = ()
+    notices: tuple[str, ...] = ()
     if score:
         notices = (
             f"{name} has detections with a score of {score:g} or more only, which makes AP lower; "

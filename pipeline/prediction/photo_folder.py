@@ -43,8 +43,8 @@ def list_photos(images: Sequence[str], out: Path) -> PhotoFolder:
     missing = [str(path) for path in paths if not path.exists()]
     if not paths or (missing and len(paths) > 1):
         raise DatasetError(
-            f"--images: {', '.join(missing) or 'nothing is named'}; name folders, photos or patterns "
-            "that exist"
+            f"--images: {', '.join(missing) or 'nothing is named'}; name folders, photos or "
+            "patterns that exist"
         )
     folder = _list_path(paths[0], out) if len(paths) == 1 else _list_paths(paths, out)
     shown = " ".join(images)

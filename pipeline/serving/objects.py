@@ -45,7 +45,7 @@ def scale_objects(objects: Objects, *, from_hw: tuple[int, int], to_hw: tuple[in
     to_whwh = np.array([to_hw[1], to_hw[0]] * 2, np.float32)
     factor = to_whwh / np.array([from_hw[1], from_hw[0]] * 2, np.float32)
     boxes = np.minimum(np.maximum(objects.boxes_xyxy * factor, 0), to_whwh)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    has_area: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     return select_objects(objects._replace(boxes_xyxy=boxes), has_area)
 
 
@@ -71,9 +71,10 @@ def to_rows(
     ]
 
 
-def interpolation_weights(at: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
+def interpolation_weights(at: NDArray[Any], cells: int) -> NDArray[np.float64]:
     """Return how much each cell counts at positions in cells, bilinear, (positions, cells)."""
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0)
+    weights: NDArray[np.float64] = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0)
+    return weights
 
 
 def _encode(probs: Floats, box: Floats, size_hw: tuple[int, int]) -> bytes:

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from bsm.exporting import sample_bilinear
+
 _TAPS = 9
 """Of a 3 x 3 kernel."""
 
@@ -195,10 +197,7 @@ def _build_conv_norm_relu(in_channels: int, channels: int) -> nn.Sequential:
 
 def _sample(x: Tensor, grid: Tensor) -> Tensor:
     # In float32, even under autocast: a position in bfloat16 is off by a tenth of a cell.
-    sampled = F.grid_sample(
-        x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
-    )
-    return sampled.to(x.dtype)
+    return sample_bilinear(x.float(), grid.expand(len(x), -1, -1, -1)).to(x.dtype)
 
 
 def _divide(shift: Tensor, width: int, height: int) -> Tensor:

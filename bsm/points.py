@@ -12,10 +12,10 @@ R grids (RoIs or maps), C channels, P points, Q candidates, H, W sides of a grid
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from bsm.exporting import sample_bilinear
 from bsm.sampling import POINTS, draw_uniforms
 
 
@@ -25,7 +25,7 @@ def sample_points(
     """Read grids at points, bilinear, with zeros beyond the border."""
     # In float32: a position in bfloat16 would be off by a cell.
     grid = 2 * points.float()[:, :, None] - 1
-    return F.grid_sample(grids.float(), grid, align_corners=False)[..., 0].to(grids.dtype)
+    return sample_bilinear(grids.float(), grid)[..., 0].to(grids.dtype)
 
 
 def sample_nearest(

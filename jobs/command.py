@@ -136,9 +136,14 @@ VERBS: dict[str, Verb] = {
         partial(run_job, "models"),
     ),
     "predict": Verb(
-        "Predict for a folder of photos with a registered model.",
+        "Predict for photos or a video with a registered or exported model.",
         "predict --model models:/photos@champion --images ~/new-photos --out out",
         partial(run_job, "predict"),
+    ),
+    "export": Verb(
+        "Write a model as ONNX or for torch.export, or shards as a COCO data set.",
+        "export model models:/photos@champion --format onnx --out photos.onnx",
+        partial(run_job, "export"),
     ),
     "refine": Verb(
         "Sharpen the masks of any model, tool or annotator.",

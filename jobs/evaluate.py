@@ -68,8 +68,9 @@ def evaluate(  # noqa: PLR0913  each is a flag
         truth: COCO or LVIS annotation file, gtFine folder of a split (gtFine/val), or folder of
             label PNGs; a path or URI.
         detections: COCO results file (a list of image_id, category_id, score, segmentation or
-            bbox), folder in Cityscapes' submission format (one txt per frame with lines of mask
-            path, class id, score), or folder of predicted label PNGs; a path or URI.
+            bbox), detections.json of jobs/predict.py, folder in Cityscapes' submission format (one
+            txt per frame with lines of mask path, class id, score), or folder of predicted label
+            PNGs; a path or URI.
         metric: segm and bbox as in pycocotools, boundary as in boundary-iou-api, lvis-* as in the
             lvis package, cityscapes-instance as in cityscapesScripts (by mask and by boundary);
             miou is the mean IoU of label maps, boundary-f their boundary F-score.

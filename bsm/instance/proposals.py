@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsm.configs.instance import BoxConvention, MaskRCNNConfig, ProposalConfig
+from bsm.exporting import is_exporting
 from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, has_area, pairwise_iou
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.tensors import Targets
@@ -88,7 +89,7 @@ def make_anchors(
         torch.cat(boxes),
         torch.cat(indices),
         torch.cat(insides, dim=1),
-        tuple(len(index) for index in indices),
+        tuple(index.shape[0] for index in indices),
     )
 
 
@@ -182,14 +183,14 @@ class ProposalNetwork(nn.Module):
         """Select the best boxes of each level, apply NMS, then select the best of all levels."""
         config, n = self.config, len(logits)
         top_k = config.top_k_before_nms_train if self.training else config.top_k_before_nms_test
-        width = min(top_k, max(anchors.level_sizes))
+        width = top_k if is_exporting() else min(top_k, max(anchors.level_sizes))
         boxes, scores, identities = [], [], []
         start = 0
         for size in anchors.level_sizes:
             level = slice(start, start + size)
             start += size
             level_logits = logits[:, level].masked_fill(~anchors.inside[:, level], -torch.inf)
-            best, index = level_logits.topk(min(top_k, size), dim=1)
+            best, index = _select_best(level_logits, top_k)
             chosen = deltas[:, level].gather(1, index[..., None].expand(-1, -1, 4))
             decoded = decode_boxes(chosen, anchors.boxes_xyxy[level][index], weights=_CODE_WEIGHTS)
             missing = width - index.shape[1]
@@ -207,3 +208,16 @@ class ProposalNetwork(nn.Module):
         chosen = boxes_LK.view(n, -1, 4).gather(1, index[..., None].expand(-1, -1, 4))
         identity = torch.cat(identities, dim=1).gather(1, index)
         return Proposals(chosen, best > -torch.inf, identity)
+
+
+def _select_best(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Select the best logits (N, P) of a level and their indices; P is at most its size.
+
+    In an exported graph P is `top_k`, whatever the size of the image, and a missing one is -inf.
+    """
+    size = logits.shape[1]
+    if not is_exporting():
+        best, index = logits.topk(min(top_k, size), dim=1)
+        return best, index
+    best, index = F.pad(logits, (0, top_k), value=-torch.inf).topk(top_k, dim=1)
+    return best, index.clamp(max=size - 1)

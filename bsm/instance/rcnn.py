@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bsm.backbone import FpnBackbone
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.exporting import is_exporting
 from bsm.instance.boxes import BoxHead
 from bsm.instance.cascade import CascadeBoxHead
 from bsm.instance.mask_heads.build import build_mask_head
@@ -164,7 +165,8 @@ class MaskRCNN(nn.Module):
     ) -> Tensor:
         rois, category = gather_rois(boxes_xyxy, used), category_index.flatten()[used]
         step = self._count_rois_at_once(rois)
-        parts = zip(rois.split(step), category.split(step), strict=True)  # type: ignore[no-untyped-call]
+        starts = range(0, len(rois), step)
+        parts = [(rois[at : at + step], category[at : at + step]) for at in starts]
         logits = torch.cat([self.mask_head.predict(features[:4], *part) for part in parts])
         probs = logits.new_zeros(category_index.numel(), *logits.shape[1:], dtype=torch.float32)
         probs = probs.index_copy(0, used, logits.float().sigmoid())
@@ -177,7 +179,11 @@ class MaskRCNN(nn.Module):
         take a fifth of the mask head's time.
         """
         # The stage for large objects chooses among all of an image.
-        if rois.device.type != "cpu" or self.config.mask_head.fine_stages.large_channels:
+        if (
+            is_exporting()
+            or rois.device.type != "cpu"
+            or self.config.mask_head.fine_stages.large_channels
+        ):
             return max(len(rois), 1)
         return _ROIS_AT_ONCE_ON_CPU
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.photo import Pixels, decode_image
 from pipeline.data.seeds import hash_ints, uniform
+from pipeline.data.test_size import fit_edges
 from pipeline.errors import DatasetError
 from pipeline.recipe import ColorConfig, DataConfig
 
@@ -43,7 +44,7 @@ def draw_train_transform(
     """
     edges = data.short_edge_px
     short_edge_px = edges[int(hash_ints(sample_seed, _SHORT_EDGE)[0] % np.uint64(len(edges)))]
-    height_px, width_px = _get_output_size(size_hw, short_edge_px, data.long_edge_px)
+    height_px, width_px = fit_edges(size_hw, short_edge_px, data.long_edge_px)
     return ResizeFlip(height_px, width_px, draw_flip(data, sample_seed=sample_seed))
 
 
@@ -75,7 +76,7 @@ def draw_color_jitter(seeds: NDArray[np.int64], color: ColorConfig) -> torch.Ten
 
 def get_test_transform(size_hw: tuple[int, int], data: DataConfig) -> ResizeFlip:
     """Return the fixed transform of evaluation and inference."""
-    height_px, width_px = _get_output_size(size_hw, data.test_short_edge_px, data.long_edge_px)
+    height_px, width_px = fit_edges(size_hw, data.test_short_edge_px, data.long_edge_px)
     return ResizeFlip(height_px, width_px, flipped=False)
 
 
@@ -152,23 +153,3 @@ def resize_and_flip_labels(labels: Pixels, transform: ResizeFlip) -> Pixels:
         resized = cv2.resize(labels, size_wh, interpolation=cv2.INTER_NEAREST_EXACT)
         labels = np.asarray(resized, dtype=np.uint8)
     return labels[:, ::-1] if transform.flipped else labels
-
-
-def _get_output_size(
-    size_hw: tuple[int, int], short_edge_px: int, long_edge_px: int
-) -> tuple[int, int]:
-    """Scale a size to the short edge, or less if the long edge would exceed its limit.
-
-    The arithmetic and the rounding are those of detectron2's ResizeShortestEdge.
-    """
-    height, width = size_hw
-    scale = short_edge_px / min(height, width)
-    if height < width:
-        new_height, new_width = float(short_edge_px), scale * width
-    else:
-        new_height, new_width = scale * height, float(short_edge_px)
-    if max(new_height, new_width) > long_edge_px:
-        scale = long_edge_px / max(new_height, new_width)
-        new_height, new_width = new_height * scale, new_width * scale
-    # A very narrow image keeps at least one pixel.
-    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))

@@ -5,17 +5,12 @@ in chunks under a byte budget, and each chunk is encoded before the next one is 
 dense masks of 12 megapixels would not fit in memory. On the CPU no whole image is made at all.
 """
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 from torch import Tensor
-from torch.nn import functional as F
 
 from bsm.instance.paste import paste_masks, paste_strips
-from pipeline.data.run_lengths import encode_spans
-
-_NO_SPANS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+from pipeline.evaluation.encode_strips import MaskStrip, encode_strips
 
 
 def paste_and_encode(
@@ -53,21 +48,7 @@ def encode_masks(masks: Tensor) -> list[bytes]:
 
 
 def _encode_one(probs: Tensor, box_xyxy: Tensor, *, size_hw: tuple[int, int]) -> bytes:
-    height = size_hw[0]
-    starts, stops = [_NO_SPANS], [_NO_SPANS]
-    for left, top, columns in paste_strips(probs, box_xyxy, size_hw=size_hw):
-        # A span starts and stops where a pixel differs from the one above it.
-        padded = F.pad(columns, (1, 1)).numpy()
-        edges = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
-        column, row = np.divmod(edges, padded.shape[1] - 1)
-        pixels = (left + column) * height + top + row
-        starts.append(pixels[0::2])
-        stops.append(pixels[1::2])
-    all_starts, all_stops = np.concatenate(starts), np.concatenate(stops)
-    # A span that reaches the bottom of the image goes on at the top of the next column.
-    apart = all_starts[1:] != all_stops[:-1]
-    return encode_spans(
-        np.append(all_starts[:1], all_starts[1:][apart]),
-        np.append(all_stops[:-1][apart], all_stops[-1:]),
-        size_hw=size_hw,
-    ).encoded
+    strips = paste_strips(probs, box_xyxy, size_hw=size_hw)
+    return encode_strips(
+        (MaskStrip(left, top, columns.numpy()) for left, top, columns in strips), size_hw=size_hw
+    )

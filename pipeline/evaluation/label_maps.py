@@ -7,24 +7,16 @@ first, so memory does not grow with the height of an image.
 K classes, H, W size of an image in the input
 """
 
-import math
-from collections.abc import Sequence
-
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
-from pipeline.data.manifest import Category
-from pipeline.data.semantic_fields import encode_plane
 from pipeline.errors import RecipeError
+from pipeline.evaluation.label_planes import LabelMap, window_starts
 from pipeline.evaluation.timing import Stopwatch
 from pipeline.recipe import EvaluationConfig
-
-LabelMap = NDArray[np.uint8]
 
 SLIDING_WINDOW_OF_RESIZED = (
     "evaluation.window_px needs images at their original size, and data.test_size_hw resizes them. "
@@ -84,26 +76,6 @@ def label_batch(
     finally:
         model.train(was_training)
     return [np.asarray(labels.cpu().numpy(), dtype=np.uint8) for labels in found]
-
-
-def encode_labels(labels: LabelMap, categories: Sequence[Category]) -> bytes:
-    """Encode a label map as PNG with the dataset's category ids as values."""
-    values = np.zeros(256, np.uint8)
-    values[: len(categories)] = [each.category_id for each in categories]
-    return encode_plane(np.asarray(cv2.LUT(labels, values), dtype=np.uint8))
-
-
-def window_starts(length: int, side: int, *, overlap: float) -> list[int]:
-    """Compute the positions of windows along an edge: from end to end, at equal distances.
-
-    Args:
-        length: of the edge.
-        side: of a window; at most the length.
-        overlap: smallest share of a side that neighbors have in common.
-    """
-    stride = max(1, math.floor(side * (1 - overlap)))
-    gaps = -(-(length - side) // stride)
-    return [round(gap * (length - side) / gaps) for gap in range(gaps + 1)] if gaps else [0]
 
 
 def _infer_sliding_window(model: nn.Module, image: Tensor, evaluation: EvaluationConfig) -> Tensor:

@@ -11,6 +11,7 @@ from pipeline.evaluation.ap_engine import ENGINE, MetricName, average_valid, mea
 from pipeline.evaluation.bands import COCO_DILATION_RATIO, check_ratio, warn_thin_objects
 from pipeline.evaluation.coco_files import CheckedFiles, check_files, read_json
 from pipeline.evaluation.lvis import drop_unknown_categories, measure_lvis
+from pipeline.evaluation.predicted_files import read_predicted
 
 Rules = Literal["coco", "lvis"]
 
@@ -192,9 +193,11 @@ def _evaluate(
 ) -> dict[MetricName, Metrics]:
     content: Any = read_json(truth) if isinstance(truth, str) else truth
     rows = read_json(detections) if isinstance(detections, str) else detections
-    notices: tuple[str, ...] = ()
+    file = detections if isinstance(detections, str) else "detections"
+    rows, notices = read_predicted(rows, content, name=file)
     if rules == "lvis":
-        rows, notices = drop_unknown_categories(rows, content)
+        rows, more = drop_unknown_categories(rows, content)
+        notices += more
     files = check_files(
         content,
         rows,
@@ -203,7 +206,7 @@ def _evaluate(
         federated=rules == "lvis",
         names=(
             truth if isinstance(truth, str) else "truth",
-            detections if isinstance(detections, str) else "detections",
+            file,
         ),
     )
     return {

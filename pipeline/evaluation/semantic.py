@@ -20,7 +20,8 @@ from pipeline.data.manifest import read_manifest
 from pipeline.errors import DatasetError
 from pipeline.evaluation.boundary_fscore import boundary_f, match_boundaries
 from pipeline.evaluation.class_table import format_boundary_f, format_miou
-from pipeline.evaluation.label_maps import LabelMap, encode_labels, label_batch
+from pipeline.evaluation.label_maps import label_batch
+from pipeline.evaluation.label_planes import LabelMap, encode_labels
 from pipeline.evaluation.mean_iou import count_pixels, mean_iou
 from pipeline.evaluation.result import Evaluation, EvaluationTask
 from pipeline.evaluation.split_reader import EvalChunk, read_chunk

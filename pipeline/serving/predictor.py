@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import torch
 from torch import nn
@@ -31,9 +30,11 @@ from pipeline.data.photo import Pixels
 from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.errors import DatasetError, RegistryError
 from pipeline.evaluation.infer import detect
-from pipeline.evaluation.label_maps import encode_labels, label_batch
+from pipeline.evaluation.label_maps import label_batch
+from pipeline.evaluation.label_planes import describe_labels
 from pipeline.evaluation.mask_refinement import MAX_CHANGE
 from pipeline.recipe import ModelTask, Recipe, from_json
+from pipeline.serving import views
 from pipeline.serving.artifacts import (
     CATEGORIES_FILE,
     RECIPE_FILE,
@@ -41,6 +42,8 @@ from pipeline.serving.artifacts import (
     WEIGHTS_FILE,
     categories_from_json,
 )
+from pipeline.serving.memory import describe_memory, list_memory_errors
+from pipeline.serving.objects import Floats, Objects
 from pipeline.serving.photos import open_photo
 from pipeline.serving.refinements import (
     REFINEMENT_COLUMNS,
@@ -48,8 +51,6 @@ from pipeline.serving.refinements import (
     refine_photo,
     to_requests,
 )
-
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 DEVICE_VARIABLE = "BSM_DEVICE"
 """Environment variable that names the device; by default a GPU if there is one."""
@@ -139,7 +140,7 @@ class Predictor:
                 rows += [(index, *row, "") for row in found]
             except DatasetError as error:
                 errors.append(str(error))
-            except OUT_OF_MEMORY as error:
+            except list_memory_errors() as error:
                 errors.append(f"{name}: {describe_memory(error)}")
             else:
                 for kind, reason in changes:
@@ -164,6 +165,14 @@ class Predictor:
             dict(zip(_COLUMNS[self.task][1:-1], row, strict=True))
             for row in self._predict_photo(pixels, score_threshold)
         ]
+
+    def find_objects(self, pixels: Pixels, *, scale: float = 1.0) -> Objects:
+        """Find the objects of a photo; see `views.find_objects`."""
+        return views.find_objects(self.model, pixels, self.recipe, scale=scale)
+
+    def find_probs(self, pixels: Pixels, *, scale: float = 1.0) -> Floats:
+        """Compute the class probabilities of a photo; see `views.find_probs`."""
+        return views.find_probs(self.model, pixels, self.recipe, scale=scale)
 
     def _predict_one(
         self, pixels: Pixels, masks: object, *, name: str, values: Mapping[str, float]
@@ -198,15 +207,7 @@ class Predictor:
         """Return the label map of a photo, its only row."""
         batch = collate_semantic.collate_images([pixels], self.recipe.data).to(self.device)
         (labels,) = label_batch(self.model, batch, self.recipe.evaluation)
-        counts = np.bincount(labels.ravel(), minlength=len(self.categories))
-        by_share = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist()
-        present = [self.categories[index] for index in by_share]
-        return (
-            encode_labels(labels, self.categories),
-            [each.category_id for each in present],
-            [each.name for each in present],
-            (counts[by_share] / labels.size).tolist(),
-        )
+        return describe_labels(labels, self.categories)
 
 
 def load_predictor(folder: Path, *, device: str = "") -> Predictor:
@@ -250,11 +251,6 @@ def _load_weights(recipe: Recipe, weights: Path) -> nn.Module:
     except ValueError as error:
         raise RegistryError(f"the registered weights cannot be loaded: {error}") from error
     return model
-
-
-def describe_memory(error: BaseException) -> str:
-    """Say that a photo does not fit into memory, for one of OUT_OF_MEMORY."""
-    return f"not enough memory to predict it: {str(error)[:100] or type(error).__name__}"
 
 
 def _check_param(name: str, params: Mapping[str, Any]) -> float:

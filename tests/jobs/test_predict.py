@@ -14,8 +14,9 @@ from pycocotools import mask as mask_api
 
 from pipeline import storage
 from pipeline.errors import DatasetError, RegistryError, StorageError
-from pipeline.registry import predict
-from pipeline.registry.predict import load_registered_model, predict_folder
+from pipeline.prediction import folder
+from pipeline.prediction.folder import predict_folder
+from pipeline.registry.predict import load_registered_model
 from tests.heavy_imports import list_heavy
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "predict.py"
@@ -185,14 +186,14 @@ def test_a_narrow_photo_is_predicted_and_drawn(model, tmp_path):
 def test_a_photo_that_does_not_fit_into_memory_costs_that_photo(
     model, photos, tmp_path, monkeypatch
 ):
-    draw = predict.draw_instances
+    draw = folder.draw_instances
 
     def fail_on_narrow(pixels, instances):
         if pixels.shape[:2] == (80, 50):
             raise MemoryError("Unable to allocate 9 GiB")
         return draw(pixels, instances)
 
-    monkeypatch.setattr(predict, "draw_instances", fail_on_narrow)
+    monkeypatch.setattr(folder, "draw_instances", fail_on_narrow)
     result = predict_folder(model, str(photos), tmp_path / "out", score=0.0)
     assert (result["images"], result["left_out"]) == (2, 1)
     content = json.loads((tmp_path / "out" / "detections.json").read_text())

@@ -201,7 +201,9 @@ def find_large(
     is_before = (area > area[:, None]) | ((area == area[:, None]) & (order < order[:, None]))
     rank = (same_image & is_before).sum(1)
     is_large = (rank < per_image) & (area >= min_side_px**2)
-    index = (~is_large).to(torch.uint8).argsort(stable=True)[: num_images * per_image]
+    # The large ones first, in order. Not a stable sort, which ONNX does not have.
+    key = is_large * len(rois) - order
+    index = key.topk(min(len(rois), num_images * per_image)).indices
     return index, is_large[index]
 
 

@@ -16,7 +16,8 @@ from pipeline.errors import DatasetError, RecipeError
 from pipeline.evaluation.chunks import run_chunks
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.label_files import LabelFolders, evaluate_boundary_f, evaluate_miou
-from pipeline.evaluation.label_maps import label_batch, window_starts
+from pipeline.evaluation.label_maps import label_batch
+from pipeline.evaluation.label_planes import window_starts
 from pipeline.evaluation.semantic import make_semantic_task
 from pipeline.evaluation.split_reader import plan_chunks
 from pipeline.recipe import DataConfig, EvaluationConfig

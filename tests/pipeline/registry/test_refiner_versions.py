@@ -18,11 +18,12 @@ from jobs.refine import refine
 from pipeline.data.manifest import Category
 from pipeline.errors import DatasetError, RecipeError, RegistryError
 from pipeline.evaluation import mask_refinement
+from pipeline.prediction.folder import predict_folder
 from pipeline.recipe import EvaluationConfig, Recipe
 from pipeline.registry.evaluate_version import evaluate_version
 from pipeline.registry.lifecycle import read_card_content
 from pipeline.registry.model_card import format_card
-from pipeline.registry.predict import load_refiner, load_registered_model, predict_folder
+from pipeline.registry.predict import load_refiner, load_registered_model
 from pipeline.registry.provenance import EvaluationRecord
 from pipeline.registry.register import register
 from pipeline.registry.versions import download_file, find_version

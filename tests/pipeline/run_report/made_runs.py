@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.data.collate_semantic import decode_label
 from pipeline.data.manifest import read_manifest
 from pipeline.evaluation.evaluate import truth_from_shards, write_detections
-from pipeline.evaluation.label_maps import encode_labels
+from pipeline.evaluation.label_planes import encode_labels
 from pipeline.evaluation.metrics import evaluate_metrics
 from pipeline.evaluation.split_reader import plan_chunks, read_chunk
 from pipeline.recipe import Recipe, to_json

@@ -16,8 +16,9 @@ from bsm.configs.semantic import DeepLabConfig, SemanticHeadConfig
 from bsm.configs.shared import BackboneConfig
 from pipeline.data.manifest import Category
 from pipeline.errors import RecipeError
+from pipeline.prediction.folder import predict_folder
 from pipeline.recipe import EvaluationConfig, Recipe
-from pipeline.registry.predict import RegisteredModel, predict_folder
+from pipeline.registry.predict import RegisteredModel
 from pipeline.registry.register import package_model
 from pipeline.serving.predictor import LABEL_COLUMNS
 

@@ -1,7 +1,9 @@
 """List the photos of a folder, and count everything else that is in it."""
 
+import glob
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,30 +27,34 @@ class PhotoFolder(NamedTuple):
     """Ending of each file that is no photo, and why a folder is not read."""
 
 
-def list_photos(images: Path, out: Path) -> PhotoFolder:
-    """List the photos under a folder, also in linked folders; or one photo.
+def list_photos(images: Sequence[str], out: Path) -> PhotoFolder:
+    """List photos, and those under folders, also in linked folders.
 
     A file is a photo by its ending or its first bytes. Everything else is counted in the log.
 
     Args:
-        images: folder, or a file.
+        images: folders, files or patterns such as photos/*.jpg.
         out: folder of results, which are not photos to read.
 
     Raises:
         DatasetError: there is no photo, or out would overwrite them.
     """
-    folder = (
-        PhotoFolder(images.parent, [images.name], {})
-        if images.is_file()
-        else _walk(images, out.resolve())
-    )
+    paths = [path for each in images for path in _expand(each)]
+    missing = [str(path) for path in paths if not path.exists()]
+    if not paths or (missing and len(paths) > 1):
+        raise DatasetError(
+            f"--images: {', '.join(missing) or 'nothing is named'}; name folders, photos or "
+            "patterns that exist"
+        )
+    folder = _list_path(paths[0], out) if len(paths) == 1 else _list_paths(paths, out)
+    shown = " ".join(images)
     if not folder.names:
         state = (
             f"has no {FORMAT_NAMES} file{_count(folder.others)}"
-            if images.is_dir()
+            if any(path.is_dir() for path in paths)
             else f"is not a folder with a {FORMAT_NAMES} file"
         )
-        raise DatasetError(f"--images {images} {state}")
+        raise DatasetError(f"--images {shown} {state}")
     if out.resolve() == folder.root.resolve():
         raise DatasetError(
             f"--out {out} is the folder of the photos, which would be overwritten; use another"
@@ -56,6 +62,40 @@ def list_photos(images: Path, out: Path) -> PhotoFolder:
     if folder.others:
         _log.warning("predict: not read%s", _count(folder.others))
     return folder
+
+
+def _expand(images: str) -> list[Path]:
+    """Expand a pattern; a name that exists is no pattern."""
+    path = Path(images)
+    if path.exists() or not glob.has_magic(images):
+        return [path]
+    found = [Path(each) for each in sorted(glob.glob(images, recursive=True))]  # noqa: PTH207
+    return found or [path]
+
+
+def _list_path(path: Path, out: Path) -> PhotoFolder:
+    if path.is_file():
+        return PhotoFolder(path.parent, [path.name], {})
+    return _walk(path, out.resolve())
+
+
+def _list_paths(paths: Sequence[Path], out: Path) -> PhotoFolder:
+    """List several paths under the folder that they share."""
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    names: dict[str, None] = {}
+    others: dict[str, str] = {}
+    for path in paths:
+        found = _list_path(path, out)
+        start = path.absolute().parent if path.is_file() else path.absolute()
+        prefix = start.relative_to(root)
+        for name in found.names:
+            # A pattern such as photos/* also finds what is no photo.
+            if path.is_file() and not _is_photo(path):
+                others[(prefix / name).as_posix()] = path.suffix.lower() or "no ending"
+            else:
+                names[(prefix / name).as_posix()] = None
+        others |= {(prefix / name).as_posix(): why for name, why in found.others.items()}
+    return PhotoFolder(root, list(names), others)
 
 
 def _walk(root: Path, out: Path) -> PhotoFolder:

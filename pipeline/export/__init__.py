@@ -1,0 +1,1 @@
+"""Export registered models and shards to formats that other programs read."""

@@ -1,0 +1,1 @@
+"""Predict for photos, folders and videos, with any loaded model."""

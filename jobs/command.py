@@ -140,6 +140,11 @@ VERBS: dict[str, Verb] = {
         "predict --model models:/photos@champion --images ~/new-photos --out out",
         partial(run_job, "predict"),
     ),
+    "serve": Verb(
+        "Serve a registered model over HTTP, with a page to try it.",
+        "serve models:/photos@champion",
+        partial(run_job, "serve"),
+    ),
     "refine": Verb(
         "Sharpen the masks of any model, tool or annotator.",
         "refine --model models:/refiner@champion --images photos --labels masks --out sharp",

@@ -101,7 +101,7 @@ VERBS: dict[str, Verb] = {
         partial(run_job, "audit"),
     ),
     "view": Verb(
-        "Look at photos of shards, their masks, and the targets that a model is trained on.",
+        "Look at photos of shards and their targets, or at what models do in photos.",
         "view data ~/shards/photos/train --category cat dog",
         partial(run_job, "view"),
     ),

@@ -291,6 +291,21 @@ def startup(*, rounds: int = 7) -> Result:
     return bench.bench_startup(job=job, rounds=rounds, print_line=_print_line)
 
 
+def serve(*, clients: int = 4, seconds: float = 20, port: int = 8765, threads: int = 1) -> Result:
+    """Load the HTTP server while its alias moves to another version, then send bad requests.
+
+    Args:
+        clients: that each send one photo after the other.
+        seconds: of load before the alias moves, and after it.
+        port: of the server.
+        threads: of torch in this process, which only registers the models.
+    """
+    from pipeline.bench import serving as bench
+
+    _set_threads(threads)
+    return bench.bench_serving(clients=clients, seconds=seconds, port=port, print_line=_print_line)
+
+
 BENCHMARKS: dict[str, Verb] = {
     "paste": paste,
     "evaluation": evaluation,
@@ -305,6 +320,7 @@ BENCHMARKS: dict[str, Verb] = {
     "train": train,
     "memory": memory,
     "gpu": gpu,
+    "serve": serve,
 }
 
 

@@ -101,7 +101,7 @@ VERBS: dict[str, Verb] = {
         partial(run_job, "audit"),
     ),
     "view": Verb(
-        "Look at photos of shards, their masks, and the targets that a model is trained on.",
+        "Look at photos of shards and their targets, or at what models do in photos.",
         "view data ~/shards/photos/train --category cat dog",
         partial(run_job, "view"),
     ),
@@ -144,6 +144,11 @@ VERBS: dict[str, Verb] = {
         "Write a model as ONNX or for torch.export, or shards as a COCO data set.",
         "export model models:/photos@champion --format onnx --out photos.onnx",
         partial(run_job, "export"),
+    ),
+    "serve": Verb(
+        "Serve a registered model over HTTP, with a page to try it.",
+        "serve models:/photos@champion",
+        partial(run_job, "serve"),
     ),
     "refine": Verb(
         "Sharpen the masks of any model, tool or annotator.",

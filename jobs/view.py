@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""Look at a data set: photos, masks and targets in one HTML file that opens from disk.
+"""Look at a data set or at models: one HTML file that opens from disk.
 
 python jobs/view.py data ~/shards/photos/train
 python jobs/view.py data ~/shards/photos/train --category cat dog --size small
 python jobs/view.py data ~/shards/photos/train --kernel-size 9 --out nine.html
+python jobs/view.py features models:/photos@champion --images ~/new-photos
+python jobs/view.py models models:/photos/1 models:/photos/2 --images ~/new-photos
 """
 
 from typing import Annotated
@@ -12,8 +14,11 @@ import tyro
 
 from pipeline.cli import Result, Verb, run_verb
 from pipeline.data_view.options import ViewOptions
+from pipeline.model_view.options import CompareOptions, FeatureOptions
 
 DEFAULTS = ViewOptions()
+FEATURE_DEFAULTS = FeatureOptions()
+COMPARE_DEFAULTS = CompareOptions()
 
 
 def data(
@@ -36,7 +41,59 @@ def data(
     return result
 
 
-VERBS: dict[str, Verb] = {"data": data}
+def features(
+    *,
+    model: Annotated[str, tyro.conf.Positional],
+    images: tuple[str, ...],
+    show: Annotated[FeatureOptions, tyro.conf.arg(name="")] = FEATURE_DEFAULTS,
+    out: str = "features.html",
+    tracking_uri: str = "",
+) -> Result:
+    """Show what the squeeze of a model does: flows, boundary, and masks before and after.
+
+    Args:
+        model: models:/NAME@champion, or models:/NAME/VERSION.
+        images: photos, and folders of photos.
+        show: see `FeatureOptions`.
+        out: file to write.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
+            runs/mlflow.db.
+    """
+    from pipeline.model_view.view_features import view_features
+
+    result = view_features(model, images, show, out=out, tracking=tracking_uri)
+    print(f"view: the squeeze of {result['model']} in {result['out']}")
+    return result
+
+
+def models(
+    *,
+    models: Annotated[tuple[str, ...], tyro.conf.Positional],
+    images: tuple[str, ...],
+    show: Annotated[CompareOptions, tyro.conf.arg(name="")] = COMPARE_DEFAULTS,
+    truth: str = "",
+    out: str = "models.html",
+    tracking_uri: str = "",
+) -> Result:
+    """Show several models side by side on the same photos, with the truth if there is one.
+
+    Args:
+        models: two or more of models:/NAME@champion and models:/NAME/VERSION.
+        images: photos, and folders of photos.
+        show: see `CompareOptions`.
+        truth: COCO annotation file that lists the photos.
+        out: file to write.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
+            runs/mlflow.db.
+    """
+    from pipeline.model_view.view_models import view_models
+
+    result = view_models(models, images, show, out=out, truth=truth, tracking=tracking_uri)
+    print(f"view: {len(result['models'])} models on {result['photos']} photos in {result['out']}")
+    return result
+
+
+VERBS: dict[str, Verb] = {"data": data, "features": features, "models": models}
 
 if __name__ == "__main__":
     run_verb(VERBS)

@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 RAY_TESTS = (
     "tests/pipeline/evaluation/test_evaluate_model.py::test_ray_workers",
     "tests/system/test_ingest_ray.py",
+    "tests/system/test_serve_ray.py",
     "tests/system/test_stopped_runs.py",
     "tests/system/test_stream_ray.py",
     "tests/system/test_sweep_ray.py",

@@ -29,7 +29,7 @@ from pipeline.data.manifest import Category
 from pipeline.data.photo import Pixels
 from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.errors import DatasetError, RegistryError
-from pipeline.evaluation.infer import detect
+from pipeline.evaluation.infer import Detection, detect
 from pipeline.evaluation.label_maps import label_batch
 from pipeline.evaluation.label_planes import describe_labels
 from pipeline.evaluation.mask_refinement import MAX_CHANGE
@@ -161,10 +161,25 @@ class Predictor:
             DatasetError: score_threshold is not in [0, 1].
         """
         _check_param("score_threshold", {"score_threshold": score_threshold})
-        return [
-            dict(zip(_COLUMNS[self.task][1:-1], row, strict=True))
-            for row in self._predict_photo(pixels, score_threshold)
-        ]
+        return self._name_columns(self._predict_photo(pixels, score_threshold))
+
+    def predict_photos(self, photos: Sequence[Pixels]) -> list[list[dict[str, Any]]]:
+        """Predict all instances of several decoded photos.
+
+        Photos of equal size share a forward pass; others would be padded to the largest, and a
+        prediction would depend on the photos beside it.
+
+        Returns:
+            For each photo its rows, as `predict_photo` does, best first.
+        """
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, pixels in enumerate(photos):
+            by_size.setdefault(pixels.shape, []).append(index)
+        found: dict[int, list[dict[str, Any]]] = {}
+        for indices in by_size.values():
+            rows = self._detect([photos[index] for index in indices])
+            found |= zip(indices, map(self._name_columns, rows), strict=True)
+        return [found[index] for index in range(len(photos))]
 
     def find_objects(self, pixels: Pixels, *, scale: float = 1.0) -> Objects:
         """Find the objects of a photo; see `views.find_objects`."""
@@ -188,6 +203,9 @@ class Predictor:
             mask_bytes=self.recipe.evaluation.paste_bytes,
         )
 
+    def _name_columns(self, rows: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
+        return [dict(zip(_COLUMNS[self.task][1:-1], row, strict=True)) for row in rows]
+
     def _predict_photo(self, pixels: Pixels, threshold: float) -> Iterable[tuple[Any, ...]]:
         if self.task == "semantic":
             return [self._predict_label_map(pixels)]
@@ -195,13 +213,19 @@ class Predictor:
 
     def _predict_instances(self, pixels: Pixels, threshold: float) -> Iterator[tuple[Any, ...]]:
         """Yield the objects of a photo, best first."""
-        batch = collate_images([pixels], self.recipe.data).to(self.device)
-        (detections,) = detect(self.model, batch, paste_bytes=self.recipe.evaluation.paste_bytes)
-        for each in detections:
-            if each.score >= threshold:
-                name = self.categories[each.category_index].name
-                rle = {"size": list(each.size_hw), "counts": each.rle_counts.decode()}
-                yield name, each.category_index, each.score, list(each.box_xyxy), rle
+        (rows,) = self._detect([pixels])
+        yield from (row for row in rows if row[2] >= threshold)
+
+    def _detect(self, photos: Sequence[Pixels]) -> list[list[tuple[Any, ...]]]:
+        """List the objects of photos of one size, best first."""
+        batch = collate_images(photos, self.recipe.data).to(self.device)
+        found = detect(self.model, batch, paste_bytes=self.recipe.evaluation.paste_bytes)
+        return [[self._to_row(each) for each in detections] for detections in found]
+
+    def _to_row(self, found: Detection) -> tuple[Any, ...]:
+        name = self.categories[found.category_index].name
+        rle = {"size": list(found.size_hw), "counts": found.rle_counts.decode()}
+        return name, found.category_index, found.score, list(found.box_xyxy), rle
 
     def _predict_label_map(self, pixels: Pixels) -> tuple[Any, ...]:
         """Return the label map of a photo, its only row."""

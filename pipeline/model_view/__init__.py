@@ -1,0 +1,1 @@
+"""Look at models: the features of the squeeze, and several models on the same photos."""

@@ -1,0 +1,1 @@
+"""Serve registered models over HTTP with Ray Serve, and a page to try them."""

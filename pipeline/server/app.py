@@ -1,0 +1,329 @@
+"""The HTTP application: predictions, the state of the models, metrics, and the page at /.
+
+It knows nothing of Ray: a backend predicts, in batches or not.
+"""
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from pipeline.data.photo import Photo, Pixels
+from pipeline.server.answers import draw_png, to_coco
+from pipeline.server.live_model import LiveModel, LoadedVersion
+from pipeline.server.metrics import ServerMetrics
+from pipeline.server.options import ServeOptions
+from pipeline.server.predict_request import (
+    FORM,
+    JSON,
+    PHOTO,
+    PredictFields,
+    PredictRequest,
+    RequestError,
+    decode,
+    read_raw_request,
+)
+from pipeline.serving.predictor import OUT_OF_MEMORY, describe_memory
+from pipeline.text import suggest
+
+PAGE = Path(__file__).parent / "page"
+
+_HEADERS = {
+    # The page loads nothing from elsewhere, and no other page may frame it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Prediction(NamedTuple):
+    """What one version finds in a photo."""
+
+    version: LoadedVersion
+    rows: list[dict[str, Any]]
+
+
+class Backend(Protocol):
+    """What predicts for the application."""
+
+    options: ServeOptions
+    models: Mapping[str, LiveModel]
+    """By name; the first is the default."""
+    token_digest: str
+    """`digest_token` of the token that clients must send; "" if they need none."""
+    metrics: ServerMetrics
+
+    async def predict(self, model: LiveModel, pixels: Pixels) -> Prediction:
+        """Predict for a photo; raise one of OUT_OF_MEMORY if it does not fit."""
+
+
+class Detection(BaseModel):
+    """An object, as in a COCO results file."""
+
+    category_id: int
+    category_name: str
+    score: float
+    bbox: list[float]
+    """x, y, width and height in pixels of the photo as stored."""
+    segmentation: dict[str, Any] | list[list[float]]
+
+
+class Answer(BaseModel):
+    """The detections of a photo."""
+
+    model: str
+    """Version that predicted: models:/NAME/VERSION."""
+    image: dict[str, int]
+    detections: list[Detection]
+    notices: list[str]
+    """What decoding the photo changed."""
+
+
+class Problem(BaseModel):
+    """Why there is no answer, and what to do."""
+
+    error: str
+
+
+_PREDICT_DOCS: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {
+                "schema": PredictFields.model_json_schema()
+                | {"title": kind, "required": [PHOTO]}
+                | {
+                    "properties": {
+                        PHOTO: {"type": "string", "description": text, **form},
+                        **PredictFields.model_json_schema()["properties"],
+                    }
+                }
+            }
+            for kind, text, form in (
+                (FORM, "The file.", {"format": "binary"}),
+                (JSON, "The file's bytes as base64.", {"format": "byte"}),
+            )
+        },
+    }
+}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "The body cannot be read.",
+        401: "The token is missing or wrong.",
+        413: "The photo has too many bytes or pixels.",
+        415: "The content type is neither a form nor JSON.",
+        422: "A field is wrong, or the photo is damaged.",
+        503: "Too many photos wait; try again.",
+    }.items()
+}
+
+
+def digest_token(token: str) -> str:
+    """Return the SHA-256 of a token: replicas compare this and never hold the token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def build_app(backend: Backend) -> FastAPI:
+    """Build the application of a backend."""
+    app = FastAPI(
+        title="BoundarySqueeze",
+        description="Detect objects in photos, with sharp masks.",
+        # FastAPI's own page of the API loads its scripts from another server.
+        docs_url=None,
+        redoc_url=None,
+    )
+    for error_type, handler in _list_handlers().items():
+        app.add_exception_handler(error_type, handler)
+    app.middleware("http")(_make_middleware(backend.metrics))
+    _add_prediction(app, backend)
+    _add_state(app, backend)
+    _add_pages(app)
+    return app
+
+
+def _add_prediction(app: FastAPI, backend: Backend) -> None:
+    @app.post(
+        "/predict",
+        summary="Detect the objects of a photo",
+        dependencies=[_require_token(backend.token_digest)],
+        openapi_extra=_PREDICT_DOCS,
+        responses={200: {"model": Answer, "content": {"image/png": {}}}, **_PROBLEMS},
+    )
+    async def predict(request: Request) -> Response:
+        started = time.perf_counter()
+        metrics = backend.metrics
+        if metrics.waiting_now() >= backend.options.max_waiting:
+            raise RequestError(503, "too many photos wait for a prediction; try again in a second")
+        with metrics.waiting.track_inprogress():
+            raw = await read_raw_request(request, backend.options)
+            model = _choose_model(raw.fields.model, backend.models)
+            photo = await run_in_threadpool(decode, raw.photo, backend.options)
+            try:
+                found = await backend.predict(model, photo.pixels)
+                answer = await run_in_threadpool(
+                    _format, found, PredictRequest(photo, raw.fields), metrics
+                )
+            except OUT_OF_MEMORY as error:
+                height, width = photo.pixels.shape[:2]
+                raise RequestError(
+                    413, f"{PHOTO}: {width} x {height} pixels: {describe_memory(error)}"
+                ) from error
+        metrics.seconds.observe(time.perf_counter() - started)
+        return answer
+
+
+def _add_state(app: FastAPI, backend: Backend) -> None:
+    protected = [_require_token(backend.token_digest)]
+
+    @app.get("/health", summary="Whether the process answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", summary="Whether the models are loaded and the queue is not full")
+    async def ready() -> JSONResponse:
+        waiting = backend.metrics.waiting_now()
+        is_ready = waiting < backend.options.max_waiting
+        models = {name: each.current.uri for name, each in backend.models.items()}
+        content = {"ready": is_ready, "waiting": waiting, "models": models}
+        return JSONResponse(content, status_code=200 if is_ready else 503)
+
+    @app.get("/models", summary="The models, their versions and categories", dependencies=protected)
+    async def models() -> dict[str, Any]:
+        return {
+            "models": [_describe_model(each) for each in backend.models.values()],
+            "limits": {
+                "max_bytes": backend.options.max_bytes,
+                "max_pixels": backend.options.max_pixels,
+            },
+        }
+
+    @app.get("/metrics", summary="Metrics for Prometheus", dependencies=protected)
+    async def metrics() -> Response:
+        for name, each in backend.models.items():
+            backend.metrics.version.labels(name).set(int(each.current.version))
+        return Response(backend.metrics.format(), media_type="text/plain; version=0.0.4")
+
+
+def _add_pages(app: FastAPI) -> None:
+    for path, file in {"/": "index.html", "/docs": "api.html"}.items():
+        app.add_api_route(path, _make_page(file), include_in_schema=False)
+    app.mount("/page", StaticFiles(directory=PAGE))
+
+
+def _make_page(file: str) -> Callable[[], Awaitable[Response]]:
+    async def show() -> Response:
+        return FileResponse(PAGE / file)
+
+    return show
+
+
+def _require_token(digest: str) -> Any:  # noqa: ANN401  FastAPI's own type of a dependency
+    scheme = HTTPBearer(auto_error=False)
+
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
+        found = digest_token(given.credentials) if given else ""
+        if not hmac.compare_digest(found, digest):
+            raise RequestError(
+                401, "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
+            )
+
+    async def accept() -> None:
+        """Accept every client: the server has no token."""
+
+    return Depends(check if digest else accept)
+
+
+def _choose_model(name: str, models: Mapping[str, LiveModel]) -> LiveModel:
+    if not name:
+        return next(iter(models.values()))
+    if name not in models:
+        raise RequestError(
+            422,
+            f"model: {name[:100]!r} is not served{suggest(name, models)}; there are: "
+            f"{', '.join(models)}",
+        )
+    return models[name]
+
+
+def _format(found: Prediction, request: PredictRequest, metrics: ServerMetrics) -> Response:
+    photo: Photo = request.photo
+    fields = request.fields
+    rows = [row for row in found.rows if row["score"] >= fields.score_threshold]
+    metrics.detections.inc(len(rows))
+    if fields.format == "png":
+        picture = draw_png(photo.pixels, rows)
+        return Response(picture, media_type="image/png", headers={"X-Model": found.version.uri})
+    height, width = photo.pixels.shape[:2]
+    categories = found.version.predictor.categories
+    return JSONResponse(
+        {
+            "model": found.version.uri,
+            "image": {"width": width, "height": height},
+            "detections": to_coco(rows, categories, as_polygons=fields.format == "polygons"),
+            "notices": [reason for _, reason in photo.notices],
+        }
+    )
+
+
+def _describe_model(model: LiveModel) -> dict[str, Any]:
+    version = model.current
+    categories = version.predictor.categories
+    return {
+        "name": model.name,
+        "version": version.uri,
+        "categories": [{"id": each.category_id, "name": each.name} for each in categories],
+        "problem": model.problem,
+    }
+
+
+def _make_middleware(metrics: ServerMetrics) -> Callable[..., Awaitable[Response]]:
+    async def count(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        response = await call_next(request)
+        route = request.scope.get("route")
+        # Clients choose paths, and every label is a series of its own.
+        path = getattr(route, "path", "other")
+        metrics.requests.labels(path, response.status_code).inc()
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    return count
+
+
+def _list_handlers() -> dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]]:
+    async def refuse(_: Request, error: RequestError) -> Response:
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+        return _answer_error(error.status, str(error), headers.get(error.status))
+
+    async def refuse_path(request: Request, error: HTTPException) -> Response:
+        text = f"{request.method} {request.url.path[:100]}: {error.detail}; the API is in /docs"
+        return _answer_error(error.status_code, text, error.headers)
+
+    async def fail(_: Request, error: Exception) -> Response:
+        _log.error("a request failed", exc_info=error)
+        return _answer_error(500, "the server failed; the reason is in its log")
+
+    return {RequestError: refuse, HTTPException: refuse_path, Exception: fail}
+
+
+def _answer_error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": text}, status_code=status, headers=headers)

@@ -1,0 +1,150 @@
+"""Start and stop the server on Ray."""
+
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pipeline.errors import RecipeError, RegistryError, SetupError
+from pipeline.recipe import from_json
+from pipeline.registry.versions import RECIPE_FILE, find_version, is_model_uri, read_file
+from pipeline.server.options import ServeOptions
+from pipeline.tracking.stores import resolve_tracking_uri
+
+TOKEN_VARIABLE = "BSM_SERVE_TOKEN"  # noqa: S105  the name of a variable
+"""Environment variable with the token that clients must send."""
+
+APPLICATION = "bsm"
+
+_SHORTEST_TOKEN = 16
+
+_log = logging.getLogger(__name__)
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    address: str
+    """http://HOST:PORT."""
+    versions: dict[str, str]
+    """models:/NAME/VERSION by the name that was asked for."""
+
+    def stop(self) -> None:
+        """Remove the application; requests that are being answered are finished first."""
+        from ray import serve  # noqa: PLC0415
+
+        serve.delete(APPLICATION)
+
+
+def start_server(
+    models: Sequence[str], options: ServeOptions, *, tracking: str = "", token: str | None = None
+) -> Server:
+    """Serve models until `Server.stop`; return once they are loaded and answer.
+
+    Args:
+        models: models:/NAME@ALIAS or models:/NAME/VERSION, the default first.
+        options: of the server.
+        tracking: URI of the registry; "" means the embedded store.
+        token: that clients must send; None is that of TOKEN_VARIABLE, "" needs none.
+
+    Raises:
+        RecipeError: the token is too short, or a model finds no objects.
+        RegistryError: there is no such model, or it cannot be loaded.
+        SetupError: the port is in use, or Ray cannot start.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+    _check_token(token, options)
+    registry = resolve_tracking_uri(tracking, storage_uri="runs")
+    versions = {name: _find_instance_model(name, registry) for name in models}
+
+    from pipeline import ray_connection  # noqa: PLC0415  slow to import
+
+    if not ray_connection.uses_cluster():
+        _check_port(options)
+    ray_connection.connect(cpus=options.replicas * options.cpus)
+    _run(list(models), registry, options, token)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return Server(f"http://{host}:{options.port}", versions)
+
+
+def wait_for_signal() -> None:
+    """Wait for Ctrl-C or SIGTERM."""
+    stopped = threading.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: stopped.set())
+    stopped.wait()
+
+
+def _run(models: list[str], registry: str, options: ServeOptions, token: str) -> None:
+    from ray import serve  # noqa: PLC0415  slow to import
+    from ray.serve.config import HTTPOptions  # noqa: PLC0415
+    from ray.serve.schema import LoggingConfig  # noqa: PLC0415
+
+    from pipeline.server.app import digest_token  # noqa: PLC0415
+    from pipeline.server.replica import build_application  # noqa: PLC0415
+
+    application = build_application(models, registry, options, digest_token(token) if token else "")
+    http = HTTPOptions(host=options.host, port=options.port, request_timeout_s=options.timeout_s)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(http_options=http, logging_config=quiet)
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
+    except RuntimeError:
+        reason = _find_reason()
+        serve.delete(APPLICATION)
+        raise RegistryError(f"the server cannot start: {reason}") from None
+
+
+def _check_token(token: str, options: ServeOptions) -> None:
+    if token and len(token) < _SHORTEST_TOKEN:
+        raise RecipeError(
+            f"{TOKEN_VARIABLE} has {len(token)} characters; a token needs at least "
+            f"{_SHORTEST_TOKEN}. Make one: export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
+        )
+    if not token and not options.is_local:
+        _log.warning(
+            "serve: everyone who reaches %s can use this server; ask for a token: export %s=...",
+            *(options.host, TOKEN_VARIABLE),
+        )
+
+
+def _check_port(options: ServeOptions) -> None:
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((options.host, options.port))
+    except OSError as error:
+        raise SetupError(
+            f"cannot listen on {options.host}:{options.port}: {error.strerror or error}",
+            "choose another port: --port PORT",
+        ) from None
+
+
+def _find_instance_model(name: str, registry: str) -> str:
+    if not is_model_uri(name):
+        raise RegistryError(f"model {name!r} must be models:/NAME@ALIAS or models:/NAME/VERSION")
+    version = find_version(name, registry=registry)
+    task = from_json(read_file(version, RECIPE_FILE)).model.task
+    if task != "instance":
+        raise RecipeError(
+            f"{version.uri} is a model of task {task}; this server takes models that detect "
+            "objects. For others: mlflow models serve (docs/registry.md)"
+        )
+    return version.uri
+
+
+def _find_reason() -> str:
+    """Return the last error of a replica that did not start, from Serve's own traceback."""
+    from ray import serve  # noqa: PLC0415
+
+    application = serve.status().applications[APPLICATION]
+    texts = [each.message for each in application.deployments.values()] + [application.message]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    found = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return re.sub(r"^pipeline\.errors\.\w+: ", "", (found or lines)[-1])[:600]

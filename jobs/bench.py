@@ -306,6 +306,20 @@ def serve(*, clients: int = 4, seconds: float = 20, port: int = 8765, threads: i
     return bench.bench_serving(clients=clients, seconds=seconds, port=port, print_line=_print_line)
 
 
+def refiner(*, masks: int = 100, rounds: int = 2, threads: int = 1) -> Result:
+    """Refine the masks of one photo of 800 px, beside the detector that finds as many objects.
+
+    Args:
+        masks: of the photo.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import refining as bench
+
+    _set_threads(threads)
+    return bench.bench_refiner(masks=masks, rounds=rounds, print_line=_print_line)
+
+
 BENCHMARKS: dict[str, Verb] = {
     "paste": paste,
     "evaluation": evaluation,
@@ -314,6 +328,7 @@ BENCHMARKS: dict[str, Verb] = {
     "feed": feed,
     "semantic-feed": semantic_feed,
     "targets": targets,
+    "refiner": refiner,
     "ingest": ingest,
     "checkpoint": checkpoint,
     "startup": startup,

@@ -99,6 +99,23 @@ def bench_detector(
     return report(runs, bars, size_hw=SIZE_HW)
 
 
+def make_detector_case(detections: int) -> Case:
+    """Make a case of our plain detector that finds so many objects in one image."""
+    model = _build("plain").eval()
+    image = torch.randint(0, 256, (3, *SIZE_HW), dtype=torch.uint8)
+    model.box_head.config = replace(
+        model.box_head.config,
+        detections_per_image=detections,
+        score_threshold=_find_threshold(model, image),
+    )
+
+    @torch.inference_mode()
+    def run() -> object:
+        return model(image[None], torch.tensor([SIZE_HW]))
+
+    return timed(run)
+
+
 def bench_training_step(
     *, images: int, objects: int, rounds: int, print_line: Callable[[str], None]
 ) -> Result:

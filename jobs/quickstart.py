@@ -112,12 +112,15 @@ def quickstart(
     _ingest(images, recipe)
     clock.begin("train", f"{steps} steps of {recipe.optim.global_batch} images; evaluate; register")
     trained = _train(recipe)
-    clock.begin("predict", f"load {MODEL} and draw its predictions")
-    picture = _predict(recipe, images / "val", truth=images / "annotations" / "instances_val.json")
+    # After very few steps it finds nothing, and is no champion.
+    model = MODEL if trained["is_champion"] else trained["model"]
+    clock.begin("predict", f"load {model} and draw its predictions")
+    truth = images / "annotations" / "instances_val.json"
+    picture = _predict(recipe, model, images / "val", truth=truth)
     clock.end()
     # Split the training phase into check, train, evaluate and register.
     phases = clock.phases | trained["seconds_by_phase"]
-    _print_summary(recipe, trained, phases=phases, seconds=clock.seconds, picture=picture)
+    _print_summary(recipe, model, trained, phases=phases, seconds=clock.seconds, picture=picture)
     return {
         **trained,
         "seconds": round(clock.seconds, 1),
@@ -177,7 +180,7 @@ def _train(recipe: Recipe) -> Result:
     return launch.run(recipe, row=Row(RECIPE, "BSM with guided flow, small"))
 
 
-def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
+def _predict(recipe: Recipe, model: str, images: Path, *, truth: Path) -> Path:
     """Load the registered model, and draw its predictions next to the ground truth."""
     from pycocotools.coco import COCO
 
@@ -187,7 +190,7 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
     from pipeline.serving.artifacts import SCORE_THRESHOLD
     from pipeline.serving.photos import read_photo
 
-    registered = load_registered_model(MODEL, storage_uri=recipe.storage)
+    registered = load_registered_model(model, storage_uri=recipe.storage)
     print(f"loaded {registered.uri}")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(truth))
@@ -218,6 +221,7 @@ def _predict(recipe: Recipe, images: Path, *, truth: Path) -> Path:
 
 def _print_summary(
     recipe: Recipe,
+    model: str,
     trained: Result,
     *,
     phases: dict[str, float],
@@ -235,7 +239,7 @@ def _print_summary(
     store = Path(recipe.storage) / "mlflow.db"
     print(
         "\nNext:\n"
-        f"  python jobs/predict.py --model {MODEL} --tracking-uri sqlite:///{store} \\\n"
+        f"  python jobs/predict.py --model {model} --tracking-uri sqlite:///{store} \\\n"
         f"      --images {recipe.storage}/coco/val --out {recipe.storage}/predictions\n"
         f"  python jobs/evaluate.py --truth {recipe.storage}/coco/annotations/instances_val.json "
         f"\\\n      --detections {trained['detections']} --metric boundary\n"

@@ -44,9 +44,9 @@ def serve(
     for name, uri in server.versions.items():
         print(f"serving {name}" + (f", now {uri}" if name != uri else ""))
     print(f"page {server.address}  API {server.address}/docs  stop with Ctrl-C")
-    wait_for_signal()
+    versions = wait_for_signal(server, every_s=options.check_alias_s, print_line=print)
     server.stop()
-    return {"address": server.address, "models": list(server.versions.values())}
+    return {"address": server.address, "models": list(versions.values())}
 
 
 if __name__ == "__main__":

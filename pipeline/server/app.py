@@ -3,6 +3,7 @@
 It knows nothing of Ray: a backend predicts, in batches or not.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -29,7 +30,7 @@ from pipeline.server.predict_request import (
     JSON,
     PHOTO,
     PredictFields,
-    PredictRequest,
+    RawRequest,
     RequestError,
     decode,
     read_raw_request,
@@ -38,6 +39,9 @@ from pipeline.serving.predictor import OUT_OF_MEMORY, describe_memory
 from pipeline.text import suggest
 
 PAGE = Path(__file__).parent / "page"
+
+_DECODED_BATCHES = 2
+"""Decoded photos take much more memory than files, so others wait as they came."""
 
 _HEADERS = {
     # The page loads nothing from elsewhere, and no other page may frame it.
@@ -159,6 +163,8 @@ def build_app(backend: Backend) -> FastAPI:
 
 
 def _add_prediction(app: FastAPI, backend: Backend) -> None:
+    decoded = asyncio.Semaphore(_DECODED_BATCHES * backend.options.max_batch)
+
     @app.post(
         "/predict",
         summary="Detect the objects of a photo",
@@ -174,19 +180,22 @@ def _add_prediction(app: FastAPI, backend: Backend) -> None:
         with metrics.waiting.track_inprogress():
             raw = await read_raw_request(request, backend.options)
             model = _choose_model(raw.fields.model, backend.models)
-            photo = await run_in_threadpool(decode, raw.photo, backend.options)
-            try:
-                found = await backend.predict(model, photo.pixels)
-                answer = await run_in_threadpool(
-                    _format, found, PredictRequest(photo, raw.fields), metrics
-                )
-            except OUT_OF_MEMORY as error:
-                height, width = photo.pixels.shape[:2]
-                raise RequestError(
-                    413, f"{PHOTO}: {width} x {height} pixels: {describe_memory(error)}"
-                ) from error
+            async with decoded:
+                answer = await _answer(backend, model, raw)
         metrics.seconds.observe(time.perf_counter() - started)
         return answer
+
+
+async def _answer(backend: Backend, model: LiveModel, raw: RawRequest) -> Response:
+    photo = await run_in_threadpool(decode, raw.photo, backend.options)
+    try:
+        found = await backend.predict(model, photo.pixels)
+        return await run_in_threadpool(_format, found, photo, raw.fields, backend.metrics)
+    except OUT_OF_MEMORY as error:
+        height, width = photo.pixels.shape[:2]
+        raise RequestError(
+            413, f"{PHOTO}: {width} x {height} pixels: {describe_memory(error)}"
+        ) from error
 
 
 def _add_state(app: FastAPI, backend: Backend) -> None:
@@ -262,9 +271,9 @@ def _choose_model(name: str, models: Mapping[str, LiveModel]) -> LiveModel:
     return models[name]
 
 
-def _format(found: Prediction, request: PredictRequest, metrics: ServerMetrics) -> Response:
-    photo: Photo = request.photo
-    fields = request.fields
+def _format(
+    found: Prediction, photo: Photo, fields: PredictFields, metrics: ServerMetrics
+) -> Response:
     rows = [row for row in found.rows if row["score"] >= fields.score_threshold]
     metrics.detections.inc(len(rows))
     if fields.format == "png":

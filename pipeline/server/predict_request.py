@@ -53,19 +53,14 @@ class PredictFields(BaseModel):
     model: str = Field("", description="Name in /models; by default the first one.")
 
 
-class PredictRequest(NamedTuple):
-    """A decoded request."""
+class RawRequest(NamedTuple):
+    """A request whose photo is not decoded yet."""
 
-    photo: Photo
-    fields: PredictFields
-
-
-class _RawRequest(NamedTuple):
     photo: bytes
     fields: PredictFields
 
 
-async def read_raw_request(request: Request, options: ServeOptions) -> _RawRequest:
+async def read_raw_request(request: Request, options: ServeOptions) -> RawRequest:
     """Read a request without decoding the photo.
 
     Raises:
@@ -91,7 +86,7 @@ async def read_raw_request(request: Request, options: ServeOptions) -> _RawReque
         raise RequestError(422, f"{PHOTO}: the file is empty; send a {FORMAT_NAMES} file")
     if len(data) > options.max_bytes:
         raise _too_large(f"{PHOTO}: {len(data)} bytes", options)
-    return _RawRequest(data, fields)
+    return RawRequest(data, fields)
 
 
 def decode(data: bytes, options: ServeOptions) -> Photo:

@@ -15,7 +15,6 @@ from pipeline.serving.predictor import OUT_OF_MEMORY
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from ray.serve import Application
 
 _OTHER_REQUESTS = 32
 """Requests beside predictions that a replica answers at once: pages, /health, /metrics."""
@@ -60,7 +59,8 @@ class PhotoServer:
     async def predict(self, model: LiveModel, pixels: Pixels) -> Prediction:
         """Predict for a photo, together with others that wait; see `Backend`."""
         found: Prediction | BaseException = await self.predict_batch(
-            PredictionJob(model, pixels)  # type: ignore[arg-type]  Serve makes lists of arguments
+            # Serve makes lists of the arguments.
+            PredictionJob(model, pixels)
         )
         if isinstance(found, BaseException):
             raise found
@@ -112,10 +112,9 @@ def _predict_alone(job: PredictionJob) -> Prediction | BaseException:
 
 def build_application(
     names: Sequence[str], registry: str, options: ServeOptions, token_digest: str
-) -> "Application":
+) -> serve.Application:
     """Build the Serve application; for the arguments see `PhotoServer`."""
-    deployment = serve.deployment(
-        serve.ingress()(PhotoServer),
+    make_deployment = serve.deployment(
         name="photos",
         num_replicas=options.replicas,
         max_ongoing_requests=options.max_waiting + _OTHER_REQUESTS,
@@ -128,4 +127,6 @@ def build_application(
             "runtime_env": {"env_vars": {"OPENCV_IO_MAX_IMAGE_PIXELS": str(options.max_pixels)}},
         },
     )
-    return deployment.bind(list(names), registry, options, token_digest)
+    deployment: serve.Deployment = make_deployment(serve.ingress()(PhotoServer))
+    application: serve.Application = deployment.bind(list(names), registry, options, token_digest)
+    return application

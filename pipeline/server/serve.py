@@ -1,12 +1,15 @@
 """Start and stop the server on Ray."""
 
+import json
 import logging
 import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from pipeline.errors import RecipeError, RegistryError, SetupError
@@ -71,12 +74,39 @@ def start_server(
     return Server(f"http://{host}:{options.port}", versions)
 
 
-def wait_for_signal() -> None:
-    """Wait for Ctrl-C or SIGTERM."""
+def wait_for_signal(
+    server: Server, *, every_s: float, print_line: Callable[[str], None]
+) -> dict[str, str]:
+    """Wait for Ctrl-C or SIGTERM, and print when another version serves.
+
+    Args:
+        server: that runs.
+        every_s: seconds between two looks.
+        print_line: prints a line.
+
+    Returns:
+        The versions that served last, as `Server.versions`.
+    """
     stopped = threading.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
-    stopped.wait()
+    versions = server.versions
+    while not stopped.wait(every_s):
+        found = _read_versions(server.address) or versions
+        for name, uri in found.items():
+            if uri != versions.get(name):
+                print_line(f"serving {name}, now {uri}")
+        versions = found
+    return versions
+
+
+def _read_versions(address: str) -> dict[str, str]:
+    """Return the versions that serve now; nothing while the server is too busy to answer."""
+    url = f"{address}/ready"
+    with suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310
+        versions: dict[str, str] = json.load(response)["models"]
+        return versions
+    return {}
 
 
 def _run(models: list[str], registry: str, options: ServeOptions, token: str) -> None:

@@ -181,6 +181,7 @@ export class Stage {
       context.clip();
       // The best last, so that it is on top.
       for (const object of [...objects].reverse()) this.paintObject(object);
+      if (this.show.names) [...objects].reverse().forEach(object => this.paintName(object));
       context.restore();
     });
     if (this.sides.length > 1) this.paintDivider(middle);
@@ -211,18 +212,22 @@ export class Stage {
       context.strokeStyle = color;
       context.strokeRect(x, y, width, height);
     }
-    if (this.show.names) this.paintName(object, x, y, color, ratio);
   }
 
-  paintName(object, x, y, color, ratio) {
-    const { context } = this;
+  paintName(object) {
+    const { context, canvas, scale } = this;
+    const ratio = window.devicePixelRatio || 1;
+    const [x, y, boxWidth, boxHeight] = object.bbox;
+    const isInside = (x + boxWidth) * scale + this.x > 0 && x * scale + this.x < canvas.width
+      && (y + boxHeight) * scale + this.y > 0 && y * scale + this.y < canvas.height;
+    if (!isInside) return;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.font = `${13 * ratio}px system-ui, sans-serif`;
     const text = `${object.category_name.slice(0, LONGEST_LABEL)} ${object.score.toFixed(2)}`;
     const width = context.measureText(text).width + 8 * ratio;
-    const left = Math.min(Math.max(x * this.scale + this.x, 0), this.canvas.width - width);
-    const top = Math.min(Math.max(y * this.scale + this.y - 19 * ratio, 0), this.canvas.height - 19 * ratio);
-    context.fillStyle = color;
+    const left = Math.min(Math.max(x * scale + this.x, 0), canvas.width - width);
+    const top = Math.min(Math.max(y * scale + this.y - 19 * ratio, 0), canvas.height - 19 * ratio);
+    context.fillStyle = `rgb(${object.color.join(" ")})`;
     context.fillRect(left, top, width, 18 * ratio);
     context.fillStyle = "#111";
     context.fillText(text, left + 4 * ratio, top + 13.5 * ratio);

@@ -112,8 +112,8 @@ LIGHT = replace(
     ),
 )
 
-# Ours, the sharpest head of the study (docs/study.md), at three times the plain head's work: the
-# squeeze without a warp, then stages at 28 and 56 cells that read P2 (bsm/instance/mask_heads).
+# Ours, for data whose masks are exact to the pixel (docs/study.md), at three times the plain head's
+# work: the squeeze without a warp, then stages at 28 and 56 cells that read P2.
 FINE = replace(
     RECIPE,
     name="coco_r50_fine",

@@ -35,7 +35,7 @@ from pipeline.server.predict_request import (
     decode,
     read_raw_request,
 )
-from pipeline.serving.predictor import OUT_OF_MEMORY, describe_memory
+from pipeline.serving.memory import describe_memory, list_memory_errors
 from pipeline.text import suggest
 
 PAGE = Path(__file__).parent / "page"
@@ -74,7 +74,7 @@ class Backend(Protocol):
     metrics: ServerMetrics
 
     async def predict(self, model: LiveModel, pixels: Pixels) -> Prediction:
-        """Predict for a photo; raise one of OUT_OF_MEMORY if it does not fit."""
+        """Predict for a photo; raise one of `list_memory_errors` if it does not fit."""
 
 
 class Detection(BaseModel):
@@ -191,7 +191,7 @@ async def _answer(backend: Backend, model: LiveModel, raw: RawRequest) -> Respon
     try:
         found = await backend.predict(model, photo.pixels)
         return await run_in_threadpool(_format, found, photo, raw.fields, backend.metrics)
-    except OUT_OF_MEMORY as error:
+    except list_memory_errors() as error:
         height, width = photo.pixels.shape[:2]
         raise RequestError(
             413, f"{PHOTO}: {width} x {height} pixels: {describe_memory(error)}"

@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.registry.predict import load_version
 from pipeline.registry.versions import find_version
-from pipeline.serving.predictor import OUT_OF_MEMORY, Predictor, describe_memory
+from pipeline.serving.memory import describe_memory, list_memory_errors
+from pipeline.serving.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class LiveModel:
         except PipelineError as error:
             self._keep(str(error))
             return False
-        except OUT_OF_MEMORY as error:
+        except list_memory_errors() as error:
             self._keep(f"the next version does not fit beside this one: {describe_memory(error)}")
             return False
         before, self.current = self.current, loaded

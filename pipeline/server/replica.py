@@ -11,7 +11,7 @@ from pipeline.server.app import Prediction, build_app
 from pipeline.server.live_model import LiveModel
 from pipeline.server.metrics import ServerMetrics
 from pipeline.server.options import ServeOptions
-from pipeline.serving.predictor import OUT_OF_MEMORY
+from pipeline.serving.memory import list_memory_errors
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -92,7 +92,7 @@ def predict_jobs(jobs: Sequence[PredictionJob]) -> list[Prediction | BaseExcepti
         photos = [jobs[index].pixels for index in indices]
         try:
             found = version.predictor.predict_photos(photos)
-        except OUT_OF_MEMORY:
+        except list_memory_errors():
             results |= {index: _predict_alone(jobs[index]) for index in indices}
         else:
             results |= {
@@ -105,7 +105,7 @@ def _predict_alone(job: PredictionJob) -> Prediction | BaseException:
     version = job.model.current
     try:
         (rows,) = version.predictor.predict_photos([job.pixels])
-    except OUT_OF_MEMORY as error:
+    except list_memory_errors() as error:
         return error
     return Prediction(version, rows)
 

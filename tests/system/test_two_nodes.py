@@ -207,8 +207,7 @@ def training_command(bucket: str, tracking: str) -> list[str]:
         --scale.images-per-microbatch 1 --scale.threads-per-worker 1
         --optim.global-batch {GLOBAL_BATCH} --optim.steps {STEPS} --optim.warmup-steps 4
         --optim.decay-at 30 --checkpoint.every-steps {CHECKPOINT_EVERY}
-        --data.short-edge-px 48 64 --data.test-short-edge-px 64 --data.long-edge-px 96
-        --evaluation.boxes truth
+        --data.short-edge-px 48 64 --data.test-short-edge-px 64 --evaluation.boxes truth
         --model.num-classes 5 --model.backbone.name resnet18 --model.backbone.norm group
         --model.backbone.freeze-at 0 --model.backbone.fpn-channels 16
         --model.proposals.anchor-sizes-px 8 16 32 64 128

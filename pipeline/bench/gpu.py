@@ -146,14 +146,14 @@ def _measure_model(
         rounds=config.rounds,
         print_line=print_line,
     )
-    for (what, variant), samples in zip(cases, runs.values(), strict=True):
+    for (what, name), samples in zip(cases, runs.values(), strict=True):
         yield _Line(
             what=what,
             head=head,
             images=images,
-            variant=variant,
+            variant=name,
             seconds=Spread.of([each.wall_s / config.steps for each in samples]),
-            peak_gb=peaks[what, variant],
+            peak_gb=peaks[what, name],
         )
 
 

@@ -36,17 +36,31 @@ def compute_squeeze_field(
     y0, y1 = _clip_range(top, height)
     padded = np.zeros((x1 - x0 + 2, y1 - y0 + 2), dtype=np.uint8)
     padded[1:-1, 1:-1] = decode_columns(mask, x0, x1)[y0:y1].T
-    lefts, rights = (padded[_padded_index(left + step, x0, x1)] for step in (0, 1))
-    uppers, lowers = (_padded_index(top + step, y0, y1) for step in (0, 1))
-    tx = tx[:, None]
+    sides = [padded[_padded_index(left + step, x0, x1)] for step in (0, 1)]
+    rows = [_padded_index(top + step, y0, y1) for step in (0, 1)]
+    inside = _interpolate([side.take(row, 1) for row in rows for side in sides], tx, ty)
+    return field_from_grid(np.ascontiguousarray(inside.T))
 
-    def read(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        # Only the pixels that a cell touches become numbers.
-        across: NDArray[np.float64] = (1 - tx) * lefts.take(rows, 1) + tx * rights.take(rows, 1)
-        return across
 
-    inside = (1 - ty) * read(uppers) + ty * read(lowers) >= 0.5
-    return field_from_grid(np.ascontiguousarray(inside.T).view(np.uint8))
+def _interpolate(
+    taps: list[NDArray[np.uint8]], tx: NDArray[np.float64], ty: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Interpolate four taps of each cell, each (S, S) 0/1 by column, and compare with one half.
+
+    Args:
+        taps: upper left, upper right, lower left, lower right.
+        tx: (S,), distance of the centers from the left taps.
+        ty: (S,), distance of the centers from the upper taps.
+    """
+    # Only cells whose taps differ need numbers: those on the outline.
+    inside = taps[0] & taps[1] & taps[2] & taps[3]
+    mixed = np.flatnonzero(inside ^ (taps[0] | taps[1] | taps[2] | taps[3]))
+    columns, rows = np.divmod(mixed, inside.shape[1])
+    tx, ty = tx[columns], ty[rows]
+    a, b, c, d = (tap.take(mixed) for tap in taps)
+    values = (1 - ty) * ((1 - tx) * a + tx * b) + ty * ((1 - tx) * c + tx * d)
+    inside.put(mixed, values >= 0.5)
+    return inside
 
 
 def field_from_grid(inside: NDArray[np.uint8]) -> NDArray[np.int8]:

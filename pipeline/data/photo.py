@@ -38,6 +38,8 @@ MAX_PIXELS = 89_478_485
 # Gray, CMYK and palette images become RGB, alpha is dropped, 16 bits are cut to 8.
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
+_DECODE_SMALL = cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION
+
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -49,6 +51,10 @@ _EXIF_ORIENTATION = 0x0112
 
 # Markers that start with a frame's header; the other three of the range are tables.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+_JPEG_SCAN = 0xDA
+# APP1 (EXIF, XMP) to APP13; APP0 is JFIF's, and APP14 Adobe's, which counts with four channels.
+_JPEG_METADATA = frozenset(range(0xE1, 0xEE)) | {0xEF}
 
 
 class PhotoError(DatasetError):
@@ -106,6 +112,19 @@ def decode_photo(data: bytes, *, max_pixels: int = 2 * MAX_PIXELS) -> Photo:
     Raises:
         PhotoError: it is not a photo, too large, or cannot be decoded to its end.
     """
+    photo_format = _require_photo(data, max_pixels=max_pixels)
+    pixels = _decode(data, _DECODE)
+    if pixels is None:
+        raise PhotoError("image_unreadable", _explain(data))
+    return Photo(pixels, _find_notices(data, photo_format, pixels))
+
+
+def _require_photo(data: bytes, *, max_pixels: int) -> str:
+    """Return the format of a photo, from its header.
+
+    Raises:
+        PhotoError: it is not a photo, or too large.
+    """
     photo_format = find_format(data)
     if not photo_format:
         kind = "image_format" if data else "image_unreadable"
@@ -113,10 +132,7 @@ def decode_photo(data: bytes, *, max_pixels: int = 2 * MAX_PIXELS) -> Photo:
     height, width = read_size_hw(data)
     if width * height > max_pixels:
         raise PhotoError("image_too_large", f"{width} x {height} pixels, the limit is {max_pixels}")
-    pixels = _decode(data, _DECODE)
-    if pixels is None:
-        raise PhotoError("image_unreadable", _explain(data))
-    return Photo(pixels, _find_notices(data, photo_format, pixels))
+    return photo_format
 
 
 def check_image(
@@ -135,10 +151,9 @@ def check_image(
     if len(data) > MAX_IMAGE_BYTES:
         return [("image_too_large", f"more than {MAX_IMAGE_BYTES} bytes")]
     try:
-        pixels, notices = decode_photo(data, max_pixels=max_pixels)
+        (height, width), notices = _check_pixels(data, max_pixels=max_pixels)
     except PhotoError as error:
         return [(error.kind, str(error))]
-    height, width = pixels.shape[:2]
     if size_hw is None or (height, width) == size_hw:
         return notices
     listed = f"{size_hw[1]} x {size_hw[0]}"
@@ -146,6 +161,18 @@ def check_image(
         ("image_size", f"{width} x {height} in the file, {listed} in the annotations"),
         *notices,
     ]
+
+
+def _check_pixels(data: bytes, *, max_pixels: int) -> tuple[tuple[int, int], list[tuple[str, str]]]:
+    """Return the size of a photo and what the decoder changes; raises what decode_photo does."""
+    if find_format(data) == "JPEG" and (size_hw := _read_jpeg_size_hw(data)):
+        _require_photo(data, max_pixels=max_pixels)
+        # Reads all of the file, and makes an eighth of the pixels in half of the time.
+        small = _decode(data, _DECODE_SMALL)
+        if small is not None and small.shape[:2] == tuple(-(-side // 8) for side in size_hw):
+            return size_hw, _find_notices(data, "JPEG", small)
+    photo = decode_photo(data, max_pixels=max_pixels)
+    return (photo.pixels.shape[0], photo.pixels.shape[1]), photo.notices
 
 
 def find_format(data: bytes) -> str:
@@ -196,6 +223,24 @@ def _read_jpeg_size_hw(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _is_bare_jpeg(data: bytes) -> bool:
+    """Tell whether a JPEG has one or three channels, and no metadata but JFIF's and comments.
+
+    Then there is nothing to notice; Pillow takes longer to say so.
+    """
+    at, channels = 2, 0
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _JPEG_SCAN:
+            return channels in (1, 3)
+        if marker in _JPEG_METADATA:
+            return False
+        if marker in _JPEG_FRAMES:
+            channels = data[at + 9]
+        at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return False
+
+
 def _explain(data: bytes) -> str:
     """Say why a photo cannot be decoded."""
     if not data:
@@ -233,6 +278,8 @@ def _read_metadata(data: bytes) -> _Metadata:
 
 
 def _find_notices(data: bytes, photo_format: str, pixels: Pixels) -> list[tuple[str, str]]:
+    if photo_format == "JPEG" and _is_bare_jpeg(data):
+        return []
     metadata = _read_metadata(data)
     notices = []
     if metadata.orientation not in (0, 1):

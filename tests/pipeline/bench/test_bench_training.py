@@ -1,3 +1,6 @@
+import os
+import subprocess
+import time
 from dataclasses import replace
 from itertools import islice
 
@@ -53,6 +56,20 @@ def test_the_report_compares_runs_of_one_round(capsys):
     assert result["images/s, two workers / twice one"] == pytest.approx(31.5 / 34, abs=1e-3)
     assert result["missed"] == ["start to first step, Ray / torchrun", "turn, s"]
     assert "at most 2: NO" in capsys.readouterr().out
+
+
+def test_the_cpu_time_is_that_of_the_split_below_the_command():
+    busy = ["bash", "-c", "exec -a ray::SplitCoordinator bash -c 'while :; do :; done'"]
+    with subprocess.Popen(busy) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (found := training._split_cpu_seconds(os.getpid())):
+                assert time.monotonic() < deadline
+            other = training._split_cpu_seconds(os.getppid() + 10**9)
+        finally:
+            process.kill()
+    assert found > 0
+    assert other == 0
 
 
 def test_the_bare_feed_gives_the_tensors_of_ours(shards):

@@ -155,6 +155,36 @@ def test_what_training_cannot_decode_is_refused_with_the_reason(name):
             decode_image(data, name="x")
 
 
+def find_in_whole(data: bytes) -> tuple[tuple[int, int] | None, list[tuple[str, str]]]:
+    """Decode all pixels; return the size, and the problem or the notices."""
+    try:
+        photo = decode_photo(data, max_pixels=8000)
+    except PhotoError as error:
+        return None, [(error.kind, str(error))]
+    return photo.pixels.shape[:2], photo.notices
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_checking_a_jpeg_finds_what_decoding_finds(mode, progressive):
+    whole = encode(Image.fromarray(PIXELS).convert(mode), "JPEG", progressive=progressive)
+    g = np.random.default_rng(0)
+    broken = 0
+    for number in range(60):
+        data = bytearray(whole)
+        at = int(g.integers(2, len(data)))
+        if number % 3 == 0:
+            data = data[:at]
+        elif number % 3 == 1:
+            data[at] = int(g.integers(0, 256))
+        else:  # in the header
+            data[at % 600] = int(g.integers(0, 256))
+        size_hw, found = find_in_whole(bytes(data))
+        assert check_image(bytes(data), size_hw, max_pixels=8000) == found
+        broken += size_hw is None
+    assert 5 < broken < 55
+
+
 def test_existing_photos_keep_their_pixels():
     np.testing.assert_array_equal(decode_photo(PNG).pixels, PIXELS)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

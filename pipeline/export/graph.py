@@ -18,8 +18,9 @@ from pipeline.serving.exported import INFO_KEY, INPUTS, OUTPUTS, ExportInfo
 
 Format = Literal["onnx", "torch-export"]
 
-OPSET = 18
-"""Smallest ONNX version with every operator that the graphs use; runtimes of 2023 have it."""
+OPSET, DEFORM_OPSET = 18, 19
+"""Smallest ONNX versions with every operator of the graphs, without and with deformable
+convolutions."""
 
 _TRACED_CELLS = (5, 7)
 """Size of the traced photo in multiples of the padding: different sides, neither 0 nor 1."""
@@ -143,7 +144,7 @@ def _write_onnx(program: torch.export.ExportedProgram, info: ExportInfo, path: P
                 program,
                 input_names=list(INPUTS),
                 output_names=list(OUTPUTS[info.task]),
-                opset_version=OPSET,
+                opset_version=DEFORM_OPSET if _has_deform_conv(program) else OPSET,
                 dynamo=True,
                 optimize=False,
                 verbose=False,
@@ -156,6 +157,10 @@ def _write_onnx(program: torch.export.ExportedProgram, info: ExportInfo, path: P
     exported.model.metadata_props[INFO_KEY] = info.to_json()
     exported.model.producer_name = "boundary-squeeze"
     exported.save(path)
+
+
+def _has_deform_conv(program: torch.export.ExportedProgram) -> bool:
+    return any("deform_conv2d" in str(node.target) for node in program.graph.nodes)
 
 
 def _shorten(error: Exception) -> str:

@@ -23,8 +23,8 @@ from pipeline.evaluation.label_planes import describe_labels, window_starts
 from pipeline.prediction.photo_model import PredictRows, Rows
 
 _SAME_SHARE = 0.5
-"""Share of the smaller mask, within the overlap, from which two masks are one object. Not their IoU:
-a tile often takes the slice of an object at its border for a smaller object."""
+"""Share of the smaller mask, within the overlap, from which two masks are one object. Not their
+IoU: a tile often takes the slice of an object at its border for a smaller object."""
 
 
 class Tile(NamedTuple):

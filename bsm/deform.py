@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from bsm.exporting import sample_bilinear
+from bsm.exporting import gather_cells, is_exporting, sample_bilinear
 
 _TAPS = 9
 """Of a 3 x 3 kernel."""
@@ -181,6 +181,11 @@ def flow_warp(
     if legacy:
         corners = [torch.linspace(-1, 1, side, device=x.device) for side in (width, height)]
         return _sample(x, _make_grid(*corners) + _divide(shift, width, height))
+    if is_exporting():
+        # A canvas would fix the size of the feature, and gathers need none.
+        columns, rows = (torch.arange(side, device=x.device) for side in (width, height))
+        at_x, at_y = columns + shift[..., 0] / 2, rows[:, None] + shift[..., 1] / 2
+        return gather_cells(x.float(), at_x, at_y).to(x.dtype)
     # In a canvas with sides of a power of two, cell centers are floats without rounding error. The
     # zeros to the right and below are the ones that sampling beyond the border gives anyway.
     wide, high = _round_to_power_of_two(width), _round_to_power_of_two(height)

@@ -34,12 +34,20 @@ def gather_bilinear(
     x: Float[Tensor, "R C H W"], grid: Float[Tensor, "R h w 2"]
 ) -> Float[Tensor, "R C h w"]:
     """Do the same as `sample_bilinear` by gathering the four cells around each position."""
+    height, width = x.shape[-2:]
+    column = ((grid[..., 0] + 1) * width - 1) / 2
+    row = ((grid[..., 1] + 1) * height - 1) / 2
+    return gather_cells(x, column, row)
+
+
+def gather_cells(
+    x: Float[Tensor, "R C H W"], column: Float[Tensor, "R h w"], row: Float[Tensor, "R h w"]
+) -> Float[Tensor, "R C h w"]:
+    """Read at positions in cells, bilinear; 0 is the center of the first cell, beyond are zeros."""
     rois, channels, height, width = x.shape
     # One row for each cell, so that a sample copies whole rows.
     cells = x.permute(0, 2, 3, 1).reshape(rois * height * width, channels)
     first = torch.arange(rois, device=x.device)[:, None, None] * (height * width)
-    column = ((grid[..., 0] + 1) * width - 1) / 2
-    row = ((grid[..., 1] + 1) * height - 1) / 2
     left, top = column.floor(), row.floor()
     sampled = x.new_zeros(())
     for at_x, weight_x in ((left, left + 1 - column), (left + 1, column - left)):

@@ -165,7 +165,7 @@ class MaskRCNN(nn.Module):
     ) -> Tensor:
         rois, category = gather_rois(boxes_xyxy, used), category_index.flatten()[used]
         step = self._count_rois_at_once(rois)
-        starts = range(0, len(rois), step)
+        starts = range(0, max(len(rois), 1), step)
         parts = [(rois[at : at + step], category[at : at + step]) for at in starts]
         logits = torch.cat([self.mask_head.predict(features[:4], *part) for part in parts])
         probs = logits.new_zeros(category_index.numel(), *logits.shape[1:], dtype=torch.float32)

@@ -18,11 +18,14 @@ from pipeline.serving.exported import INFO_KEY, INPUTS, OUTPUTS, ExportInfo
 
 Format = Literal["onnx", "torch-export"]
 
-OPSET = 18
-"""Smallest ONNX version with every operator that the graphs use; runtimes of 2023 have it."""
+OPSET, DEFORM_OPSET = 18, 19
+"""Smallest ONNX versions with every operator of the graphs, without and with deformable
+convolutions."""
 
 _TRACED_CELLS = (5, 7)
 """Size of the traced photo in multiples of the padding: different sides, neither 0 nor 1."""
+_OTHER_CELLS = (8, 3)
+"""Another size, at which a traced model must run too."""
 _MIN_CELLS = 3
 """P6 has a stride of 64, and torch.export takes a side of one cell for a constant. ONNX files have
 no such check, and take less."""
@@ -72,10 +75,7 @@ def trace(
     graph = (InstanceGraph if config.task == "instance" else SemanticGraph)(model)
     graph.eval().requires_grad_(requires_grad=False)
     height, width = fixed_hw or (step * _TRACED_CELLS[0], step * _TRACED_CELLS[1])
-    inputs = (
-        torch.zeros(1, 3, height, width, dtype=torch.uint8),
-        torch.tensor([[height - 1, width - 2]]),
-    )
+    inputs = _make_inputs(height, width)
     smallest = _MIN_CELLS if config.task == "instance" else 1
     rows, columns = (
         torch.export.Dim(name, min=smallest, max=_MAX_CELLS) for name in ("rows", "columns")
@@ -83,10 +83,15 @@ def trace(
     sides = None if fixed_hw else {2: step * rows, 3: step * columns}
     try:
         with _quiet(), torch.no_grad():
-            return torch.export.export(graph, inputs, dynamic_shapes=(sides, None), strict=False)
+            program = torch.export.export(graph, inputs, dynamic_shapes=(sides, None), strict=False)
+            if fixed_hw is None:
+                # A check of a size that the trace assumed is in the program, but not in ONNX.
+                program.module()(*_make_inputs(step * _OTHER_CELLS[0], step * _OTHER_CELLS[1]))
+            return program
     except Exception as error:  # torch raises many types
+        advice = "" if fixed_hw else "For a graph of one size, add for instance: --size 800 1344. "
         raise RegistryError(
-            f"torch.export cannot trace this {config.task} model: {_shorten(error)}. "
+            f"torch.export cannot trace this {config.task} model: {_shorten(error)}. {advice}"
             "docs/export.md lists the heads and backbones that can be exported"
         ) from error
 
@@ -125,6 +130,11 @@ def check_packages(file_format: Format) -> None:
         )
 
 
+def _make_inputs(height: int, width: int) -> tuple[Tensor, Tensor]:
+    pixels = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    return pixels, torch.tensor([[height - 1, width - 2]])
+
+
 def _write_onnx(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -> None:
     try:
         with _quiet():
@@ -134,7 +144,7 @@ def _write_onnx(program: torch.export.ExportedProgram, info: ExportInfo, path: P
                 program,
                 input_names=list(INPUTS),
                 output_names=list(OUTPUTS[info.task]),
-                opset_version=OPSET,
+                opset_version=DEFORM_OPSET if _has_deform_conv(program) else OPSET,
                 dynamo=True,
                 optimize=False,
                 verbose=False,
@@ -147,6 +157,10 @@ def _write_onnx(program: torch.export.ExportedProgram, info: ExportInfo, path: P
     exported.model.metadata_props[INFO_KEY] = info.to_json()
     exported.model.producer_name = "boundary-squeeze"
     exported.save(path)
+
+
+def _has_deform_conv(program: torch.export.ExportedProgram) -> bool:
+    return any("deform_conv2d" in str(node.target) for node in program.graph.nodes)
 
 
 def _shorten(error: Exception) -> str:

@@ -28,7 +28,7 @@ from pipeline.prediction.photo_folder import list_photos
 from pipeline.prediction.photo_model import LoadedModel, PredictRows, Rows
 from pipeline.prediction.photos import Photos
 from pipeline.prediction.tiles import predict_tiles
-from pipeline.report.draw import decode_instances, draw_instances
+from pipeline.report.draw import draw_instances, list_instances
 from pipeline.report.label_picture import assign_colors, draw_label_map
 from pipeline.serving.artifacts import SCORE_THRESHOLD
 
@@ -225,7 +225,7 @@ def _write_photo(
     """Write the files of one photo."""
     size_hw = (pixels.shape[0], pixels.shape[1])
     if "overlay" in formats:
-        photos.save(draw_instances(pixels, decode_instances(rows)), name)
+        photos.save(draw_instances(pixels, list_instances(rows)), name)
     if "label-png" in formats:
         if len(rows) > MAX_IDS:
             _log.warning(

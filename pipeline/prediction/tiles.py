@@ -22,8 +22,9 @@ from pipeline.evaluation.encode_strips import MaskStrip, encode_strips
 from pipeline.evaluation.label_planes import describe_labels, window_starts
 from pipeline.prediction.photo_model import PredictRows, Rows
 
-_SAME_IOU = 0.5
-"""Agreement in the overlap from which two masks are one object."""
+_SAME_SHARE = 0.5
+"""Share of the smaller mask, within the overlap, from which two masks are one object. Not their
+IoU: a tile often takes the slice of an object at its border for a smaller object."""
 
 
 class Tile(NamedTuple):
@@ -152,8 +153,8 @@ def _is_same(a: _Part, b: _Part) -> bool:
     if not (_reaches(a, rows, columns) and _reaches(b, rows, columns)):
         return False
     masks = [_decode(each, rows, columns) for each in (a, b)]
-    common, union = (masks[0] & masks[1]).sum(), (masks[0] | masks[1]).sum()
-    return bool(union and common / union >= _SAME_IOU)
+    smaller = min(int(each.sum()) for each in masks)
+    return smaller > 0 and int((masks[0] & masks[1]).sum()) >= _SAME_SHARE * smaller
 
 
 def _reaches(part: _Part, rows: slice, columns: slice) -> bool:

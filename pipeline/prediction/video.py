@@ -17,7 +17,7 @@ from pipeline.prediction.folder import check_options, describe_model, make_predi
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.photo_model import LoadedModel, Rows
 from pipeline.progress import log_progress
-from pipeline.report.draw import decode_instances, draw_instances
+from pipeline.report.draw import draw_instances, list_instances
 from pipeline.report.label_picture import assign_colors, draw_label_map
 from pipeline.serving.artifacts import SCORE_THRESHOLD
 
@@ -109,7 +109,7 @@ def _make_draw(loaded: LoadedModel) -> Callable[[Pixels, Rows], Pixels]:
     """Make the function that draws a prediction on a frame, at the frame's size."""
     if loaded.model.task != "semantic":
         return lambda pixels, rows: np.asarray(
-            draw_instances(pixels, decode_instances(rows), min_side_px=1)
+            draw_instances(pixels, list_instances(rows), min_side_px=1)
         )
     legend = assign_colors({each.category_id: each.name for each in loaded.model.categories})
 

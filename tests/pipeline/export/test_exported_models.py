@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bsm.deform import flow_warp
 from bsm.exporting import gather_bilinear, sample_bilinear
 from pipeline.errors import RegistryError
 from pipeline.export.graph import trace
@@ -21,6 +22,11 @@ from tests.pipeline.export.small_models import CATEGORIES, small_predictor
 ROOT = Path(__file__).parents[3]
 
 ABSENT = ("torch", "torchvision", "timm", "kornia", "mlflow", "ray", "pandas")
+
+
+class Warp(torch.nn.Module):
+    def forward(self, x, flow):
+        return flow_warp(x, flow)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,18 @@ def test_gathers_sample_what_grid_sample_samples():
     x = torch.randn(3, 5, 6, 9, generator=generator)
     grid = 3 * torch.rand(3, 7, 4, 2, generator=generator) - 1.5
     torch.testing.assert_close(gather_bilinear(x, grid), sample_bilinear(x, grid))
+
+
+def test_an_exported_warp_reads_where_the_warp_reads():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 7, generator=generator)
+    flow = 6 * torch.randn(2, 2, 5, 7, generator=generator)
+    sides = {2: torch.export.Dim("rows", min=2), 3: torch.export.Dim("columns", min=2)}
+    program = torch.export.export(Warp(), (x, flow), dynamic_shapes=(sides, sides), strict=False)
+    assert "grid_sampler" not in str(program.graph)
+    wide = [each.repeat(1, 1, 1, 2) for each in (x, flow)]
+    for inputs in ((x, flow), wide):
+        torch.testing.assert_close(program.module()(*inputs), flow_warp(*inputs))
 
 
 def test_a_traced_graph_equals_the_model(photos):

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,8 @@ import boto3
 import pytest
 import requests
 from moto.server import ThreadedMotoServer
+
+from pipeline import storage
 
 ACCESS_KEY = "AKIASESAMEOPENTHEDOOR"
 SECRET_KEY = "open-sesame-4d1f"  # noqa: S105  it opens nothing
@@ -23,6 +26,13 @@ server.start()
 print("ready", flush=True)
 signal.pause()
 """
+
+
+def wait_for_object(uri: str, *, timeout_s: float = 240) -> None:
+    """Wait until an object is there; after the timeout go on, to the assertion that needs it."""
+    deadline = time.monotonic() + timeout_s
+    while not storage.exists(uri) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -125,8 +125,7 @@ def check_packages(file_format: Format) -> None:
     if missing:
         raise SetupError(
             f"--format onnx needs {', '.join(missing)}, which this environment lacks",
-            "type: pip install 'boundary-squeeze[onnx]' (or: pip install onnx onnxscript "
-            "onnxruntime), or take --format torch-export",
+            "type: pip install onnx onnxscript onnxruntime, or take --format torch-export",
         )
 
 

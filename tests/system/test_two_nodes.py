@@ -38,7 +38,7 @@ from pipeline.data.stream import local_batches
 from pipeline.recipe import from_json
 from pipeline.training.sample_log import SampleLog, merge_sample_lists
 from pipeline.training.step import WorkerContext
-from tests.object_stores import find_free_port, read_objects, s3_bucket
+from tests.object_stores import find_free_port, read_objects, s3_bucket, wait_for_object
 from tests.system.two_nodes import CPUS, TwoNodes, two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -294,8 +294,8 @@ def train(bucket: str, tracking: str, nodes: TwoNodes, log: TimingLog) -> Simple
         first = job.wait_for(r"^step 1/")
         log.add("submit to first step", first.at_s - job.started_s)
         before = (list_workers(nodes.head_raylet), list_workers(nodes.second_raylet))
-        # After the first checkpoint, so that steps are lost with the node.
-        job.wait_for(rf"^step {CHECKPOINT_EVERY + 1}/")
+        job.wait_for(rf"^step {CHECKPOINT_EVERY + 1}/")  # a step to lose, after a checkpoint
+        wait_for_object(f"{bucket}/runs/far/checkpoints/step-00000010/checkpoint.json")
         lost_s = time.monotonic()
         nodes.lose()
         _, left = psutil.wait_procs(before[1], timeout=TIMEOUT_S)

@@ -81,7 +81,7 @@ def find_files(registered):
 def test_the_artifact_is_code_and_safetensors(registered_model):
     files = [path for path in find_files(registered_model).rglob("*") if path.is_file()]
     assert files
-    plain = {".py", ".json", ".txt", ".yaml", ".md", ".html", ""}
+    plain = {".py", ".json", ".txt", ".yaml", ".md", ".html", ".css", ".js", ""}
     assert {path.suffix for path in files} <= plain | {".safetensors"}
     assert not any(path.suffix == ".pyc" for path in files)
     # A pickle starts with its protocol, whatever the file name.

@@ -19,6 +19,8 @@ RAY_TESTS = (
     "tests/system/test_sweep_ray.py",
     "tests/system/test_training_ray.py",
 )
+WHOLE_FILES = ("tests/system/", "tests/pipeline/export/test_exported_models.py")
+"""Their tests share what takes long to set up."""
 CLUSTER_TESTS = ("tests/system/test_two_nodes.py", "tests/system/test_doctor.py")
 
 
@@ -26,8 +28,7 @@ CLUSTER_TESTS = ("tests/system/test_two_nodes.py", "tests/system/test_doctor.py"
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Run the tests that share a Ray in one process, first, and beside them all others.
 
-    The tests that start clusters come last, beside nothing else if possible. Those of a whole
-    system share what their file sets up.
+    The tests that start clusters come last, beside nothing else if possible.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -35,7 +36,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(RAY_TESTS):
                 return "ray"
-            return nodeid.partition("::")[0] if nodeid.startswith("tests/system/") else nodeid
+            return nodeid.partition("::")[0] if nodeid.startswith(WHOLE_FILES) else nodeid
 
         def _assign_work_unit(self, node: object) -> None:
             for file in CLUSTER_TESTS:

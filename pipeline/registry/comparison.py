@@ -6,7 +6,7 @@ instances, the boundary F-score or mean IoU for label maps, boundary IoU for ref
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,16 @@ def compare(before: EvaluationRecord, after: EvaluationRecord) -> Comparison | N
         return None
     key = choose_metric(before, after)
     return Comparison(key=key, before=before, after=after) if key else None
+
+
+def finds_nothing(metrics: Mapping[str, float]) -> bool:
+    """Tell whether every deciding metric that was measured is 0."""
+    measured = [
+        value
+        for name, value in metrics.items()
+        if math.isfinite(value) and any(re.fullmatch(each, name) for each in _DECIDING_METRICS)
+    ]
+    return bool(measured) and not any(measured)
 
 
 def choose_metric(before: EvaluationRecord, after: EvaluationRecord) -> str:

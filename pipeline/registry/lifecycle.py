@@ -19,7 +19,7 @@ from pipeline.registry.champions import (
     read_alias_log,
     set_champion,
 )
-from pipeline.registry.comparison import Comparison, choose_metric, compare
+from pipeline.registry.comparison import Comparison, choose_metric, compare, finds_nothing
 from pipeline.registry.model_card import CardContent, format_card, format_description
 from pipeline.registry.provenance import EvaluationRecord, Origin, TrainingData, to_json
 from pipeline.registry.versions import (
@@ -121,7 +121,7 @@ def promote_if_better(version: Version) -> Decision:
             key = choose_metric(record, record)
             if not key:
                 return None, f"{here} is not the {CHAMPION}: no deciding metric was measured"
-            if record.metrics[key] == 0:
+            if finds_nothing(record.metrics):
                 return None, f"{here} is not the {CHAMPION}: it finds nothing ({key} is 0)"
             numbers = f"{key} {record.metrics[key]:.4f}"
             first = AliasChange(version=version.version, before="", how="promoted", text=numbers)

@@ -32,6 +32,7 @@ from pipeline.evaluation.metrics import CocoMetrics
 from pipeline.evaluation.result import Evaluation
 from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
 from pipeline.registry import provenance
+from pipeline.registry.comparison import finds_nothing
 from pipeline.registry.register import RegisteredVersion, register
 from pipeline.rows import Row
 from pipeline.run_report.run_folder import save_row
@@ -363,9 +364,7 @@ def _save_results(
 
 
 def _explain_if_nothing_found(evaluation: Evaluation, prepared: PreparedRun) -> None:
-    names = ("mask_ap", "boundary_ap", "miou", "boundary_iou")
-    found = [evaluation.metrics[name] for name in names if name in evaluation.metrics]
-    if found and not any(found):
+    if finds_nothing(evaluation.metrics):
         reasons = schedule.explain_nothing_found(
             prepared.recipe, train_images=prepared.train_images
         )

@@ -5,6 +5,7 @@ from mlflow import MlflowClient
 
 from pipeline.errors import RegistryError
 from pipeline.registry.champions import read_alias_log
+from pipeline.registry.comparison import finds_nothing
 from pipeline.registry.lifecycle import (
     promote,
     promote_if_better,
@@ -57,6 +58,8 @@ def test_a_model_that_finds_nothing_is_nobodys_champion(add_version, store):
     assert not decision.is_champion
     assert decision.text.endswith("is not the champion: it finds nothing (boundary_ap is 0)")
     assert promote_if_better(poor).is_champion
+    # Coarse masks are something.
+    assert not finds_nothing({"boundary_ap": 0.0, "mask_ap": 0.1})
 
 
 def test_only_a_better_version_on_the_same_images_is_promoted_by_itself(add_version, store):

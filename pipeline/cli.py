@@ -36,7 +36,7 @@ from pipeline.recipe import (
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.rows import NOT_RUN, Row, compare_with_paper, format_rows
 from pipeline.text import suggest
-from pipeline.training.schedule import follow_steps
+from pipeline.training.schedule import find_misfits, follow_steps
 from pipeline.tuning.space import Sweep
 
 Result: TypeAlias = dict[str, Any]
@@ -252,6 +252,8 @@ def _train_row(row: Row, call: Invocation) -> Result | None:
     recipe, wants_print = parse_recipe(
         row.recipe, call.arguments, description=call.docstring, program=call.program
     )
+    for misfit in find_misfits(recipe):
+        print(f"schedule: {misfit}", file=sys.stderr)  # noqa: T201  standard output may be the recipe
     if wants_print:
         print(to_json(recipe))  # noqa: T201  the answer to --print-recipe
         return None

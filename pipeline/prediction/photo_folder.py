@@ -52,6 +52,8 @@ def list_photos(images: Sequence[str], out: Path) -> PhotoFolder:
         state = (
             f"has no {FORMAT_NAMES} file{_count(folder.others)}"
             if any(path.is_dir() for path in paths)
+            else "is no folder and no photo, and as a pattern it matches no file"
+            if missing
             else f"is not a folder with a {FORMAT_NAMES} file"
         )
         raise DatasetError(f"--images {shown} {state}")

@@ -111,8 +111,8 @@ def _run(
         resume_command=stop.resume_command,
     )
     _log.info("%s", "\n".join(format_table(_header_rows(prepared, handle, job))))
-    for misfit in schedule.find_misfits(recipe, train_images=prepared.train_images):
-        _log.warning("schedule: %s", misfit)
+    if text := schedule.describe_small_epoch(recipe, train_images=prepared.train_images):
+        _log.warning("schedule: %s", text)
     with _closing_run(handle):
         with _time_phase(seconds, "train"):
             trained = _train(prepared, job, handle, callbacks=parent.callbacks, stop=stop)

@@ -134,6 +134,10 @@ def resolve_paths(recipe: Recipe) -> Recipe:
 
 def _try_build(start: StartWeights) -> tuple[int, int]:
     """Build the model and load its weights, to count all and the trained parameters."""
+    backbone = start.local_model.backbone
+    if backbone.weights == "timm":
+        # Where the hub cannot be reached, its library tries for a minute.
+        _log.info("weights of %s: from timm's cache, or its hub", backbone.name)
     try:
         with SkipRandomInit():
             model = build_model(start.local_model)

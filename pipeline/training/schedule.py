@@ -42,13 +42,8 @@ def follow_steps(
     return replace(recipe, optim=optim), notices
 
 
-def find_misfits(recipe: Recipe, *, train_images: int) -> Iterator[str]:
-    """Yield what in a schedule cannot work as it is meant.
-
-    Args:
-        recipe: of the run.
-        train_images: images of an epoch.
-    """
+def find_misfits(recipe: Recipe) -> Iterator[str]:
+    """Yield what in a schedule cannot work as it is meant."""
     optim, every = recipe.optim, recipe.checkpoint.every_steps
     steps = format_count(optim.steps, "step")
     if optim.warmup_steps >= optim.steps:
@@ -69,19 +64,24 @@ def find_misfits(recipe: Recipe, *, train_images: int) -> Iterator[str]:
             "breaks off starts again at step 0; try --checkpoint.every-steps "
             f"{max(optim.steps // 4, 1)}"
         )
-    if train_images < optim.global_batch:
-        yield (
-            f"a step takes {format_count(optim.global_batch, 'image')} and an epoch has "
-            f"{train_images}, so a step sees images more than once; try --optim.global-batch "
-            f"{train_images}"
-        )
+
+
+def describe_small_epoch(recipe: Recipe, *, train_images: int) -> str:
+    """Say that a step takes more images than there are; "" if it does not."""
+    images = recipe.optim.global_batch
+    if train_images >= images:
+        return ""
+    return (
+        f"a step takes {format_count(images, 'image')} and an epoch has {train_images}, so a step "
+        f"sees images more than once; try --optim.global-batch {train_images}"
+    )
 
 
 def explain_nothing_found(recipe: Recipe, *, train_images: int) -> list[str]:
     """List the likely reasons why a trained model finds nothing, most likely first."""
     optim, model = recipe.optim, recipe.model
     epochs = optim.steps * optim.global_batch / max(train_images, 1)
-    reasons = list(find_misfits(recipe, train_images=train_images))
+    reasons = list(find_misfits(recipe))
     if not model.weights and epochs < 10:
         reasons.append(
             f"{format_count(optim.steps, 'step')} are {epochs:.1f} epochs, few for a model whose "

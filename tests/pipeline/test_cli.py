@@ -239,6 +239,7 @@ def test_print_recipe_prints_the_overridden_recipe_and_nothing_else(job):
     optim = from_json(done.stdout).optim
     # The schedule follows the steps.
     assert (optim.steps, optim.decay_at) == (12, (8, 11))
+    assert "schedule: a checkpoint every" in done.stderr
 
 
 def test_a_submitted_job_rejects_relative_paths(job, monkeypatch):

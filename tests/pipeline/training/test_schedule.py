@@ -3,7 +3,12 @@ from dataclasses import replace
 import pytest
 
 from pipeline.recipe import CheckpointConfig, OptimConfig, Recipe
-from pipeline.training.schedule import explain_nothing_found, find_misfits, follow_steps
+from pipeline.training.schedule import (
+    describe_small_epoch,
+    explain_nothing_found,
+    find_misfits,
+    follow_steps,
+)
 
 DECLARED = Recipe(
     name="run",
@@ -22,7 +27,7 @@ def test_what_nobody_set_follows_the_number_of_steps():
     assert len(notices) == 1
     assert "--optim.warmup-steps 100" in notices[0]
     assert "--optim.decay-at 6000 8000" in notices[0]
-    assert list(find_misfits(fitted, train_images=16)) == []
+    assert list(find_misfits(fitted)) == []
 
 
 def test_what_the_user_set_stays():
@@ -40,17 +45,21 @@ def test_a_recipe_with_its_own_steps_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "images", "text"),
+    ("recipe", "text"),
     [
-        (change(warmup_steps=90_000), 16, "the learning rate is never reached"),
-        (change(decay_at=(60_000, 90_000)), 16, "to fall at step 90000"),
-        (replace(DECLARED, checkpoint=CheckpointConfig(every_steps=90_000)), 16, "at step 0"),
-        (DECLARED, 10, "try --optim.global-batch 10"),
+        (change(warmup_steps=90_000), "the learning rate is never reached"),
+        (change(decay_at=(60_000, 90_000)), "to fall at step 90000"),
+        (replace(DECLARED, checkpoint=CheckpointConfig(every_steps=90_000)), "at step 0"),
     ],
 )
-def test_a_schedule_that_cannot_work_is_told_with_what_to_type(recipe, images, text):
-    (misfit,) = find_misfits(recipe, train_images=images)
+def test_a_schedule_that_cannot_work_is_told_with_what_to_type(recipe, text):
+    (misfit,) = find_misfits(recipe)
     assert text in misfit
+
+
+def test_a_step_of_more_images_than_there_are_is_told():
+    assert "try --optim.global-batch 10" in describe_small_epoch(DECLARED, train_images=10)
+    assert describe_small_epoch(DECLARED, train_images=16) == ""
 
 
 def test_reasons_for_a_model_that_finds_nothing_start_with_its_schedule():

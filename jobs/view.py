@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Look at a data set or at models: one HTML file that opens from disk.
 
-python jobs/view.py data ~/shards/photos/train
-python jobs/view.py data ~/shards/photos/train --category cat dog --size small
-python jobs/view.py data ~/shards/photos/train --kernel-size 9 --out nine.html
-python jobs/view.py features models:/photos@champion --images ~/new-photos
-python jobs/view.py models models:/photos/1 models:/photos/2 --images ~/new-photos
+    python jobs/view.py data ~/shards/photos/train
+    python jobs/view.py data ~/shards/photos/train --category cat dog --size small
+    python jobs/view.py data ~/shards/photos/train --kernel-size 9 --out nine.html
+    python jobs/view.py features models:/photos@champion --images ~/new-photos
+    python jobs/view.py models models:/photos/1 models:/photos/2 --images ~/new-photos
 
 A page holds all its pictures, so it can be sent as it is.
 """

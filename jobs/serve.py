@@ -45,6 +45,7 @@ def serve(
         print(f"serving {name}" + (f", now {uri}" if name != uri else ""))
     print(f"page {server.address}  API {server.address}/docs  stop with Ctrl-C")
     versions = wait_for_signal(server, every_s=options.check_alias_s, print_line=print)
+    print("stopping: requests that are being answered are finished first")
     server.stop()
     return {"address": server.address, "models": list(versions.values())}
 

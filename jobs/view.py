@@ -63,6 +63,7 @@ def features(
     """
     from pipeline.model_view.view_features import view_features
 
+    print(f"loading {model}")
     result = view_features(model, images, show, out=out, tracking=tracking_uri)
     print(f"view: the squeeze of {result['model']} in {result['out']}")
     return result
@@ -90,6 +91,7 @@ def models(
     """
     from pipeline.model_view.view_models import view_models
 
+    print(f"loading {', '.join(models)}")
     result = view_models(models, images, show, out=out, truth=truth, tracking=tracking_uri)
     print(f"view: {len(result['models'])} models on {result['photos']} photos in {result['out']}")
     return result

@@ -24,6 +24,7 @@ TOKEN_VARIABLE = "BSM_SERVE_TOKEN"  # noqa: S105  the name of a variable
 APPLICATION = "bsm"
 
 _SHORTEST_TOKEN = 16
+_LOOK_AT_RAY_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +38,22 @@ class Server(NamedTuple):
     """models:/NAME/VERSION by the name that was asked for."""
 
     def stop(self) -> None:
-        """Remove the application; requests that are being answered are finished first."""
+        """Remove the application; requests that are being answered are finished first.
+
+        A signal to the whole process group, as `timeout` and some schedulers send it, ends Ray too,
+        and then nothing is left to be removed.
+        """
+        import ray  # noqa: PLC0415  slow to import
         from ray import serve  # noqa: PLC0415
 
-        serve.delete(APPLICATION)
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        deletion = threading.Thread(target=serve.delete, args=(APPLICATION,), daemon=True)
+        deletion.start()
+        while deletion.is_alive():
+            if not _accepts_connections(host, int(port)):
+                _log.warning("serve: Ray has stopped already, so open requests were cut off")
+                return
+            deletion.join(_LOOK_AT_RAY_S)
 
 
 def start_server(
@@ -107,6 +120,12 @@ def _read_versions(address: str) -> dict[str, str]:
         versions: dict[str, str] = json.load(response)["models"]
         return versions
     return {}
+
+
+def _accepts_connections(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port), timeout=5):
+        return True
+    return False
 
 
 def _run(models: list[str], registry: str, options: ServeOptions, token: str) -> None:

@@ -186,12 +186,14 @@ def log_artifacts(handle: RunHandle, path: str | Path, *, folder: str = "") -> b
 def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> bool:
     """Send spooled metrics and close the run; return False if the store is unreachable.
 
-    Child runs that are still open are closed as KILLED: their processes have ended.
+    Child runs that are still open are closed as KILLED: their processes have ended. A run that was
+    closed as KILLED stays so: a sweep stops a trial's workers, which the trial sees as a failure.
     """
     left = deliver_spools(handle.tracking_uri, handle.run_id, handle.spool_uri)
     try:
         store = create_client(handle.tracking_uri)
-        store.set_terminated(handle.run_id, status)
+        if status != "FAILED" or store.get_run(handle.run_id).info.status != "KILLED":
+            store.set_terminated(handle.run_id, status)
         open_children = (
             f"tags.`{_PARENT_TAG}` = '{handle.run_id}' and attributes.status = 'RUNNING'"
         )

@@ -17,7 +17,7 @@ from pipeline.errors import RecipeError, RegistryError, SetupError
 from pipeline.registry.provenance import EvaluationRecord
 from pipeline.registry.register import register
 from pipeline.server.options import ServeOptions
-from pipeline.server.serve import start_server
+from pipeline.server.serve import Server, start_server
 from pipeline.tracking.runs import open_run
 from tests.object_stores import find_free_port
 
@@ -112,6 +112,22 @@ def test_the_server_refuses_what_it_should(server):
     assert "a photo may have 3000000" in response.json()["error"]
     assert requests.get(f"{server.address}/ready", timeout=60).json()["ready"]
     assert "</html>" in requests.get(server.address, timeout=60).text
+
+
+def test_a_server_whose_ray_got_the_same_signal_stops_at_once(monkeypatch, caplog):
+    """`timeout` and some schedulers send SIGTERM to the whole process group."""
+    from ray import serve
+
+    answered = threading.Event()
+    gone = SimpleNamespace(gcs_address=f"127.0.0.1:{find_free_port()}")
+    monkeypatch.setattr(serve, "delete", lambda _: answered.wait(60))
+    monkeypatch.setattr("ray.get_runtime_context", lambda: gone)
+    try:
+        Server("http://127.0.0.1:9", {}).stop()
+        assert not answered.is_set()
+    finally:
+        answered.set()
+    assert "Ray has stopped already" in caplog.text
 
 
 def test_what_cannot_be_served_is_an_error_before_ray_starts(registered_model):

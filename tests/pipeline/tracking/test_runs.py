@@ -99,6 +99,16 @@ def test_a_run_that_ends_closes_its_open_children(recipe):
     assert states == ["KILLED", "FAILED", "KILLED", "RUNNING"]
 
 
+def test_a_stopped_trial_stays_killed_when_it_sees_its_workers_die(recipe):
+    trial = open_run(replace(recipe, name="stopped"))
+    store = MlflowClient(trial.tracking_uri)
+    assert finish(trial, "KILLED")
+    assert finish(trial, "FAILED")
+    assert store.get_run(trial.run_id).info.status == "KILLED"
+    assert finish(open_run(replace(recipe, name="stopped")), "FAILED")
+    assert store.get_run(trial.run_id).info.status == "FAILED"
+
+
 def test_a_deleted_folder_starts_a_fresh_run(recipe):
     recipe = replace(recipe, name="again")
     first = open_run(recipe)

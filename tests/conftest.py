@@ -12,13 +12,14 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 RAY_TESTS = (
     "tests/pipeline/evaluation/test_evaluate_model.py::test_ray_workers",
-    "tests/system/test_ingest_ray.py",
+    "tests/system/test_ingest_ray.py::test_ray_equals",
+    "tests/system/test_refine_ray.py",
     "tests/system/test_serve_ray.py",
-    "tests/system/test_stopped_runs.py",
     "tests/system/test_stream_ray.py",
     "tests/system/test_sweep_ray.py",
     "tests/system/test_training_ray.py",
 )
+"""All that use the fixture `one_ray`, so that there is only one."""
 WHOLE_FILES = ("tests/system/", "tests/pipeline/export/test_exported_models.py")
 """Their tests share what takes long to set up."""
 CLUSTER_TESTS = ("tests/system/test_two_nodes.py", "tests/system/test_doctor.py")

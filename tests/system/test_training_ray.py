@@ -1,7 +1,6 @@
 """On Ray Train, neither the number of workers nor killed workers change the trained samples."""
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -23,6 +22,7 @@ from pipeline.training.loop import TrainJob, TrainResult
 from pipeline.training.preflight import PreparedRun, prepare_run
 from pipeline.training.ray_workers import train_on_workers
 from pipeline.training.sample_log import merge_sample_lists
+from tests.logged_lines import collect_lines
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 from tests.system.train_process import read_until, start, terminate
 
@@ -117,26 +117,10 @@ def list_libraries() -> dict[str, set[str]]:
     return found
 
 
-class LineHandler(logging.Handler):
-    """Collects the lines of our loggers; Ray may change the handlers of caplog."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    ours, handler = logging.getLogger("pipeline"), LineHandler()
-    before = ours.level
-    ours.setLevel(logging.INFO)
-    ours.addHandler(handler)
-    yield handler.lines
-    ours.removeHandler(handler)
-    ours.setLevel(before)
+    with collect_lines() as found:
+        yield found
 
 
 def list_worker_pids() -> list[int]:

@@ -110,10 +110,20 @@ VERBS: dict[str, Verb] = {
         "doctor",
         partial(run_job, "doctor"),
     ),
+    "drill": Verb(
+        "Inject faults into small runs here, and check that nothing is lost.",
+        "drill driver-killed disk-full",
+        partial(run_job, "drill"),
+    ),
     "train": Verb(
         "Train a recipe, evaluate the model and register it; again, it resumes.",
         "train coco_r50 plain --data.root ~/shards/coco",
         train,
+    ),
+    "replay": Verb(
+        "Repeat the step of a run whose loss was not finite, and name the images.",
+        "replay runs/first-try",
+        partial(run_job, "replay"),
     ),
     "sweep": Verb(
         "Search the best kernel size, loss weights and learning rate.",

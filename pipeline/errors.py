@@ -49,6 +49,14 @@ class TrainingError(PipelineError):
     """A run that cannot continue."""
 
 
+class DrillError(PipelineError):
+    """A fault after which something was lost, or was not told as it should be."""
+
+
+class DrillSkippedError(PipelineError):
+    """A fault that this machine cannot have."""
+
+
 class RegistryError(PipelineError):
     """A model that cannot be registered, promoted or loaded."""
 

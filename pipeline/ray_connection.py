@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +43,14 @@ _NO_CLUSTER = (
 )
 
 
+def accepts_connections(address: str) -> bool:
+    """Tell whether a server listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+        return True
+    return False
+
+
 def connect(*, cpus: float = 0) -> None:
     """Connect to Ray, or start it on this machine, unless already connected.
 
@@ -68,9 +76,27 @@ def connect(*, cpus: float = 0) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     _log.info("starting Ray on this machine" if local else "connecting to Ray")
     try:
-        ray.init(**arguments)
+        with _own_process_group() if local else nullcontext():
+            ray.init(**arguments)
     except Exception as error:  # Ray's own errors, and those of its libraries
         raise _to_setup_error(error) from error
+
+
+@contextmanager
+def _own_process_group() -> Iterator[None]:
+    """Start processes in a group of their own, unless this process leads its group.
+
+    `timeout` and some schedulers send SIGTERM to the whole group of a job. Ray has to live on until
+    its workers have written a checkpoint; it stops with this process.
+    """
+    before, own = os.getpgrp(), os.getpid()
+    if before != own:
+        os.setpgid(0, own)
+    try:
+        yield
+    finally:
+        if before != own:
+            os.setpgid(0, before)
 
 
 def check_environment() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.data import collate_semantic
@@ -40,7 +41,7 @@ class StepBatch:
     """The worker's share of the global batch, by lane."""
 
 
-def local_batches(
+def local_batches(  # noqa: PLR0913  the arguments of a run, all by name
     split_uri: str,
     data: DataConfig,
     *,
@@ -50,6 +51,7 @@ def local_batches(
     first_step: int,
     stop_step: int,
     with_masks: bool = False,
+    lanes: range | None = None,
 ) -> Iterator[StepBatch]:
     """Yield the global batches of steps first_step to stop_step - 1, read in this process.
 
@@ -64,6 +66,7 @@ def local_batches(
         first_step: any step.
         stop_step: the step after the last one.
         with_masks: decode instance masks too, for targets from each RoI's own mask.
+        lanes: yield only these lanes of the global batch, as one of several workers does.
 
     Raises:
         DatasetError: the shards are missing or damaged, or an image cannot be decoded.
@@ -80,11 +83,13 @@ def local_batches(
     items = plan.items(first_step, stop_step, rows_per_item=rows_per_item(manifest))
     columns = train_columns(manifest.task, with_masks=with_masks)
     tables = (read_item(item, split_uri=split_uri, files=files, columns=columns) for item in items)
+    if lanes is not None:
+        tables = (each.filter(pc.is_in(each["lane"], pa.array(lanes))) for each in tables)
     steps = _steps(
         tables,
         Chapter("local", first_step, stop_step, 1),
         first_step,
-        lanes=range(global_batch),
+        lanes=lanes or range(global_batch),
     )
     return _collate_steps(
         steps, data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks

@@ -46,11 +46,13 @@ class Server(NamedTuple):
         import ray  # noqa: PLC0415  slow to import
         from ray import serve  # noqa: PLC0415
 
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        from pipeline.ray_connection import accepts_connections  # noqa: PLC0415
+
+        address = ray.get_runtime_context().gcs_address
         deletion = threading.Thread(target=serve.delete, args=(APPLICATION,), daemon=True)
         deletion.start()
         while deletion.is_alive():
-            if not _accepts_connections(host, int(port)):
+            if not accepts_connections(address):
                 _log.warning("serve: Ray has stopped already, so open requests were cut off")
                 return
             deletion.join(_LOOK_AT_RAY_S)
@@ -120,12 +122,6 @@ def _read_versions(address: str) -> dict[str, str]:
         versions: dict[str, str] = json.load(response)["models"]
         return versions
     return {}
-
-
-def _accepts_connections(host: str, port: int) -> bool:
-    with suppress(OSError), socket.create_connection((host, port), timeout=5):
-        return True
-    return False
 
 
 def _run(models: list[str], registry: str, options: ServeOptions, token: str) -> None:

@@ -7,34 +7,37 @@ Random numbers outside the model's own sampling come from (seed, step, rank), so
 the only random state that a resume needs, on any number of workers.
 """
 
-import dataclasses
 import functools
-import json
-import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bsm.build import build_model
 from bsm.configs.models import ModelConfig, without_weights
-from pipeline import storage
 from pipeline.data.stream import StepBatch
 from pipeline.errors import TrainingError
 from pipeline.recipe import Recipe
 from pipeline.training import checkpoint, evaluate_checkpoint, progress
+from pipeline.training.bad_step import save_bad_step
 from pipeline.training.checkpoint import CheckpointRef, Identity
 from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.optim import FiniteOptimizer, build_optimizer, learning_rate
 from pipeline.training.sample_log import SampleLog, delete_from_step
 from pipeline.training.start_weights import with_local_weights
-from pipeline.training.step import BadStep, StepMetrics, Summary, WorkerContext, train_step
+from pipeline.training.step import (
+    BadStep,
+    StepMetrics,
+    Summary,
+    WorkerContext,
+    derive_seed,
+    train_step,
+)
 from pipeline.training.stop import Stop
 from pipeline.training.weight_average import WeightAverage
 
@@ -224,7 +227,7 @@ class _TrainLoop:
 
     def _train_step(self, item: StepBatch, metrics: StepMetrics) -> None:
         self.item = item
-        torch.manual_seed(_derive_seed(self.recipe.seed, item.step, self.worker.rank))
+        torch.manual_seed(derive_seed(self.recipe.seed, item.step, self.worker.rank))
         output = train_step(
             self.ddp_model,
             self.optimizer,
@@ -344,10 +347,7 @@ class _TrainLoop:
     def _stop(self, bad: BadStep) -> TrainResult:
         self.writer.wait()
         if self.worker.rank == 0:
-            record = {**dataclasses.asdict(bad), "image_ids": bad.image_ids}
-            storage.write_bytes_atomic(
-                storage.join(self.job.run_uri, "bad_batch.json"), _encode_json(record)
-            )
+            save_bad_step(self.job.run_uri, bad, self.model, steps_done=self.result.step)
         latest = checkpoint.find_latest(self.job.run_uri)
         self.result.error = progress.describe_bad_step(
             bad,
@@ -378,23 +378,3 @@ def _check_step(item: StepBatch | None, *, step: int, steps: int) -> StepBatch:
             "checkpoint, run the same command again."
         )
     return item
-
-
-def _derive_seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _encode_json(record: dict[str, Any]) -> bytes:
-    """Encode as JSON, with numbers that are not finite as text: JSON has no NaN."""
-
-    def to_plain(value: Any) -> Any:  # noqa: ANN401  any JSON value
-        match value:
-            case dict():
-                return {key: to_plain(item) for key, item in value.items()}
-            case list() | tuple():
-                return [to_plain(item) for item in value]
-            case float() if not math.isfinite(value):
-                return str(value)
-        return value
-
-    return json.dumps(to_plain(record), indent=1).encode()

@@ -33,10 +33,13 @@ from pipeline.training.failures import FailureCallback, to_ray_lost_error, to_tr
 from pipeline.training.log_relay import StopAgreement, open_relay
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
 from pipeline.training.node_watch import watch_nodes
+from pipeline.training.ray_loss import RayLoss, RayLostError, interrupt_if_ray_is_lost
 from pipeline.training.step import WorkerContext
 from pipeline.training.stop import StopRequest
 
 _log = logging.getLogger(__name__)
+
+_RAY_LOST = (RayLostError, ray.exceptions.RayError)
 
 _ray_train: Any = ray.train
 """Type checkers see the old classes of ray.train; at run time they are those of Train V2."""
@@ -81,8 +84,14 @@ def train_on_workers(
         with_masks=reads_masks(recipe.model),
     )
     max_failures = recipe.scale.max_failures
+    stop = stop or StopRequest()
+    loss = RayLoss(stop)
     try:
-        with open_relay(stop or StopRequest()) as relay, watch_nodes(recipe.scale):
+        with (
+            interrupt_if_ray_is_lost(loss),
+            open_relay(stop) as relay,
+            watch_nodes(recipe.scale),
+        ):
             trainer = _ray_train.torch.TorchTrainer(
                 # Not in train_loop_config: Ray's controller unpickles that, and imports torch.
                 functools.partial(_train_worker, job=job, handle=handle, relay=relay, parts=parts),
@@ -103,10 +112,11 @@ def train_on_workers(
                 result = trainer.fit()
             except _ray_train.TrainingFailedError as error:
                 raise to_training_error(error, relay, job=job) from None
-    except ray.exceptions.RayError as error:
-        if isinstance(error, PipelineError):
+    except (Exception, KeyboardInterrupt) as error:
+        lost = loss.error or error
+        if isinstance(lost, PipelineError) or not isinstance(lost, _RAY_LOST):
             raise
-        raise to_ray_lost_error(error, job=job) from None
+        raise to_ray_lost_error(lost, job=job) from None
     returned: dict[str, Any] = result.return_value
     return TrainResult(**returned)
 

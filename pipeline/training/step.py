@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -79,6 +80,11 @@ def train_step(
     norm = clip_gradients(model, max_norm=optim.clip_norm)
     optimizer.update(lr=learning_rate(optim, step=step), gradient_norm=norm)
     return StepOutput((*sums, GRADIENT_NORM), torch.stack([*sums.values(), norm.detach().float()]))
+
+
+def derive_seed(*parts: int) -> int:
+    """Derive the seed of a model's own sampling from the recipe's seed, the step and the rank."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _sync_gradients(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -237,3 +238,13 @@ def test_an_error_of_the_code_in_a_process_keeps_its_traceback():
         explain_lost_processes("ingest", memory_advice=""),
     ):
         raise error
+
+
+def test_processes_of_a_local_ray_are_in_a_group_of_their_own():
+    """A signal to the group of a job does not reach them."""
+    before = os.getpgrp()
+    with ray_connection._own_process_group(), subprocess.Popen(["sleep", "30"]) as child:
+        group = os.getpgid(child.pid)
+        child.kill()
+    assert group == os.getpid()
+    assert os.getpgrp() == before

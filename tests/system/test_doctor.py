@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.system import two_nodes
+from pipeline.drill import two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

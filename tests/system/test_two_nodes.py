@@ -35,11 +35,11 @@ from pycocotools import mask as mask_api
 from pipeline import storage
 from pipeline.data.sources.shapes import write_shapes
 from pipeline.data.stream import local_batches
+from pipeline.drill.two_nodes import CPUS, TwoNodes, two_nodes
 from pipeline.recipe import from_json
 from pipeline.training.sample_log import SampleLog, merge_sample_lists
 from pipeline.training.step import WorkerContext
 from tests.object_stores import find_free_port, read_objects, s3_bucket, wait_for_object
-from tests.system.two_nodes import CPUS, TwoNodes, two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

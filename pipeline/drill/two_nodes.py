@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import psutil
 from ray.cluster_utils import Cluster
 
 CPUS = 3
@@ -24,7 +25,7 @@ _STOP_TIMEOUT_S = 60
 
 
 class TwoNodes:
-    """The test's handle of the cluster."""
+    """A running cluster."""
 
     def __init__(
         self, process: "subprocess.Popen[str]", environment: Mapping[str, str], folder: Path
@@ -46,6 +47,12 @@ class TwoNodes:
     def add(self) -> None:
         """Start another second node, and wait until it has joined."""
         self.second_raylet = self._send("add")["second"]
+
+    def stop(self) -> None:
+        """Kill the whole cluster, like a power failure of the head node."""
+        for each in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
     def _send(self, command: str) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -74,7 +81,7 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         here = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.system.two_nodes", folder],
+            [sys.executable, "-m", "pipeline.drill.two_nodes", folder],
             cwd=_ROOT,
             # Ray writes the address of the last started cluster to this folder.
             env=here | {"RAY_TMPDIR": folder},
@@ -107,7 +114,7 @@ def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
         head_node_args={**head.settings(), **ports, "include_dashboard": True},
     )
 
-    def add() -> Any:
+    def add() -> Any:  # noqa: ANN401  a node of Ray
         machine = next(machines)
         node = cluster.add_node(**machine.settings())
         machine.write_address(cluster.address)
@@ -183,7 +190,7 @@ def _reserve_machines(folder: Path) -> tuple[socket.socket, Iterator[_Machine]]:
     raise OSError("all ports from 10000 to 32000 are taken")
 
 
-def _raylet_pid(node: Any) -> int:
+def _raylet_pid(node: Any) -> int:  # noqa: ANN401
     return node.all_processes["raylet"][0].process.pid
 
 

@@ -1,0 +1,181 @@
+"""Faults of Ray's workers and nodes: two workers, on this machine or on a cluster of two nodes."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psutil
+
+from pipeline.drill.command import Command
+from pipeline.drill.process_faults import AFTER_SAVED
+from pipeline.drill.scene import (
+    Outcome,
+    Scene,
+    read_result,
+    resume,
+    seconds_to_next_step,
+)
+from pipeline.drill.two_nodes import TwoNodes, two_nodes
+from pipeline.errors import DrillError
+from pipeline.recipe import Recipe
+
+_CPUS_PER_WORKER = 2.0
+"""More than half of a node's, so that each node has one worker."""
+_PAUSE_S = 20.0
+
+
+def kill_worker(scene: Scene) -> Outcome:
+    """Restart all workers from the last checkpoint."""
+    with _train_on_workers(scene) as job:
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        os.kill(max(_find_workers(job)), signal.SIGKILL)
+        lost = job.wait_for("restarting all workers from the last checkpoint")
+        seconds = seconds_to_next_step(job, fault_s, after=lost.number)
+        return Outcome(lost.text, seconds, read_result(job), is_exact=False)
+
+
+def pause_worker(scene: Scene) -> Outcome:
+    """Wait for a worker that stands still for 20 s."""
+    with _train_on_workers(scene) as job:
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        worker = max(_find_workers(job))
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(_PAUSE_S)
+        os.kill(worker, signal.SIGCONT)
+        seconds = seconds_to_next_step(job, fault_s, after=job.lines[-1].number)
+        return Outcome("nothing", seconds, read_result(job), is_exact=False)
+
+
+def hang_worker(scene: Scene) -> Outcome:
+    """Notice a worker that stands still for good, and restart all workers."""
+    with _train_on_workers(scene) as job:
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        os.kill(max(_find_workers(job)), signal.SIGSTOP)
+        lost = job.wait_for("restarting all workers from the last checkpoint")
+        seconds = seconds_to_next_step(job, fault_s, after=lost.number)
+        return Outcome(lost.text, seconds, read_result(job), is_exact=False)
+
+
+def terminate_group(scene: Scene) -> Outcome:
+    """Stop when a scheduler sends SIGTERM to all processes, Ray's too; then go on."""
+    recipe = scene.recipe(workers=2)
+    with scene.train(recipe) as job:
+        job.wait_for(AFTER_SAVED)
+        fault_s = job.send_to_group(signal.SIGTERM)
+        if job.wait() == 0:
+            raise DrillError(f"the job did not stop:\n{job.tail}")
+        saw = job.wait_for("Resume ").text
+    return resume(scene, recipe, saw, fault_s)._replace(is_exact=False)
+
+
+def lose_node(scene: Scene) -> Outcome:
+    """Wait for another node, and go on from the last checkpoint."""
+    with _train_on_nodes(scene) as (nodes, job):
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        nodes.lose()
+        waits = job.wait_for("The run waits until enough nodes have joined")
+        nodes.add()
+        seconds = seconds_to_next_step(job, fault_s, after=waits.number)
+        return Outcome(waits.text, seconds, read_result(job), is_exact=False)
+
+
+def shrink_cluster(scene: Scene) -> Outcome:
+    """Go on with one worker on the node that is left: the same images in each step."""
+    with _train_on_nodes(scene) as (nodes, job):
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        nodes.lose()
+        saw = job.wait_for("The run waits until enough nodes have joined").text
+        job.send(signal.SIGTERM)
+        job.wait()
+        alone = replace(scene, environment=nodes.environment)
+        outcome = resume(alone, _node_recipe(scene), saw, fault_s, "--scale.num-workers", "1")
+        return outcome._replace(is_exact=False)
+
+
+def lose_head(scene: Scene) -> Outcome:
+    """Say that the cluster is gone, and go on in a new one."""
+    with _train_on_nodes(scene) as (nodes, job):
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        nodes.stop()
+        if job.wait() == 0:
+            raise DrillError(f"the job did not fail:\n{job.tail}")
+        saw = job.wait_for("Ray stopped during the run|Ray ").text
+    with _train_on_nodes(scene) as (_, job):
+        seconds = seconds_to_next_step(job, fault_s)
+        return Outcome(saw, seconds, read_result(job), is_exact=False)
+
+
+def stop_job(scene: Scene) -> Outcome:
+    """Write a checkpoint when `ray job stop` ends the job, and go on when it is submitted again."""
+    with two_nodes(_with_token(scene)) as nodes:
+        here = replace(scene, environment=nodes.environment)
+        submit = here.environment | {"RAY_API_SERVER_ADDRESS": nodes.dashboard}
+        del submit["RAY_ADDRESS"]
+        job_command = ["python", *here.training_command(_node_recipe(scene))]
+        ray = ["-m", "ray.scripts.scripts", "job"]
+        command = [
+            *ray,
+            "submit",
+            "--working-dir",
+            ".",
+            "--submission-id",
+            "first",
+            "--",
+            *job_command,
+        ]
+        with here.run(*command, environment=submit) as job:
+            job.wait_for(AFTER_SAVED)
+            fault_s = time.monotonic()
+            subprocess.run(
+                [sys.executable, *ray, "stop", "first"], env=submit, check=True, capture_output=True
+            )
+            saw = job.wait_for("stopped by SIGTERM at step").text
+        command[command.index("first")] = "second"
+        with here.run(*command, environment=submit) as job:
+            seconds = seconds_to_next_step(job, fault_s)
+            return Outcome(saw, seconds, read_result(job), is_exact=False)
+
+
+@contextmanager
+def _train_on_workers(scene: Scene) -> Iterator[Command]:
+    with scene.train(scene.recipe(workers=2)) as job:
+        yield job
+
+
+@contextmanager
+def _train_on_nodes(scene: Scene) -> Iterator[tuple[TwoNodes, Command]]:
+    with two_nodes(_with_token(scene)) as nodes:
+        here = replace(scene, environment=nodes.environment)
+        with here.train(_node_recipe(scene)) as job:
+            yield nodes, job
+
+
+def _node_recipe(scene: Scene) -> Recipe:
+    recipe = scene.recipe(workers=2)
+    return replace(recipe, scale=replace(recipe.scale, cpus_per_worker=_CPUS_PER_WORKER))
+
+
+def _with_token(scene: Scene) -> dict[str, str]:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return scene.environment | token
+
+
+def _find_workers(job: Command) -> list[int]:
+    """Return the process ids of the Ray Train workers that a job has started on this machine."""
+    children = psutil.Process(job.process.pid).children(recursive=True)
+    workers = [each.pid for each in children if each.name().startswith("ray::RayTrainWo")]
+    if not workers:
+        raise DrillError(f"the job has no workers:\n{job.tail}")
+    return workers

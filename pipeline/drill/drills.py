@@ -1,0 +1,185 @@
+"""Run drills, and print what each fault did."""
+
+import csv
+import io
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from pipeline import storage
+from pipeline.data.ingest import CocoIngest, ingest_dataset
+from pipeline.data.sources.shapes import write_shapes
+from pipeline.drill import cluster_faults, process_faults, store_faults
+from pipeline.drill.scene import TRAIN_IMAGES, Outcome, Scene
+from pipeline.errors import DrillError, DrillSkippedError, RecipeError
+from pipeline.text import format_table, suggest
+
+_log = logging.getLogger(__name__)
+
+WELL, LOST = "nothing lost", "LOST"
+
+Fault = Callable[[Scene], Outcome]
+
+FAULTS: Mapping[str, Fault] = {
+    "sigterm": process_faults.terminate,
+    "driver-killed": process_faults.kill_driver,
+    "two-jobs": process_faults.start_twice,
+    "clock": process_faults.skew_clock,
+    "checkpoint-truncated": process_faults.truncate_checkpoint,
+    "checkpoint-byte": process_faults.flip_checkpoint_byte,
+    "shard-deleted": process_faults.delete_shard,
+    "shard-truncated": process_faults.truncate_shard,
+    "disk-full": process_faults.fill_disk,
+    "loss-infinite": process_faults.make_loss_infinite,
+    "store-slow": store_faults.slow_store,
+    "store-503": store_faults.unavailable_store,
+    "store-gone": store_faults.lose_store,
+    "store-credentials": store_faults.expire_credentials,
+    "mlflow-gone": store_faults.lose_tracking,
+    "worker-killed": cluster_faults.kill_worker,
+    "worker-pauses": cluster_faults.pause_worker,
+    "worker-hangs": cluster_faults.hang_worker,
+    "sigterm-to-all": cluster_faults.terminate_group,
+    "node-lost": cluster_faults.lose_node,
+    "fewer-nodes": cluster_faults.shrink_cluster,
+    "head-lost": cluster_faults.lose_head,
+    "job-stopped": cluster_faults.stop_job,
+}
+"""Faults by name; each docstring says what the run must do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a fault did."""
+
+    fault: str
+    verdict: str
+    """WELL, LOST or "skipped"."""
+    saw: str
+    """The line that tells the user, or what was lost."""
+    seconds_lost: float | None = None
+    samples_lost: int | None = None
+    samples_repeated: int | None = None
+    seconds: float = 0.0
+    """Of the whole drill, with all starts."""
+
+
+def drill(names: Positional[tuple[str, ...]] = (), *, folder: str = "") -> dict[str, Any]:
+    """Inject faults into small training runs, and check that nothing is lost.
+
+    Args:
+        names: of faults; all by default.
+        folder: that keeps the runs; by default a temporary one, which is deleted.
+    """
+    if problems := [
+        f"unknown fault {each}{suggest(each, FAULTS)}" for each in names if each not in FAULTS
+    ]:
+        raise RecipeError("\n".join([*problems, f"known are: {', '.join(FAULTS)}"]))
+    with tempfile.TemporaryDirectory(prefix="drill-") as temporary:
+        return _drill(names or tuple(FAULTS), Path(folder or temporary).absolute())
+
+
+def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shards = _write_shards(folder)
+    _log.info("training the run without a fault, %d drills follow", len(names))
+    calm = Scene(name="calm", folder=folder / "calm", shards=shards, environment=environment)
+    _, expected = calm.finish(calm.recipe())
+    _check_epochs(expected)
+    rows = []
+    for name in names:
+        scene = Scene(name=name, folder=folder / name, shards=shards, environment=environment)
+        rows.append(_run(scene, FAULTS[name], expected))
+        _log.info("%s: %s, %.0f s. %s", name, rows[-1].verdict, rows[-1].seconds, rows[-1].saw)
+    _log.info("\n%s", "\n".join(_format(rows)))
+    lost = [row.fault for row in rows if row.verdict == LOST]
+    if lost:
+        raise DrillError(f"{len(lost)} of {len(rows)} faults lost something: {', '.join(lost)}")
+    return {"faults": len(rows), "rows": [asdict(row) for row in rows]}
+
+
+def _run(scene: Scene, fault: Fault, expected: Mapping[str, Any]) -> Row:
+    started_s = time.monotonic()
+    lost = repeated = None
+    outcome = None
+    try:
+        outcome = fault(scene)
+        lost, repeated = _compare_samples(outcome.result, expected)
+        verdict, saw = _judge(outcome, expected, lost=lost, repeated=repeated)
+    except DrillSkippedError as error:
+        verdict, saw = "skipped", str(error)
+    except DrillError as error:
+        verdict, saw = LOST, str(error)
+    return Row(
+        fault=scene.name,
+        verdict=verdict,
+        saw=saw,
+        seconds_lost=outcome.seconds_lost if outcome else None,
+        samples_lost=lost,
+        samples_repeated=repeated,
+        seconds=time.monotonic() - started_s,
+    )
+
+
+def _judge(
+    outcome: Outcome, expected: Mapping[str, Any], *, lost: int, repeated: int
+) -> tuple[str, str]:
+    """Return the verdict, and what the user saw or what was lost."""
+    if lost or repeated:
+        return LOST, f"{lost} samples were lost and {repeated} repeated"
+    weights = [storage.read_bytes(each["weights"]) for each in (outcome.result, expected)]
+    if outcome.is_exact and weights[0] != weights[1]:
+        return LOST, "the weights differ from those of the run without a fault"
+    return WELL, outcome.saw
+
+
+def _compare_samples(result: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many samples a run trained less often and more often than it must."""
+    found, wanted = (Counter(_read_samples(each)) for each in (result, expected))
+    return (wanted - found).total(), (found - wanted).total()
+
+
+def _read_samples(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    text = storage.read_bytes(result["samples"]).decode()
+    return [tuple(row) for row in csv.reader(io.StringIO(text))][1:]
+
+
+def _check_epochs(result: Mapping[str, Any]) -> None:
+    """Check that each whole epoch of the run without a fault has every image once."""
+    epochs: dict[str, list[str]] = {}
+    for _, epoch, _, image in _read_samples(result):
+        epochs.setdefault(epoch, []).append(image)
+    *whole, _ = epochs.values()
+    if any(len(set(images)) != TRAIN_IMAGES or len(images) != TRAIN_IMAGES for images in whole):
+        raise DrillError("an epoch of the run without a fault does not have every image once")
+
+
+def _write_shards(folder: Path) -> str:
+    photos = folder / "photos"
+    write_shapes(photos, train_images=TRAIN_IMAGES, val_images=4)
+    for split in ("train", "val"):
+        out = str(folder / "shards" / split)
+        ingest_dataset(
+            CocoIngest(root=str(photos), split=split, out=out, workers=0, rows_per_shard=32)
+        )
+    return str(folder / "shards")
+
+
+def _format(rows: Sequence[Row]) -> list[str]:
+    cells = [("fault", "verdict", "s lost", "samples lost", "repeated", "what the user sees")]
+    for row in rows:
+        numbers = (
+            "-" if row.seconds_lost is None else f"{row.seconds_lost:.0f}",
+            "-" if row.samples_lost is None else str(row.samples_lost),
+            "-" if row.samples_repeated is None else str(row.samples_repeated),
+        )
+        cells.append((row.fault, row.verdict, *numbers, row.saw.splitlines()[0]))
+    return format_table(cells)

@@ -1,0 +1,145 @@
+"""Faults of the object store that holds the run, and of MLflow."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.drill.fault_proxy import Fault, find_free_port, s3_with_faults
+from pipeline.drill.process_faults import AFTER_SAVED
+from pipeline.drill.scene import STEPS, Outcome, Scene, copy_results, read_result, resume
+from pipeline.errors import DrillError
+
+_AWAY_S = 60.0
+_START_TIMEOUT_S = 180.0
+
+
+def slow_store(scene: Scene) -> Outcome:
+    """Go on, more slowly, while each request takes half a second longer."""
+    with s3_with_faults() as (proxy, variables):
+        remote = replace(scene, environment=scene.environment | variables)
+        recipe = remote.recipe(storage_uri="s3://bucket/runs")
+        with remote.train(recipe) as job:
+            job.wait_for(AFTER_SAVED)
+            proxy.fault = "slow"
+            return _copy_results(remote, Outcome("nothing", None, read_result(job)))
+
+
+def unavailable_store(scene: Scene) -> Outcome:
+    """Bridge a minute of answers 503."""
+    return _disturb(scene, "unavailable")
+
+
+def expire_credentials(scene: Scene) -> Outcome:
+    """Say that the credentials have expired, and go on with new ones."""
+    return _disturb(scene, "expired")
+
+
+def lose_store(scene: Scene) -> Outcome:
+    """Say that the store is gone while a checkpoint is written, and go on once it is back."""
+    with s3_with_faults() as (proxy, variables):
+        remote = replace(scene, environment=scene.environment | variables)
+        recipe = remote.recipe(storage_uri="s3://bucket/runs")
+        with remote.train(recipe) as job:
+            proxy.gone_at = "step-00000020/checkpoint.pt"
+            if not proxy.faulted.wait(_START_TIMEOUT_S):
+                raise DrillError(f"no checkpoint of step 20 was written:\n{job.tail}")
+            fault_s = time.monotonic()
+            code = job.wait()
+            saw = job.wait_for("StorageError|no connection").text
+        proxy.gone_at = proxy.fault = ""
+        if code == 0:
+            raise DrillError(f"the job did not fail:\n{job.tail}")
+        return _copy_results(remote, resume(remote, recipe, saw, fault_s))
+
+
+def lose_tracking(scene: Scene) -> Outcome:
+    """Train on without MLflow, keep the metrics, and send them once it is back."""
+    folder = scene.folder / "mlflow"
+    folder.mkdir(parents=True)
+    port = find_free_port()
+    recipe = scene.recipe()
+    recipe = replace(recipe, tracking=replace(recipe.tracking, uri=f"http://127.0.0.1:{port}"))
+    with _mlflow_server(folder, port) as server, scene.train(recipe) as job:
+        job.wait_for(AFTER_SAVED)
+        os.killpg(server.pid, signal.SIGKILL)
+        read_result(job)
+        saw = job.wait_for("tracking_is_away").text
+    with _mlflow_server(folder, port):
+        _, result = scene.finish(recipe)
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        rows = database.execute("select step from metrics where key = 'loss'").fetchall()
+    if sorted(step for (step,) in rows) != list(range(1, STEPS + 1)):
+        raise DrillError(f"MLflow has the losses of {len(rows)} steps, not once of {STEPS}")
+    return Outcome(saw, None, result)
+
+
+def _disturb(scene: Scene, fault: Fault) -> Outcome:
+    """Disturb all requests for a minute, or until the job has failed, and then resume it."""
+    with s3_with_faults() as (proxy, variables):
+        remote = replace(scene, environment=scene.environment | variables)
+        recipe = remote.recipe(storage_uri="s3://bucket/runs")
+        with remote.train(recipe) as job:
+            job.wait_for(AFTER_SAVED)
+            proxy.fault, fault_s = fault, time.monotonic()
+            while job.process.poll() is None and time.monotonic() < fault_s + _AWAY_S:
+                time.sleep(0.2)
+            proxy.fault = ""
+            if job.wait() == 0:
+                result = read_result(job)
+                return _copy_results(remote, Outcome("nothing", None, result))
+            saw = job.wait_for("StorageError").text
+        return _copy_results(remote, resume(remote, recipe, saw, fault_s))
+
+
+def _copy_results(scene: Scene, outcome: Outcome) -> Outcome:
+    with _variables(scene.environment):
+        return copy_results(scene, outcome)
+
+
+@contextmanager
+def _variables(environment: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _mlflow_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    command += ["--artifacts-destination", f"{folder}/artifacts"]
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_until_healthy(server, port)
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int) -> None:
+    end_s = time.monotonic() + _START_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < end_s:
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2),
+        ):
+            return
+        time.sleep(0.5)
+    raise DrillError("the MLflow server did not start")

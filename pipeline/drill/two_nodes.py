@@ -65,7 +65,8 @@ class TwoNodes:
         answers = (line for line in self._process.stdout if line.startswith("NODES "))
         line = next(answers, None)
         assert line is not None, "the process of the nodes has ended"
-        return json.loads(line.removeprefix("NODES "))
+        answer: dict[str, Any] = json.loads(line.removeprefix("NODES "))
+        return answer
 
 
 @contextmanager
@@ -89,6 +90,8 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             nodes = TwoNodes(process, here, Path(folder))
             fcntl.flock(lock, fcntl.LOCK_UN)
@@ -141,7 +144,7 @@ def _serve(folder: Path, commands: TextIO, answers: TextIO) -> None:
             case "add":
                 second = add()
                 answer(second=_raylet_pid(second))
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
     lock.close()
 
 
@@ -191,7 +194,7 @@ def _reserve_machines(folder: Path) -> tuple[socket.socket, Iterator[_Machine]]:
 
 
 def _raylet_pid(node: Any) -> int:  # noqa: ANN401
-    return node.all_processes["raylet"][0].process.pid
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 if __name__ == "__main__":

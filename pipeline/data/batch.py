@@ -52,6 +52,8 @@ class Batch:
     """(N,) int64: position in the global batch; stays on the CPU."""
     colors: Tensor | None = None
     """(N, 4) float32: color jitter of each image (augment.draw_color_jitter)."""
+    dropped: Tensor | None = None
+    """(N,) int64: objects of each image that a crop or pasted objects hide; stays on the CPU."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
         """Move the tensors that a model needs to a device."""
@@ -83,6 +85,7 @@ def make_train_batch(
     seeds: Ints,
     data: DataConfig,
     size_hw: tuple[int, int] | None = None,
+    dropped: Ints | None = None,
 ) -> Batch:
     """Make a training batch of transformed images.
 
@@ -93,6 +96,7 @@ def make_train_batch(
         seeds: of the samples.
         data: gives the color jitter.
         size_hw: padded size; None takes pad_size.
+        dropped: (N,) objects that have no target because no pixel of them is left.
     """
     return Batch(
         images=pad_images(images, size_hw=size_hw or pad_size(images)),
@@ -102,6 +106,7 @@ def make_train_batch(
         original_sizes_hw=torch.tensor(row_sizes(rows), dtype=torch.int64),
         lanes=_int64(rows, "lane"),
         colors=draw_color_jitter(seeds, data.color),
+        dropped=None if dropped is None else torch.from_numpy(dropped),
     )
 
 

@@ -35,7 +35,10 @@ _MAX_NAMES = 8
 
 _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
     "instance": {
-        "data": ("short_edge_px", "test_short_edge_px", "long_edge_px"),
+        "data": (
+            *("short_edge_px", "test_short_edge_px", "long_edge_px"),
+            *("scale_jitter", "crop_px", "copy_paste"),
+        ),
         "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission"),
     },
     "semantic": {
@@ -43,7 +46,7 @@ _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
         "evaluation": ("window_px", "window_overlap", "radii_px", "absent"),
     },
     "refine": {
-        "data": ("short_edge_px", "long_edge_px"),
+        "data": ("short_edge_px", "long_edge_px", "scale_jitter", "crop_px", "copy_paste"),
         "evaluation": ("paste_bytes", "dilation_ratio"),
     },
 }

@@ -24,6 +24,7 @@ from pipeline.recipe import ColorConfig, DataConfig
 # Purpose of a draw; part of its hash. copy_paste.py and robust_draws.py have others.
 _SHORT_EDGE, _FLIP, _SCALE, _POSITION, _COLORS = 1, 2, 3, (4, 5), (11, 12, 13, 14)
 
+
 class ResizeFlip(NamedTuple):
     """A resize to a fixed size, then an optional horizontal flip."""
 

@@ -65,7 +65,12 @@ class CollateSteps:
         samples = make_samples(rows, self._data, seed=self._seed, with_masks=True)
         lanes = len(steps[0])
         partners = np.roll(np.arange(len(rows)), lanes)
-        samples = paste_objects(samples, partners, probability=self._data.copy_paste)
+        samples = paste_objects(
+            samples,
+            partners,
+            probability=self._data.copy_paste,
+            with_masks=self._with_masks,
+        )
         batches, first = [], 0
         for step in steps:
             microbatches = []

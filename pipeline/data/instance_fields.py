@@ -83,34 +83,23 @@ def sample_mask(
         (rows, columns) 0/1.
     """
     (height, width), (x0, y0) = pixels.shape, corner_xy
-    # Padded with one pixel of 0. Columns first, as runs lie.
-    padded = np.zeros((width + 2, height + 2), dtype=np.uint8)
-    padded[1:-1, 1:-1] = pixels.T
-    sides = [padded[_padded_index(x.left + step, x0, x0 + width)] for step in (0, 1)]
-    rows = [_padded_index(y.left + step, y0, y0 + height) for step in (0, 1)]
-    taps = [side.take(row, 1) for row in rows for side in sides]
-    return np.ascontiguousarray(_interpolate(taps, x.distance, y.distance).T)
-
-
-def _interpolate(
-    taps: list[NDArray[np.uint8]], tx: NDArray[np.float64], ty: NDArray[np.float64]
-) -> NDArray[np.uint8]:
-    """Interpolate four taps of each cell, each 0/1 by column, and compare with one half.
-
-    Args:
-        taps: upper left, upper right, lower left, lower right.
-        tx: distance of the centers from the left taps.
-        ty: distance of the centers from the upper taps.
-    """
-    # Only cells whose taps differ need numbers: those on the outline.
-    inside = taps[0] & taps[1] & taps[2] & taps[3]
-    mixed = np.flatnonzero(inside ^ (taps[0] | taps[1] | taps[2] | taps[3]))
-    columns, rows = np.divmod(mixed, inside.shape[1])
-    tx, ty = tx[columns], ty[rows]
-    a, b, c, d = (tap.take(mixed) for tap in taps)
+    # Padded with two pixels of 0, so that a center beyond them has four. Columns first, as runs lie.
+    padded = np.zeros((width + 4, height + 4), dtype=np.uint8)
+    padded[2:-2, 2:-2] = pixels.T
+    ones = padded[:-1] + padded[1:]
+    ones = ones[:, :-1] + ones[:, 1:]
+    columns, rows = _padded_index(x.left, x0, width), _padded_index(y.left, y0, height)
+    ones = ones.take(columns, 0).take(rows, 1)
+    # Only cells whose four pixels differ need numbers: those on the outline.
+    inside = (ones == 4).view(np.uint8)
+    mixed = np.flatnonzero(ones & 3)
+    column, row = np.divmod(mixed, len(rows)) if len(mixed) else (mixed, mixed)
+    upper_left = columns[column] * (height + 4) + rows[row]
+    a, b, c, d = (padded.take(upper_left + step) for step in (0, height + 4, 1, height + 5))
+    tx, ty = x.distance[column], y.distance[row]
     values = (1 - ty) * ((1 - tx) * a + tx * b) + ty * ((1 - tx) * c + tx * d)
     inside.put(mixed, values >= 0.5)
-    return inside
+    return np.ascontiguousarray(inside.T)
 
 
 def field_from_grid(inside: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -158,7 +147,7 @@ def _clip_range(left: NDArray[np.int64], size: int) -> tuple[int, int]:
     return start, min(max(int(left[-1]) + 2, start + 1), size)
 
 
-def _padded_index(taps: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+def _padded_index(taps: NDArray[np.int64], start: int, length: int) -> NDArray[np.int64]:
     """Convert taps to indices of the padded range; all outside fall on its border of zeros."""
     # np.clip takes longer on so few values.
-    return np.minimum(np.maximum(taps - start + 1, 0), stop - start + 1)
+    return np.minimum(np.maximum(taps - start + 2, 0), length + 2)

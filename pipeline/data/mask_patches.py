@@ -47,6 +47,10 @@ class Patch(NamedTuple):
         return Patch(width_px - self.box_xyxy[2], self.y, self.pixels[:, ::-1])
 
 
+EMPTY = Patch(0, 0, np.zeros((0, 0), dtype=np.uint8))
+"""A mask without pixels."""
+
+
 def decode_patch(counts: bytes, size_hw: tuple[int, int]) -> Patch:
     """Decode COCO's compressed counts of a mask that is not empty.
 

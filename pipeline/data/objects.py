@@ -117,9 +117,7 @@ def crop_objects(objects: Objects, windows: Sequence[WindowXyxy]) -> Objects:
         # Drawn boxes may be larger than their masks.
         sides = (window[2] - window[0], window[3] - window[1])
         boxes[index] = boxes[index].clamp(min=0).minimum(boxes.new_tensor(sides * 2))
-    cropped = Objects(
-        objects.image, boxes, frames, objects.category_index, fields, tuple(patches)
-    )
+    cropped = Objects(objects.image, boxes, frames, objects.category_index, fields, tuple(patches))
     return cropped.take(np.array(kept, dtype=np.int64))
 
 

@@ -83,7 +83,7 @@ def sample_mask(
         (rows, columns) 0/1.
     """
     (height, width), (x0, y0) = pixels.shape, corner_xy
-    # Padded with two pixels of 0, so that a center beyond them has four. Columns first, as runs lie.
+    # Padded with two pixels of 0, so a center beyond them has four. Columns first, as runs lie.
     padded = np.zeros((width + 4, height + 4), dtype=np.uint8)
     padded[2:-2, 2:-2] = pixels.T
     ones = padded[:-1] + padded[1:]

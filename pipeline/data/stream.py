@@ -175,7 +175,7 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
     )
 
 
-def _collate_steps(  # noqa: PLR0913  a chapter and what is made of it
+def _collate_steps(
     tables: Iterable[pa.Table],
     chapter: Chapter,
     data: DataConfig,

@@ -84,7 +84,7 @@ class RobustConfig(RecipePart):
     jpeg: Fraction = 0.0
     """Compress as JPEG, with a quality of 20 to 90."""
     cutout: Fraction = 0.0
-    """Hide a rectangle of 2 to 15 % of the image."""
+    """Hide a rectangle of 2 to 15 % of the photo."""
 
     @property
     def is_on(self) -> bool:

@@ -21,7 +21,7 @@ from pipeline.data.test_size import fit_edges
 from pipeline.errors import DatasetError
 from pipeline.recipe import ColorConfig, DataConfig
 
-# Purpose of a draw; part of its hash. copy_paste.py and robust_draws.py have others.
+# Purpose of a draw; part of its hash. copy_paste.py and photo_damage.py have others.
 _SHORT_EDGE, _FLIP, _SCALE, _POSITION, _COLORS = 1, 2, 3, (4, 5), (11, 12, 13, 14)
 
 

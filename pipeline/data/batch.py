@@ -56,7 +56,8 @@ class Batch:
     damage: tuple[PhotoDamage, ...] | None = None
     """How each image is damaged on the device; stays on the CPU."""
     dropped: Tensor | None = None
-    """(N,) int64: objects of each image that a crop or pasted objects hide; stays on the CPU."""
+    """(N,) int64: objects of each image that a crop or pasted objects hide, if the recipe has
+    either; stays on the CPU."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
         """Move the tensors that a model needs to a device."""

@@ -69,7 +69,7 @@ def collate_samples(
         data=data,
         # Crops have one size, so that shapes never change.
         size_hw=None if data.scale_jitter is None else (side, side),
-        dropped=samples.dropped,
+        dropped=samples.dropped if data.edits_masks else None,
     )
 
 

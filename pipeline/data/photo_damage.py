@@ -36,12 +36,6 @@ class PhotoDamage(NamedTuple):
     """0 does not compress."""
     cutout_xyxy: WindowXyxy | None
 
-    @property
-    def is_on(self) -> bool:
-        """Whether anything changes."""
-        strength = max(self.blur_sigma_px, self.jpeg_quality)
-        return self.gray or strength > 0 or self.cutout_xyxy is not None
-
 
 def draw_damage(
     seeds: NDArray[np.int64], sizes_hw: Sequence[tuple[int, int]], robust: RobustConfig

@@ -30,14 +30,18 @@ def damage_photos(images: Tensor, damages: Sequence[PhotoDamage]) -> Tensor:
     """
     damaged = images.clone()
     for image, damage in zip(damaged, damages, strict=True):
-        if damage.is_on:
-            height, width = damage.size_hw
-            photo = image[:, :height, :width]
-            photo.copy_(_damage_one(photo, damage))
+        height, width = damage.size_hw
+        photo = image[:, :height, :width]
+        if damage.gray or damage.blur_sigma_px or damage.jpeg_quality:
+            photo.copy_(_degrade(photo, damage))
+        if damage.cutout_xyxy is not None:
+            x0, y0, x1, y1 = damage.cutout_xyxy
+            photo[:, y0:y1, x0:x1] = _HIDDEN
     return damaged
 
 
-def _damage_one(photo: Tensor, damage: PhotoDamage) -> Tensor:
+def _degrade(photo: Tensor, damage: PhotoDamage) -> Tensor:
+    """Turn a photo (3, h, w) gray, blur it and compress it."""
     # Most recipes damage nothing, and kornia takes a second to import.
     from kornia.color import rgb_to_grayscale  # noqa: PLC0415
     from kornia.enhance import jpeg_codec_differentiable  # noqa: PLC0415
@@ -54,8 +58,4 @@ def _damage_one(photo: Tensor, damage: PhotoDamage) -> Tensor:
     if damage.jpeg_quality:
         quality = pixels.new_full((1,), damage.jpeg_quality)
         pixels = jpeg_codec_differentiable(pixels, quality)
-    damaged = (pixels[0].clamp(0, 1) * 255).round()
-    if damage.cutout_xyxy is not None:
-        x0, y0, x1, y1 = damage.cutout_xyxy
-        damaged[:, y0:y1, x0:x1] = _HIDDEN
-    return damaged.to(torch.uint8)
+    return (pixels[0].clamp(0, 1) * 255).round().to(torch.uint8)

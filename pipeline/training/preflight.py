@@ -277,6 +277,12 @@ def _unused_field_problems(recipe: Recipe) -> list[str]:
             for name, tasks in readers.items()
             if task not in tasks and getattr(getattr(recipe, part), name) != getattr(config(), name)
         ]
+    crops = task == "semantic" or recipe.data.scale_jitter is not None
+    if not crops and recipe.data.crop_px != DataConfig().crop_px:
+        problems.append(
+            f"data.crop_px is the square of data.scale_jitter, which is off in this {task} model: "
+            "leave it out, or set --data.scale-jitter"
+        )
     return problems
 
 

@@ -136,6 +136,31 @@ def targets(*, rois: int = 512, rounds: int = 20, threads: int = 1) -> Result:
     return bench.bench_targets(rois=rois, rounds=rounds, print_line=_print_line)
 
 
+def augmentations(
+    *,
+    photos: str,
+    split: str = "train2017",
+    images: int = 96,
+    rounds: int = 3,
+    threads: int = 1,
+) -> Result:
+    """Feed training with photos of COCO, with each augmentation on every image.
+
+    Args:
+        photos: folder in the COCO layout: annotations/instances_SPLIT.json and SPLIT.
+        split: to feed.
+        images: of a run.
+        rounds: that count.
+        threads: of torch.
+    """
+    from pipeline.bench import augmentations as bench
+
+    _set_threads(threads)
+    return bench.bench_augmentations(
+        photos=photos, split=split, images=images, rounds=rounds, print_line=_print_line
+    )
+
+
 def semantic_feed(
     *,
     photos: str,
@@ -326,6 +351,7 @@ BENCHMARKS: dict[str, Verb] = {
     "detector": detector,
     "step": step,
     "feed": feed,
+    "augmentations": augmentations,
     "semantic-feed": semantic_feed,
     "targets": targets,
     "refiner": refiner,

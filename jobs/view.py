@@ -4,6 +4,7 @@
     python jobs/view.py data ~/shards/photos/train
     python jobs/view.py data ~/shards/photos/train --category cat dog --size small
     python jobs/view.py data ~/shards/photos/train --kernel-size 9 --out nine.html
+    python jobs/view.py samples runs/first-try/recipe.json --first-step 40
     python jobs/view.py features models:/photos@champion --images ~/new-photos
     python jobs/view.py models models:/photos/1 models:/photos/2 --images ~/new-photos
 
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from bsm.configs.rules import NonNegativeInt, PositiveInt
 from pipeline.cli import Result, Verb, run_verb
 from pipeline.data_view.options import ViewOptions
 from pipeline.model_view.options import CompareOptions, FeatureOptions
@@ -40,6 +42,40 @@ def data(
 
     result = view_data(shards, show, out=out)
     print(f"view: {result['photos']} photos in {result['out']}")
+    return result
+
+
+def samples(
+    *,
+    recipe: Annotated[str, tyro.conf.Positional],
+    shards: str = "",
+    samples: PositiveInt = 12,
+    first_step: NonNegativeInt = 0,
+    out: str = "samples.html",
+) -> Result:
+    """Show samples as a recipe trains them: crops, pasted objects, colors and damage.
+
+    Args:
+        recipe: file of a recipe, such as that of a run or what --print-recipe prints.
+        shards: folder or URI of a split's shards; by default the recipe's training split.
+        samples: number of samples.
+        first_step: step of the first sample; the steps of a run show what it trained.
+        out: file to write.
+    """
+    from pipeline import storage
+    from pipeline.data_view.samples import view_samples
+    from pipeline.recipe import from_json
+    from pipeline.training.color_jitter import jitter_colors
+
+    result = view_samples(
+        from_json(storage.read_bytes(recipe)),
+        shards=shards,
+        samples=samples,
+        first_step=first_step,
+        on_device=jitter_colors,
+        out=out,
+    )
+    print(f"view: {result['samples']} samples in {result['out']}")
     return result
 
 
@@ -97,7 +133,7 @@ def models(
     return result
 
 
-VERBS: dict[str, Verb] = {"data": data, "features": features, "models": models}
+VERBS: dict[str, Verb] = {"data": data, "samples": samples, "features": features, "models": models}
 
 if __name__ == "__main__":
     run_verb(VERBS)

@@ -71,6 +71,28 @@ class ColorConfig(RecipePart):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RobustConfig(RecipePart):
+    """Damage to photos in training, on the device; each is the share of the samples that get it.
+
+    Each sample draws which it gets and how strong, in this order; targets stay as they are.
+    """
+
+    gray: Fraction = 0.0
+    """Turn gray."""
+    blur: Fraction = 0.0
+    """Blur by a Gaussian of 0.1 to 2 pixels."""
+    jpeg: Fraction = 0.0
+    """Compress as JPEG, with a quality of 20 to 90."""
+    cutout: Fraction = 0.0
+    """Hide a rectangle of 2 to 15 % of the photo."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything changes."""
+        return max(self.gray, self.blur, self.jpeg, self.cutout) > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig(RecipePart):
     """The shards, and how an image is prepared."""
 
@@ -86,14 +108,22 @@ class DataConfig(RecipePart):
     """Instance: short edge in evaluation and inference."""
     long_edge_px: _EdgePx = 1333
     """Instance and refine: limit of the long edge; larger images get a shorter short edge."""
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Instance and refine: training resizes by a factor drawn from this range and crops a square of
+    crop_px; at a factor of 1 the long edge fits the square. Large-scale jitter is 0.1 to 2.0. None
+    resizes by the short edge, without a crop."""
+    copy_paste: Fraction = 0.0
+    """Instance and refine: probability that objects of another sample are pasted into an image."""
     scale_range: tuple[PositiveFloat, PositiveFloat] = (0.75, 2.0)
     """Semantic: training resizes an image by a factor drawn from this range (sec. 4.2)."""
     crop_px: _EdgePx = 832
-    """Semantic: side of the square crop; smaller images are padded with void."""
+    """Side of the square crop of semantic models and of scale_jitter; smaller images are padded,
+    with void in label maps."""
     test_size_hw: tuple[_EdgePx, _EdgePx] | None = None
     """Semantic: height and width that images are resized to in evaluation and inference; None keeps
     their size. Label maps always have the image's own size."""
     color: ColorConfig = field(default_factory=ColorConfig)
+    robust: RobustConfig = field(default_factory=RobustConfig)
     flip_probability: Fraction = 0.5
     """Probability of a horizontal flip."""
     repeat_threshold: Annotated[float, Interval(ge=0, lt=1)] = 0.0
@@ -104,16 +134,23 @@ class DataConfig(RecipePart):
     prefetch_batches: PositiveInt = 2
     """Batches prepared ahead on each worker."""
 
+    @property
+    def edits_masks(self) -> bool:
+        """Whether a sample's objects change by more than a resize and a flip."""
+        return self.scale_jitter is not None or self.copy_paste > 0
+
     def find_problems(self) -> Iterator[tuple[str, str]]:
-        """Check the order of edges and of the scale range."""
+        """Check the order of edges and of the ranges of scales."""
         short = max(*self.short_edge_px, self.test_short_edge_px, 0)
         if self.long_edge_px < short:
             yield (
                 "long_edge_px",
                 f"must be at least the short edge {short}, got {self.long_edge_px}",
             )
-        if list(self.scale_range) != sorted(self.scale_range):
-            yield "scale_range", f"must not decrease, got {self.scale_range}"
+        for name in ("scale_range", "scale_jitter"):
+            limits = getattr(self, name) or ()
+            if list(limits) != sorted(limits):
+                yield name, f"must not decrease, got {limits}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

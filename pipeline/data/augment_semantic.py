@@ -1,8 +1,8 @@
 """Image and label map transforms of semantic models: resize, crop, flip.
 
 The paper resizes an image by a factor and crops a square from the result. Here the part of the
-image that becomes the square is cropped first and resized then, so a frame of 2048 x 1024 costs
-what its crop costs; only the outermost pixels of the crop miss the neighbors outside it.
+image that becomes the square is cropped first (pipeline/data/augment.py: draw_square), so a frame
+of 2048 x 1024 costs what its crop costs.
 """
 
 from typing import NamedTuple
@@ -12,18 +12,15 @@ from numpy.typing import NDArray
 
 from pipeline.data.augment import (
     ResizeFlip,
-    draw_flip,
+    draw_scale,
+    draw_square,
     resize_and_flip,
     resize_and_flip_labels,
 )
 from pipeline.data.photo import Pixels
-from pipeline.data.seeds import hash_ints, uniform
 from pipeline.recipe import DataConfig
 
 Plane = NDArray[np.uint8]
-
-# Purpose of a draw; part of its hash. augment.py has others.
-_SCALE, _ROW, _COLUMN = 3, 4, 5
 
 
 class Crop(NamedTuple):
@@ -45,20 +42,11 @@ def draw_crop(size_hw: tuple[int, int], data: DataConfig, *, sample_seed: int) -
         data: the choices.
         sample_seed: from seeds.sample_seeds.
     """
-    low, high = data.scale_range
-    scale = low + (high - low) * _draw_uniform(sample_seed, _SCALE)
-    # Whole pixels of the image become whole pixels of the crop, so the scale is rounded a little.
-    side = max(1, round(data.crop_px / scale))
-    zoom = data.crop_px / side
-    rows, columns = (
-        _place_span(length, side, at=_draw_uniform(sample_seed, purpose))
-        for length, purpose in zip(size_hw, (_ROW, _COLUMN), strict=True)
-    )
-    height_px, width_px = (
-        max(1, round((span.stop - span.start) * zoom)) for span in (rows, columns)
-    )
-    flipped = draw_flip(data, sample_seed=sample_seed)
-    return Crop(rows, columns, ResizeFlip(height_px, width_px, flipped), zoom)
+    scale = draw_scale(data.scale_range, sample_seed=sample_seed)
+    transform, zoom = draw_square(size_hw, scale, data, sample_seed=sample_seed)
+    x0, y0, x1, y1 = transform.window_xyxy or (0, 0, *size_hw[::-1])
+    whole = transform._replace(window_xyxy=None)
+    return Crop(slice(y0, y1), slice(x0, x1), whole, zoom)
 
 
 def get_test_transform(size_hw: tuple[int, int], data: DataConfig) -> ResizeFlip:
@@ -74,13 +62,3 @@ def crop_image(pixels: Pixels, crop: Crop) -> Pixels:
 def crop_plane(plane: Plane, crop: Crop) -> Plane:
     """Crop, resize and flip a label map (H, W), nearest neighbor."""
     return resize_and_flip_labels(plane[crop.rows, crop.columns], crop.transform)
-
-
-def _place_span(length: int, side: int, *, at: float) -> slice:
-    """Place a span of `side` pixels, or the whole length if it is shorter."""
-    start = int(at * (max(0, length - side) + 1))
-    return slice(start, start + min(length, side))
-
-
-def _draw_uniform(sample_seed: int, purpose: int) -> float:
-    return float(uniform(hash_ints(sample_seed, purpose))[0])

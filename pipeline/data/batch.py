@@ -22,6 +22,7 @@ from pipeline.data.augment import (
     resize_and_flip,
 )
 from pipeline.data.photo import Pixels
+from pipeline.data.photo_damage import PhotoDamage, draw_damage
 from pipeline.data.seeds import sample_seeds
 from pipeline.recipe import DataConfig
 
@@ -52,6 +53,11 @@ class Batch:
     """(N,) int64: position in the global batch; stays on the CPU."""
     colors: Tensor | None = None
     """(N, 4) float32: color jitter of each image (augment.draw_color_jitter)."""
+    damage: tuple[PhotoDamage, ...] | None = None
+    """How each image is damaged on the device; stays on the CPU."""
+    dropped: Tensor | None = None
+    """(N,) int64: objects of each image that a crop or pasted objects hide, if the recipe has
+    either; stays on the CPU."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
         """Move the tensors that a model needs to a device."""
@@ -83,6 +89,7 @@ def make_train_batch(
     seeds: Ints,
     data: DataConfig,
     size_hw: tuple[int, int] | None = None,
+    dropped: Ints | None = None,
 ) -> Batch:
     """Make a training batch of transformed images.
 
@@ -91,8 +98,9 @@ def make_train_batch(
         images: (h, w, 3) RGB.
         targets: of the images.
         seeds: of the samples.
-        data: gives the color jitter.
+        data: gives the color jitter and the damage.
         size_hw: padded size; None takes pad_size.
+        dropped: (N,) objects that have no target because no pixel of them is left.
     """
     return Batch(
         images=pad_images(images, size_hw=size_hw or pad_size(images)),
@@ -102,6 +110,8 @@ def make_train_batch(
         original_sizes_hw=torch.tensor(row_sizes(rows), dtype=torch.int64),
         lanes=_int64(rows, "lane"),
         colors=draw_color_jitter(seeds, data.color),
+        damage=draw_damage(seeds, [image.shape[:2] for image in images], data.robust),
+        dropped=None if dropped is None else torch.from_numpy(dropped),
     )
 
 

@@ -4,6 +4,8 @@ Equal to `bsm.field.field_from_mask` byte for byte, with the same float64 operat
 order. That one is the readable reference, this one is fast enough for millions of masks.
 """
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,15 @@ from pipeline.data.run_lengths import RunLengths
 # As in bsm.field, which is not imported: torch would cost every ingest worker 400 MB.
 FRAME_SCALE = 1.5
 FARTHEST = 127
+
+
+class Taps(NamedTuple):
+    """Where centers along one axis lie between the pixels of a mask."""
+
+    left: NDArray[np.int64]
+    """The pixel left of each center, or above it."""
+    distance: NDArray[np.float64]
+    """Distance of each center from that pixel, 0..1."""
 
 
 def compute_squeeze_field(
@@ -29,38 +40,66 @@ def compute_squeeze_field(
         (side, side).
     """
     height, width = mask.size_hw
-    left, tx = _left_tap(box_xyxy[0], box_xyxy[2], side)
-    top, ty = _left_tap(box_xyxy[1], box_xyxy[3], side)
-    # Padded with one pixel of 0: outside the image is background. Columns first, as runs lie.
-    x0, x1 = _clip_range(left, width)
-    y0, y1 = _clip_range(top, height)
-    padded = np.zeros((x1 - x0 + 2, y1 - y0 + 2), dtype=np.uint8)
-    padded[1:-1, 1:-1] = decode_columns(mask, x0, x1)[y0:y1].T
-    sides = [padded[_padded_index(left + step, x0, x1)] for step in (0, 1)]
-    rows = [_padded_index(top + step, y0, y1) for step in (0, 1)]
-    inside = _interpolate([side.take(row, 1) for row in rows for side in sides], tx, ty)
-    return field_from_grid(np.ascontiguousarray(inside.T))
+    x, y = _find_taps(box_xyxy, side)
+    x0, x1 = _clip_range(x.left, width)
+    y0, y1 = _clip_range(y.left, height)
+    pixels = decode_columns(mask, x0, x1)[y0:y1]
+    return field_from_grid(sample_mask(pixels, (x0, y0), x, y))
 
 
-def _interpolate(
-    taps: list[NDArray[np.uint8]], tx: NDArray[np.float64], ty: NDArray[np.float64]
-) -> NDArray[np.uint8]:
-    """Interpolate four taps of each cell, each (S, S) 0/1 by column, and compare with one half.
+def compute_patch_field(
+    pixels: NDArray[np.uint8],
+    corner_xy: tuple[int, int],
+    box_xyxy: NDArray[np.float32],
+    *,
+    side: int,
+) -> NDArray[np.int8]:
+    """Compute the field of a mask that is given by its pixels; it is 0 around them.
 
     Args:
-        taps: upper left, upper right, lower left, lower right.
-        tx: (S,), distance of the centers from the left taps.
-        ty: (S,), distance of the centers from the upper taps.
+        pixels: (h, w) 0/1.
+        corner_xy: of the pixels in the image.
+        box_xyxy: (4,), as compute_squeeze_field takes it.
+        side: cells along a side of the field.
+
+    Returns:
+        (side, side).
     """
-    # Only cells whose taps differ need numbers: those on the outline.
-    inside = taps[0] & taps[1] & taps[2] & taps[3]
-    mixed = np.flatnonzero(inside ^ (taps[0] | taps[1] | taps[2] | taps[3]))
-    columns, rows = np.divmod(mixed, inside.shape[1])
-    tx, ty = tx[columns], ty[rows]
-    a, b, c, d = (tap.take(mixed) for tap in taps)
+    return field_from_grid(sample_mask(pixels, corner_xy, *_find_taps(box_xyxy, side)))
+
+
+def sample_mask(
+    pixels: NDArray[np.uint8], corner_xy: tuple[int, int], x: Taps, y: Taps
+) -> NDArray[np.uint8]:
+    """Sample a mask at a grid of centers: 1 where its bilinear mean is at least one half.
+
+    Args:
+        pixels: (h, w) 0/1; the mask is 0 around them.
+        corner_xy: of the pixels in the image.
+        x: of the columns of the grid.
+        y: of the rows of the grid.
+
+    Returns:
+        (rows, columns) 0/1.
+    """
+    (height, width), (x0, y0) = pixels.shape, corner_xy
+    # Padded with two pixels of 0, so a center beyond them has four. Columns first, as runs lie.
+    padded = np.zeros((width + 4, height + 4), dtype=np.uint8)
+    padded[2:-2, 2:-2] = pixels.T
+    ones = padded[:-1] + padded[1:]
+    ones = ones[:, :-1] + ones[:, 1:]
+    columns, rows = _padded_index(x.left, x0, width), _padded_index(y.left, y0, height)
+    ones = ones.take(columns, 0).take(rows, 1)
+    # Only cells whose four pixels differ need numbers: those on the outline.
+    inside = (ones == 4).view(np.uint8)
+    mixed = np.flatnonzero(ones & 3)
+    column, row = np.divmod(mixed, len(rows)) if len(mixed) else (mixed, mixed)
+    upper_left = columns[column] * (height + 4) + rows[row]
+    a, b, c, d = (padded.take(upper_left + step) for step in (0, height + 4, 1, height + 5))
+    tx, ty = x.distance[column], y.distance[row]
     values = (1 - ty) * ((1 - tx) * a + tx * b) + ty * ((1 - tx) * c + tx * d)
     inside.put(mixed, values >= 0.5)
-    return inside
+    return np.ascontiguousarray(inside.T)
 
 
 def field_from_grid(inside: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -87,16 +126,19 @@ def decode_columns(mask: RunLengths, x0: int, x1: int) -> NDArray[np.uint8]:
     return np.repeat(values, runs).reshape(x1 - x0, height).T
 
 
-def _left_tap(
-    start: np.float32, stop: np.float32, side: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the pixel left of each cell's center, and the center's distance from it."""
+def _find_taps(box_xyxy: NDArray[np.float32], side: int) -> tuple[Taps, Taps]:
+    """Find the taps of a field's columns and rows."""
+    x0, y0, x1, y1 = box_xyxy
+    return _find_axis_taps(x0, x1, side), _find_axis_taps(y0, y1, side)
+
+
+def _find_axis_taps(start: np.float32, stop: np.float32, side: int) -> Taps:
     low, high = np.float64(start), np.float64(stop)
     center, half = (low + high) / 2, (high - low) * (FRAME_SCALE / 2)
     low, high = center - half, center + half
     x = low + (np.arange(side) + 0.5) * ((high - low) / side) - 0.5
     left = np.floor(x)
-    return left.astype(np.int64), x - left
+    return Taps(left.astype(np.int64), x - left)
 
 
 def _clip_range(left: NDArray[np.int64], size: int) -> tuple[int, int]:
@@ -105,7 +147,7 @@ def _clip_range(left: NDArray[np.int64], size: int) -> tuple[int, int]:
     return start, min(max(int(left[-1]) + 2, start + 1), size)
 
 
-def _padded_index(taps: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+def _padded_index(taps: NDArray[np.int64], start: int, length: int) -> NDArray[np.int64]:
     """Convert taps to indices of the padded range; all outside fall on its border of zeros."""
     # np.clip takes longer on so few values.
-    return np.minimum(np.maximum(taps - start + 1, 0), stop - start + 1)
+    return np.minimum(np.maximum(taps - start + 2, 0), length + 2)

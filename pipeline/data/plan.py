@@ -8,6 +8,12 @@ data set. A window may span two epochs; no row is dropped or duplicated.
 With repeats (pipeline/data/repeat_factors.py), the k-th repetitions in a row group form a layer,
 which is shuffled like a row group of its own, so repetitions of one row are far apart.
 
+With pairs, for copy-paste, two windows that follow one another are interleaved: step 2 k and step
+2 k + 1 of the two train row k of the first and of the second. So each sample has a neighbor in its
+lane that comes from another row group, chosen anew in every epoch, and both are read by the same
+item. A partner from another lane of the same step would make each worker read the row groups of all
+lanes.
+
 Any step is computed from its number alone. Rank r of W owns lanes r, r + W, ..., so every W that
 divides G trains the same global batches. n is the length of a row group, or less if there are fewer
 rows than G row groups; each epoch is arranged so that blocks are whole row groups where possible.
@@ -162,6 +168,11 @@ def chapters(*, steps: int, chapter_steps: int, global_batch: int) -> tuple[Chap
     )
 
 
+def extend_to_pairs(first_step: int, stop_step: int, *, pairs: bool) -> tuple[int, int]:
+    """Extend a range of steps to whole pairs 2 k and 2 k + 1; without pairs, keep it."""
+    return (first_step // 2 * 2, -(-stop_step // 2) * 2) if pairs else (first_step, stop_step)
+
+
 class Plan:
     """The order of all samples over all epochs; stateless except for a cache of epoch orders.
 
@@ -170,6 +181,7 @@ class Plan:
         seed: of the recipe.
         global_batch: samples per step.
         repeats: of the rows, in the order of row groups; None trains each row once an epoch.
+        pairs: interleave two windows, and keep steps 2 k and 2 k + 1 in one item.
 
     Raises:
         DatasetError: the split has no rows.
@@ -182,6 +194,7 @@ class Plan:
         seed: int,
         global_batch: int,
         repeats: Repeats | None = None,
+        pairs: bool = False,
     ) -> None:
         self.row_groups = tuple(group for group in row_groups if group.rows > 0)
         self.seed = seed
@@ -191,6 +204,9 @@ class Plan:
         if self.rows == 0:
             raise DatasetError("the split has no rows; training needs at least one sample")
         self.lane_rows = max(1, min(int(self._rows.max()), self.rows // global_batch))
+        self.pairs = pairs
+        self._span = (1 + pairs) * self.lane_rows
+        """Steps that read a row group of each lane, or two of them interleaved."""
         self._repeats = repeats
         self._starts = [0]
         self._epochs: dict[int, _Epoch] = {}
@@ -209,7 +225,8 @@ class Plan:
     ) -> Iterator[Item]:
         """Yield the items of steps first_step to stop_step - 1, by step, then by rank.
 
-        Items come in rounds: one per rank, of the same steps and the same number of rows.
+        Items come in rounds: one per rank, of the same steps and the same number of rows. With
+        pairs, the steps go from an even one to an odd one: there may be one more at both ends.
 
         Args:
             first_step: any step.
@@ -226,7 +243,7 @@ class Plan:
                 "the number of workers must divide it"
             )
         grid = self._steps_per_item(rows_per_item * world_size // self.global_batch)
-        first = first_step
+        first, stop_step = extend_to_pairs(first_step, stop_step, pairs=self.pairs)
         while first < stop_step:
             stop = min(stop_step, self._next_cut(first, grid))
             cells = self._cells(first, stop)
@@ -237,27 +254,28 @@ class Plan:
             first = stop
 
     def _steps_per_item(self, wanted: int) -> int:
-        """Round to whole windows or equal parts of one, so that row groups are read few times."""
-        if wanted >= self.lane_rows:
-            return wanted // self.lane_rows * self.lane_rows
-        parts = -(-self.lane_rows // max(1, wanted))
-        return -(-self.lane_rows // parts)
+        """Round to whole spans or equal parts of one, so that row groups are read few times."""
+        if wanted >= self._span:
+            return wanted // self._span * self._span
+        parts = -(-self._span // max(1 + self.pairs, wanted))
+        return extend_to_pairs(0, -(-self._span // parts), pairs=self.pairs)[1]
 
     def _next_cut(self, step: int, grid: int) -> int:
-        if grid >= self.lane_rows:
+        if grid >= self._span:
             return (step // grid + 1) * grid
-        window = step // self.lane_rows * self.lane_rows
-        return min(window + self.lane_rows, window + ((step - window) // grid + 1) * grid)
+        start = step // self._span * self._span
+        return min(start + self._span, start + ((step - start) // grid + 1) * grid)
 
     def _cells(self, first_step: int, stop_step: int) -> Ints:
         """Return (epoch, group, row, repeat) of every (step, lane): shape (4, steps, G)."""
-        n, G = self.lane_rows, self.global_batch
-        windows = []
-        for window in range(first_step // n, -(-stop_step // n)):
-            rows = self._stream(window * G * n, (window + 1) * G * n).reshape(4, G, n)
-            windows.append(rows.transpose(0, 2, 1))
-        offset = first_step // n * n
-        return np.concatenate(windows, axis=1)[:, first_step - offset : stop_step - offset]
+        n, G, k = self.lane_rows, self.global_batch, 1 + self.pairs
+        spans = []
+        for span in range(first_step // self._span, -(-stop_step // self._span)):
+            rows = self._stream(span * G * self._span, (span + 1) * G * self._span)
+            by_step = rows.reshape(4, k, G, n).transpose(0, 3, 1, 2)
+            spans.append(by_step.reshape(4, self._span, G))
+        offset = first_step // self._span * self._span
+        return np.concatenate(spans, axis=1)[:, first_step - offset : stop_step - offset]
 
     def _item(self, cells: Ints, *, first_step: int, rank: int, stride: int) -> Item:
         _, steps, lanes = cells.shape

@@ -142,7 +142,7 @@ def make_chapters(
         run_item,
         split_uri=split_uri,
         files=tuple(shard.file for shard in manifest.shards),
-        columns=train_columns(manifest.task, with_masks=with_masks),
+        columns=train_columns(manifest.task, with_masks=with_masks or data.edits_masks),
         prepare=prepare,
     )
     plan = make_plan(
@@ -151,6 +151,7 @@ def make_chapters(
         seed=seed,
         global_batch=global_batch,
         repeat_threshold=data.repeat_threshold,
+        pairs=data.copy_paste > 0,
     )
     entries = tuple(entry for chapter in chapters for entry in chapter.entries())
     # Placeholders: ChapterConfig makes a dataset when a worker first asks for its name.
@@ -171,7 +172,8 @@ def _choose_prepare(
     else:
         from pipeline.data.collate import prepare_rows as prepare  # noqa: PLC0415
 
-        row_bytes = max(data.short_edge_px) * data.long_edge_px * 3
+        resized = max(data.short_edge_px) * data.long_edge_px
+        row_bytes = 3 * (resized if data.scale_jitter is None else data.crop_px**2)
     return partial(prepare, data=data, seed=seed), row_bytes
 
 

@@ -52,7 +52,8 @@ def train_columns(task: Task, *, with_masks: bool = False) -> tuple[str, ...]:
         task: of the shards.
         with_masks: include the run-length masks of instances.
     """
-    return _IMAGE_COLUMNS + _TARGET_COLUMNS[task] + (("rle",) if with_masks else ())
+    masks = ("rle",) if with_masks and task == "instance" else ()
+    return _IMAGE_COLUMNS + _TARGET_COLUMNS[task] + masks
 
 
 def bytes_per_row(manifest: Manifest) -> int:
@@ -67,7 +68,13 @@ def rows_per_item(manifest: Manifest) -> int:
 
 
 def make_plan(
-    split_uri: str, manifest: Manifest, *, seed: int, global_batch: int, repeat_threshold: float
+    split_uri: str,
+    manifest: Manifest,
+    *,
+    seed: int,
+    global_batch: int,
+    repeat_threshold: float,
+    pairs: bool = False,
 ) -> Plan:
     """Make the plan of a split.
 
@@ -77,6 +84,7 @@ def make_plan(
         seed: of the recipe.
         global_batch: samples per step.
         repeat_threshold: category frequency below which images are repeated; 0 repeats none.
+        pairs: let the samples of two steps exchange objects.
 
     Raises:
         DatasetError: the split has no rows, or a shard cannot be read.
@@ -87,7 +95,7 @@ def make_plan(
         for row_group_index, rows in enumerate(shard.row_groups)
     ]
     repeats = _read_repeats(split_uri, manifest, repeat_threshold) if repeat_threshold else None
-    return Plan(groups, seed=seed, global_batch=global_batch, repeats=repeats)
+    return Plan(groups, seed=seed, global_batch=global_batch, repeats=repeats, pairs=pairs)
 
 
 def read_item(

@@ -6,18 +6,17 @@ collate in background threads. DataConfig.decode_in moves the decoding but chang
 """
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from pipeline.data import collate_semantic
 from pipeline.data.batch import Batch
-from pipeline.data.collate import collate
+from pipeline.data.collate_steps import CollateSteps
 from pipeline.data.manifest import read_manifest
-from pipeline.data.plan import Chapter
+from pipeline.data.plan import Chapter, extend_to_pairs
 from pipeline.data.prefetch import prefetch
 from pipeline.data.read_rows import make_plan, read_item, rows_per_item, train_columns
 from pipeline.errors import TrainingError
@@ -26,6 +25,8 @@ from pipeline.recipe import DataConfig
 if TYPE_CHECKING:
     import ray.data
     import ray.train
+
+From = TypeVar("From")
 
 _MAX_THREADS = 4
 
@@ -79,20 +80,23 @@ def local_batches(  # noqa: PLR0913  the arguments of a run, all by name
         seed=seed,
         global_batch=global_batch,
         repeat_threshold=data.repeat_threshold,
+        pairs=data.copy_paste > 0,
     )
+    chapter = Chapter("local", first_step, stop_step, 1)
     items = plan.items(first_step, stop_step, rows_per_item=rows_per_item(manifest))
-    columns = train_columns(manifest.task, with_masks=with_masks)
+    columns = train_columns(manifest.task, with_masks=with_masks or data.edits_masks)
     tables = (read_item(item, split_uri=split_uri, files=files, columns=columns) for item in items)
     if lanes is not None:
         tables = (each.filter(pc.is_in(each["lane"], pa.array(lanes))) for each in tables)
-    steps = _steps(
-        tables,
-        Chapter("local", first_step, stop_step, 1),
-        first_step,
-        lanes=lanes or range(global_batch),
-    )
     return _collate_steps(
-        steps, data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+        tables,
+        chapter,
+        data,
+        first_step=first_step,
+        lanes=lanes or range(global_batch),
+        collate=CollateSteps(
+            data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+        ),
     )
 
 
@@ -164,48 +168,63 @@ def worker_batches(  # noqa: PLR0913  the arguments of a run, all by name
     from pipeline.data import ray_chapters as ray_side  # noqa: PLC0415  imports Ray
 
     chapter = chapter.resume_at(first_step)
-    steps = _steps(
+    return _collate_steps(
         ray_side.tables(ray_side.worker_shard(chapter)),
         chapter,
-        first_step,
+        data,
+        first_step=first_step,
         lanes=range(rank, global_batch, world_size),
-    )
-    return _collate_steps(
-        steps, data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+        collate=CollateSteps(
+            data, seed=seed, images_per_microbatch=images_per_microbatch, with_masks=with_masks
+        ),
     )
 
 
 def _collate_steps(
-    steps: Generator[tuple[int, pa.Table], None, None],
+    tables: Iterable[pa.Table],
+    chapter: Chapter,
     data: DataConfig,
     *,
-    seed: int,
-    images_per_microbatch: int,
-    with_masks: bool,
+    first_step: int,
+    lanes: range,
+    collate: CollateSteps,
 ) -> Iterator[StepBatch]:
-    """Collate the rows of each step in background threads."""
-    pin = torch.cuda.is_available()
+    """Collate the rows of each step in background threads, from first_step to the chapter's end."""
+    together = 2 if data.copy_paste > 0 else 1
+    start, stop = extend_to_pairs(chapter.first_step, chapter.stop_step, pairs=together == 2)
+    first, _ = extend_to_pairs(first_step, stop, pairs=together == 2)
+    whole = chapter._replace(first_step=start, stop_step=stop)
+    steps = _steps(tables, whole, first, lanes=lanes)
 
-    def collate_rows(rows: pa.Table) -> Batch:
-        if "label" in rows.column_names:
-            batch = collate_semantic.collate(rows, data, seed=seed)
-        else:
-            batch = collate(rows, data, seed=seed, with_masks=with_masks)
-        return batch.pin_memory() if pin else batch
-
-    def collate_step(numbered: tuple[int, pa.Table]) -> StepBatch:
-        step, rows = numbered
-        return StepBatch(
-            step=step,
-            epoch=rows["step_epoch"][0].as_py(),
-            microbatches=tuple(
-                collate_rows(rows.slice(first, images_per_microbatch))
-                for first in range(0, len(rows), images_per_microbatch)
-            ),
-        )
+    def collate_steps(numbered: tuple[tuple[int, pa.Table], ...]) -> list[StepBatch]:
+        batches = collate([rows for _, rows in numbered])
+        return [
+            StepBatch(step=step, epoch=rows["step_epoch"][0].as_py(), microbatches=microbatches)
+            for (step, rows), microbatches in zip(numbered, batches, strict=True)
+        ]
 
     threads = min(data.prefetch_batches, _MAX_THREADS)
-    return prefetch(steps, collate_step, max_pending=data.prefetch_batches, threads=threads)
+    groups = prefetch(
+        _group(steps, together),
+        collate_steps,
+        max_pending=data.prefetch_batches,
+        threads=threads,
+    )
+    return _yield_steps(groups, range(first_step, chapter.stop_step))
+
+
+def _group(steps: Iterable[From], together: int) -> Generator[tuple[From, ...], None, None]:
+    """Take steps together; their number is a multiple."""
+    yield from zip(*[iter(steps)] * together, strict=True)
+
+
+def _yield_steps(
+    groups: Generator[list[StepBatch], None, None], wanted: range
+) -> Generator[StepBatch, None, None]:
+    """Yield the wanted steps of groups."""
+    with closing(groups):
+        for group in groups:
+            yield from (each for each in group if each.step in wanted)
 
 
 def _steps(

@@ -15,13 +15,16 @@ from torch import Tensor
 
 from bsm.backbone import make_inside_mask
 from pipeline.data.batch import Batch
+from pipeline.training.damage_photos import damage_photos
 
 
 def jitter_colors(batch: Batch) -> Batch:
-    """Apply a batch's color factors to its images, if it has any."""
-    if batch.colors is None:
-        return batch
-    images = adjust_colors(batch.images, batch.image_sizes_hw, batch.colors)
+    """Apply a batch's color factors to its images, then its damage, if it has any."""
+    images = batch.images
+    if batch.colors is not None:
+        images = adjust_colors(images, batch.image_sizes_hw, batch.colors)
+    if batch.damage is not None:
+        images = damage_photos(images, batch.damage)
     return replace(batch, images=images)
 
 

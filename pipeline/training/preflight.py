@@ -35,7 +35,10 @@ _MAX_NAMES = 8
 
 _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
     "instance": {
-        "data": ("short_edge_px", "test_short_edge_px", "long_edge_px"),
+        "data": (
+            *("short_edge_px", "test_short_edge_px", "long_edge_px"),
+            *("scale_jitter", "crop_px", "copy_paste"),
+        ),
         "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission"),
     },
     "semantic": {
@@ -43,7 +46,7 @@ _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
         "evaluation": ("window_px", "window_overlap", "radii_px", "absent"),
     },
     "refine": {
-        "data": ("short_edge_px", "long_edge_px"),
+        "data": ("short_edge_px", "long_edge_px", "scale_jitter", "crop_px", "copy_paste"),
         "evaluation": ("paste_bytes", "dilation_ratio"),
     },
 }
@@ -274,6 +277,12 @@ def _unused_field_problems(recipe: Recipe) -> list[str]:
             for name, tasks in readers.items()
             if task not in tasks and getattr(getattr(recipe, part), name) != getattr(config(), name)
         ]
+    crops = task == "semantic" or recipe.data.scale_jitter is not None
+    if not crops and recipe.data.crop_px != DataConfig().crop_px:
+        problems.append(
+            f"data.crop_px is the square of data.scale_jitter, which is off in this {task} model: "
+            "leave it out, or set --data.scale-jitter"
+        )
     return problems
 
 

@@ -4,11 +4,14 @@ Every worker logs the images of its steps. At a checkpoint rank 0 gathers these 
 one file for the steps since the previous checkpoint, and only then writes the checkpoint. A resume
 deletes the files from its first step on, so each step is in the list once, and a run with a crash
 has the same list as a run without.
+
+With crops or copy-paste, a line also has the number of objects that they hide, which are dropped.
 """
 
 import csv
 import hashlib
 import io
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -17,9 +20,13 @@ from torch import Tensor
 from pipeline import checksums, storage
 from pipeline.data.batch import Batch
 from pipeline.errors import TrainingError
+from pipeline.text import format_count
 from pipeline.training.step import WorkerContext, gather_rows
 
-_HEADER = ["step", "epoch", "lane", "image_id"]
+_log = logging.getLogger(__name__)
+
+_HEADER = ["step", "epoch", "lane", "image_id", "dropped"]
+"""The last one only where objects may be dropped."""
 
 
 def samples_uri(run_uri: str) -> str:
@@ -54,6 +61,9 @@ def merge_sample_lists(run_uri: str, *, steps: int, global_batch: int) -> tuple[
             f"exactly one for each of {global_batch} lanes in each of {steps} steps: a file is "
             "missing or was changed. Train again under another --name to get a complete list."
         )
+    if dropped := sum(sum(row[4:]) for row in rows):
+        count = format_count(dropped, "object")
+        _log.info("data: crops and pasted objects hid %s, which were dropped", count)
     data = _format_csv(rows)
     uri = storage.join(run_uri, "samples.csv")
     checksums.write_file(uri, data)
@@ -71,8 +81,11 @@ class SampleLog:
         """Log the images of a step."""
         lanes = torch.cat([batch.lanes for batch in microbatches])
         images = torch.cat([batch.image_id for batch in microbatches])
-        step_epoch = torch.tensor([step, epoch]).expand(len(lanes), 2)
-        self._rows.append(torch.cat([step_epoch, torch.stack([lanes, images], dim=1)], dim=1))
+        columns = [torch.full_like(lanes, step), torch.full_like(lanes, epoch), lanes, images]
+        dropped = [batch.dropped for batch in microbatches if batch.dropped is not None]
+        if dropped:
+            columns.append(torch.cat(dropped))
+        self._rows.append(torch.stack(columns, dim=1))
 
     def write(self, run_uri: str) -> None:
         """Gather the logs of all workers on rank 0, write them, and start over."""
@@ -93,6 +106,6 @@ def _parse_first_step(file: str) -> int:
 def _format_csv(rows: list[list[int]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEADER)
+    writer.writerow(_HEADER[: len(rows[0])] if rows else _HEADER)
     writer.writerows(rows)
     return text.getvalue().encode()

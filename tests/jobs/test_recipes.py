@@ -126,6 +126,13 @@ NO_FINE_STAGES = {
     for name, value in leaves(to_plain(FineStagesConfig())).items()
 }
 
+NO_AUGMENTATION = {
+    "data.scale_jitter": None,
+    "data.copy_paste": 0.0,
+    **{f"data.robust.{name}": 0.0 for name in ("gray", "blur", "jpeg", "cutout")},
+}
+"""Added later."""
+
 OURS = {"coco_r50_guided", "coco_r50_light", "coco_r50_fine"}
 
 ADDED = {"coco_r50_fine"}
@@ -164,7 +171,7 @@ def test_every_old_job_is_a_row_with_an_equal_recipe() -> None:
     for job, recipe in old.items():
         # "ablation_coco_r50 no-warp" is the run ablation_coco_r50_no_warp.
         now = others.get(job) or RECIPES[re.sub("[ -]", "_", job)]
-        expected = {**recipe, "optim.ema_decay": 0.0, "optim.compile": False}  # added later
+        expected = {**recipe, "optim.ema_decay": 0.0, "optim.compile": False, **NO_AUGMENTATION}
         if "model.output_stride" in recipe:
             expected["model.dilate_first_blocks"] = False  # added later
         if TARGET_SOURCE in recipe:

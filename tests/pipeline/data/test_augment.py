@@ -59,6 +59,36 @@ def test_transforms_cover_all_choices_and_depend_only_on_the_sample():
     ]
 
 
+def test_scale_jitter_draws_all_scales_and_positions_of_a_square():
+    data = DataConfig(scale_jitter=(0.1, 2.0), crop_px=512, flip_probability=0.25)
+    seeds = sample_seeds(3, epochs=np.zeros(2000, np.int64), image_ids=np.arange(2000))
+    height, width = 480, 640
+    scales, starts = [], []
+    for seed in seeds:
+        drawn = draw_train_transform((height, width), data, sample_seed=int(seed))
+        x0, y0, x1, y1 = drawn.window_xyxy
+        assert 0 <= x0 < x1 <= width
+        assert 0 <= y0 < y1 <= height
+        assert max(drawn[:2]) <= 512
+        # Both axes have the same scale, up to a pixel.
+        scale = drawn.width_px / (x1 - x0)
+        assert abs(drawn.height_px - scale * (y1 - y0)) <= 1 + scale
+        scales.append(scale * width / 512)
+        if drawn.width_px < 512:
+            assert (x0, x1) == (0, width)
+        elif x1 - x0 < width:
+            starts.append(x0 / (width - (x1 - x0)))
+    assert min(scales) == pytest.approx(0.1, abs=0.01)
+    assert max(scales) == pytest.approx(2.0, abs=0.01)
+    assert np.mean(scales) == pytest.approx(1.05, abs=0.05)
+    assert (min(starts), np.mean(starts), max(starts)) == pytest.approx((0, 0.5, 1), abs=0.04)
+
+
+def test_a_window_is_cropped_before_it_is_resized():
+    transform = ResizeFlip(40, 50, flipped=True, window_xyxy=(10, 5, 60, 45))
+    np.testing.assert_array_equal(resize_and_flip(SMOOTH, transform), SMOOTH[5:45, 10:60][:, ::-1])
+
+
 def test_seeds_depend_on_every_part_and_stay_the_same_across_versions():
     ids = np.arange(1000)
     zeros = np.zeros(1000, np.int64)

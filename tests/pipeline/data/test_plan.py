@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.plan import ROWS_PER_CHAPTER, Item, Plan, RowGroup, chapters
+from pipeline.data.plan import (
+    ROWS_PER_CHAPTER,
+    Item,
+    Plan,
+    RowGroup,
+    chapters,
+    extend_to_pairs,
+)
 from pipeline.data.repeat_factors import Repeats
 from pipeline.errors import DatasetError, TrainingError
 
@@ -72,6 +79,53 @@ def test_steps_are_the_same_for_every_start_worker_count_and_item_size(
         order = list(zip(item.step, item.lane, strict=True))
         assert order == sorted(order)
         assert set(item.lane) == set(range(rank, global_batch, workers))
+
+
+@given(row_groups, seeds, batches)
+@settings(max_examples=80, deadline=None)
+def test_pairs_train_every_sample_exactly_once_per_epoch_too(groups, seed, global_batch):
+    plan = Plan(groups, seed=seed, global_batch=global_batch, pairs=True)
+    plain = Plan(groups, seed=seed, global_batch=global_batch)
+    span = 2 * plan.lane_rows
+    spans = -(-2 * plan.rows // (span * global_batch))
+    found, expected = (cells(each.items(0, spans * span)) for each in (plan, plain))
+    # Two windows are interleaved, lane by lane.
+    for (step, lane), row in found.items():
+        start, inside = step // span * span, step % span
+        before = start + inside // 2 + inside % 2 * plan.lane_rows
+        assert row == expected[before, lane]
+
+
+@given(row_groups, seeds, batches, st.integers(0, 40), st.integers(1, 30), st.data())
+@settings(max_examples=80, deadline=None)
+def test_pairs_are_whole_for_every_start_worker_count_and_item_size(
+    groups, seed, global_batch, first, steps, data
+):
+    plan = Plan(groups, seed=seed, global_batch=global_batch, pairs=True)
+    stop = first + steps
+    whole = cells(plan.items(0, stop))
+    workers = data.draw(st.sampled_from([w for w in range(1, 17) if global_batch % w == 0]))
+    rows_per_item = data.draw(st.integers(1, 200))
+    items = list(plan.items(first, stop, world_size=workers, rows_per_item=rows_per_item))
+    start, end = extend_to_pairs(first, stop, pairs=True)
+    assert (start % 2, end % 2) == (0, 0)
+    assert start <= first < start + 2
+    assert stop <= end < stop + 2
+    assert cells(items) == {cell: row for cell, row in whole.items() if cell[0] >= start}
+    for index, item in enumerate(items):
+        assert (item.step[0] % 2, item.step[-1] % 2) == (0, 1)
+        assert len(item.step) == len(items[index - index % workers].step)
+
+
+def test_pairs_are_of_different_row_groups():
+    plan = Plan(uniform(64), seed=0, global_batch=16, pairs=True)
+    found = cells(plan.items(0, 256))
+    other = [found[step ^ 1, lane][2] for step, lane in found]
+    assert all(row[2] != group for row, group in zip(found.values(), other, strict=True))
+    # An item of whole spans reads each row group once.
+    item = next(plan.items(0, 256, world_size=8))
+    assert len(item.step) == 128
+    assert len(set(item.row_group_index.tolist())) == 4
 
 
 def draw_repeats(groups, data):

@@ -1,22 +1,26 @@
+import hashlib
 import json
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.data.manifest import Manifest, ShardInfo
+from pipeline.data.collate import prepare_rows
+from pipeline.data.collate_steps import CollateSteps
+from pipeline.data.manifest import Manifest, ShardInfo, read_manifest
 from pipeline.data.plan import Chapter
 from pipeline.data.prefetch import prefetch
-from pipeline.data.read_rows import rows_per_item
-from pipeline.data.stream import _steps, local_batches
+from pipeline.data.read_rows import make_plan, read_item, rows_per_item, train_columns
+from pipeline.data.stream import _collate_steps, _steps, local_batches
 from pipeline.errors import DatasetError, TrainingError
-from pipeline.recipe import DataConfig
+from pipeline.recipe import ColorConfig, DataConfig, RobustConfig
 from tests.pipeline.data.tiny_maps import write_map_shards
-from tests.pipeline.data.tiny_shards import write_tiny_split
+from tests.pipeline.data.tiny_shards import tiny_row, write_tiny_split
 
 DATA = DataConfig(short_edge_px=(32, 48), test_short_edge_px=32, long_edge_px=64)
 RUN = {"seed": 3, "global_batch": 4, "images_per_microbatch": 3}
@@ -52,6 +56,111 @@ def test_a_resumed_stream_continues_the_same_sequence(split):
         for one, other in zip(again.microbatches, before.microbatches, strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.targets.sample_seed, other.targets.sample_seed)
+
+
+AUGMENTED = replace(
+    DATA, scale_jitter=(0.3, 2.0), crop_px=64, copy_paste=0.8, robust=RobustConfig(blur=0.5)
+)
+
+
+def hash_samples(steps):
+    """Hash the pixels and targets of each sample, by step and lane."""
+    found = {}
+    for step in steps:
+        for batch in step.microbatches:
+            for index, lane in enumerate(batch.lanes.tolist()):
+                digest = hashlib.sha256(batch.images[index].numpy().tobytes())
+                valid = batch.targets.valid[index]
+                for each in (*batch.targets[:2], *batch.targets[3:5]):
+                    digest.update(each[index][valid].numpy().tobytes())
+                digest.update(repr((batch.dropped[index], batch.image_id[index])).encode())
+                assert (step.step, lane) not in found
+                found[step.step, lane] = digest.hexdigest()
+    return found
+
+
+def read_on_workers(split, data, *, world_size, first_step, stop_step, microbatch=3):
+    """Read each worker's items as its tasks do, and collate them."""
+    manifest = read_manifest(split)
+    plan = make_plan(split, manifest, seed=3, global_batch=4, repeat_threshold=0, pairs=True)
+    files = tuple(shard.file for shard in manifest.shards)
+    columns = train_columns(manifest.task, with_masks=True)
+    items = list(plan.items(first_step, stop_step, world_size=world_size, rows_per_item=24))
+    for rank in range(world_size):
+        tables = [
+            read_item(item, split_uri=split, files=files, columns=columns)
+            for item in items[rank::world_size]
+        ]
+        if data.decode_in == "tasks":
+            tables = [prepare_rows(rows, data, seed=3) for rows in tables]
+        yield from _collate_steps(
+            tables,
+            Chapter("", first_step, stop_step, 1),
+            data,
+            first_step=first_step,
+            lanes=range(rank, 4, world_size),
+            collate=CollateSteps(data, seed=3, images_per_microbatch=microbatch, with_masks=False),
+        )
+
+
+def test_augmented_samples_are_equal_on_any_number_of_workers_and_after_a_resume(split):
+    whole = list(local_batches(split, AUGMENTED, **RUN, first_step=0, stop_step=19))
+    expected = hash_samples(whole)
+    assert len(set(expected.values())) == 19 * 4
+    dropped = sum(int(batch.dropped.sum()) for step in whole for batch in step.microbatches)
+    assert dropped > 0
+    read = partial(read_on_workers, split, AUGMENTED, first_step=0, stop_step=19)
+    assert hash_samples(read(world_size=1)) == expected
+    assert hash_samples(read(world_size=2)) == expected
+    assert hash_samples(read(world_size=4, microbatch=1)) == expected
+    in_tasks = replace(AUGMENTED, decode_in="tasks")
+    tasks = read_on_workers(split, in_tasks, world_size=2, first_step=0, stop_step=19)
+    assert hash_samples(tasks) == expected
+    for first, stop in ((7, 19), (8, 13)):
+        rest = {cell: each for cell, each in expected.items() if first <= cell[0] < stop}
+        run = {"first_step": first, "stop_step": stop}
+        assert hash_samples(local_batches(split, AUGMENTED, **RUN, **run)) == rest
+        assert hash_samples(read_on_workers(split, AUGMENTED, world_size=2, **run)) == rest
+
+
+def test_pasted_objects_come_from_the_same_lane_and_the_other_step_of_a_pair(split):
+    data = replace(DATA, short_edge_px=(48,), flip_probability=0.0, copy_paste=1.0)
+    run = {**RUN, "images_per_microbatch": 4, "first_step": 0, "stop_step": 16}
+    plain = [step.microbatches[0] for step in local_batches(split, data, **run)]
+    with_paste = 0
+    for step, batch in enumerate(plain):
+        other = plain[step ^ 1]
+        for lane in range(4):
+            stored = tiny_row(int(batch.image_id[lane]))
+            partner = tiny_row(int(other.image_id[lane]))
+            fields = {
+                bytes(field)
+                for row in (stored, partner)
+                for field, crowd in zip(row["squeeze_field"], row["is_crowd"], strict=True)
+                if not crowd
+            }
+            kept = batch.targets.squeeze_field[lane][batch.targets.valid[lane]]
+            own = sum(not crowd for crowd in stored["is_crowd"])
+            with_paste += len(kept) + int(batch.dropped[lane]) > own
+            # A field that is neither's was measured again: its object is partly covered.
+            assert sum(each.numpy().tobytes() not in fields for each in kept) <= own
+    assert with_paste > 15
+
+
+def test_samples_without_new_augmentations_are_those_of_earlier_versions(split):
+    data = replace(DATA, short_edge_px=(48,), color=ColorConfig(brightness=0.4))
+    for with_masks, expected in (
+        (False, "bcee4092c1f2b6ea741122b0e8d2942e2d47ed3563a5726815dfc71f7c0a87e0"),
+        (True, "6c885784ee492433c68b73fa70da1e1270c52090accc251d62303a1f6edbed6a"),
+    ):
+        digest = hashlib.sha256()
+        run = {**RUN, "first_step": 0, "stop_step": 12, "with_masks": with_masks}
+        for step in local_batches(split, data, **run):
+            for batch in step.microbatches:
+                plan = (batch.images, batch.image_sizes_hw, batch.image_id, batch.lanes)
+                for each in (*plan, batch.colors, *batch.targets):
+                    digest.update(b"" if each is None else each.contiguous().numpy().tobytes())
+        assert digest.hexdigest() == expected
 
 
 def test_masks_are_optional(split):

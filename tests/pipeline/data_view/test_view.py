@@ -4,18 +4,27 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from bsm.configs.semantic import DeepLabConfig
+from bsm.field import boxes_to_frames, field_from_mask
 from pipeline.data.ingest import ingest_dataset
 from pipeline.data.ingest_config import CocoIngest
+from pipeline.data.stream import local_batches
 from pipeline.data_view.objects import TARGET_COLORS
 from pipeline.data_view.options import ViewOptions
+from pipeline.data_view.samples import _paint_field, view_samples
 from pipeline.data_view.view import view_data
 from pipeline.errors import RecipeError
+from pipeline.recipe import DataConfig, OptimConfig, Recipe, RobustConfig
+from pipeline.training.color_jitter import jitter_colors
 from tests.pipeline.data.tiny_maps import write_map_shards
 
 SIDE_PX = 160
@@ -127,6 +136,56 @@ def test_label_maps_are_shown_with_their_bands(tmp_path):
     assert "with a kernel of 15 pixels" in page
     page, _ = view(tmp_path / "shards" / "train", tmp_path, category=("tree",), kernel_size=5)
     assert "with a kernel of 5 pixels" in page
+
+
+def test_samples_are_shown_as_a_recipe_trains_them(shards, tmp_path):
+    data = DataConfig(
+        root=str(shards.parent),
+        train_split=shards.name,
+        scale_jitter=(1.0, 1.0),
+        crop_px=SIDE_PX,
+        copy_paste=1.0,
+        flip_probability=0.0,
+        robust=RobustConfig(cutout=1.0),
+    )
+    recipe = Recipe(name="squares", data=data, optim=OptimConfig(global_batch=2))
+    result = view_samples(
+        recipe,
+        shards="",
+        samples=12,
+        first_step=3,
+        on_device=jitter_colors,
+        out=str(tmp_path / "samples.html"),
+    )
+    page = Path(result["out"]).read_text()
+    steps = list(
+        local_batches(
+            str(shards), data, seed=0, global_batch=2, images_per_microbatch=2,
+            first_step=3, stop_step=9,
+        )
+    )  # fmt: skip
+    batches = [step.microbatches[0] for step in steps]
+    assert result["objects"] == sum(int(batch.targets.valid.sum()) for batch in batches)
+    assert result["dropped"] == sum(int(batch.dropped.sum()) for batch in batches) > 0
+    assert page.count("data:image/jpeg") == result["samples"] == 12
+    assert f"step 8, lane 1, image {int(batches[-1].image_id[1])}, 160 x 160" in page
+    with pytest.raises(RecipeError, match="trains on label maps"):
+        view_samples(
+            replace(recipe, model=DeepLabConfig(num_classes=2)),
+            shards=str(shards), samples=1, first_step=0, on_device=jitter_colors, out="",
+        )  # fmt: skip
+
+
+def test_the_inside_of_a_field_is_painted_over_its_frame():
+    disk = cv2.circle(np.zeros((60, 90), np.uint8), (30, 25), 14, 1, -1)
+    disk[25:, 30:] = 0
+    box = torch.tensor([16.0, 11.0, 45.0, 40.0])
+    field = field_from_mask(torch.from_numpy(disk), box, side=112).numpy()
+    x0, y0, x1, y1 = boxes_to_frames(box).tolist()
+    painted = _paint_field(field, [x0, y0, x1, y1], (60, 90))
+    assert (painted != disk.astype(bool)).mean() < 0.003
+    mirrored = _paint_field(field, [90 - x0, y0, 90 - x1, y1], (60, 90))
+    np.testing.assert_array_equal(mirrored, painted[:, ::-1])
 
 
 def test_readers_filter_the_page(shards, tmp_path, chromium):

@@ -58,6 +58,19 @@ def test_all_problems_are_reported_at_once(shards, folder):
         assert part in str(error.value)
 
 
+def test_augmentation_that_a_model_does_not_have_is_refused(shards, folder):
+    recipe = tiny_recipe(shards, folder / "none", name="square", num_workers=0)
+    with pytest.raises(
+        RecipeError, match=r"data\.crop_px is the square of .*, which is off"
+    ):
+        prepare_run(replace(recipe, data=replace(recipe.data, crop_px=64)))
+    data = replace(recipe.data, copy_paste=0.5, scale_jitter=(0.1, 2.0))
+    with pytest.raises(RecipeError) as error:
+        prepare_run(replace(recipe, model=DeepLabConfig(num_classes=5), data=data))
+    for name in ("copy_paste", "scale_jitter"):
+        assert f"data.{name} is only for instance and refine models" in str(error.value)
+
+
 def test_a_semantic_model_is_refused_on_instance_shards(shards, folder):
     recipe = tiny_recipe(shards, folder / "none", name="semantic", num_workers=0)
     with pytest.raises(RecipeError) as error:

@@ -292,6 +292,17 @@ def train(*, shards: int = 400, steps: int = 60, rounds: int = 3) -> Result:
     )
 
 
+def scale(*, millions: tuple[int, ...] = (1, 4, 16)) -> Result:
+    """Measure plan, manifest and list of samples for millions of images, of which none is read.
+
+    Args:
+        millions: of images, each a row of the table.
+    """
+    from pipeline.bench import scale as bench
+
+    return bench.bench_scale(millions=millions, print_line=_print_line)
+
+
 def memory(*, images: int = 118_287, objects: int = 7) -> Result:
     """Measure the memory of ingest, driver, data tasks and worker as the data grows 16 times.
 
@@ -360,6 +371,7 @@ BENCHMARKS: dict[str, Verb] = {
     "startup": startup,
     "train": train,
     "memory": memory,
+    "scale": scale,
     "gpu": gpu,
     "serve": serve,
 }

@@ -41,7 +41,7 @@ def bench_memory(*, images: int, objects: int, print_line: Callable[[str], None]
         shutil.rmtree(shards, ignore_errors=True)  # ingest would keep them
         for part in PARTS:
             arguments = [str(folder), str(shards)] if part == "ingest" else [str(shards)]
-            answer = _run_part(part, arguments)
+            answer = run_part("memory_probe", part, arguments)
             peaks[part].append(answer["peak_mb"])
             peak, cpu = answer["peak_mb"], answer["cpu_s"]
             print_line(f"{part}, {count} images: {peak:.0f} MB, {cpu:.1f} s of CPU")
@@ -61,8 +61,9 @@ def bench_memory(*, images: int, objects: int, print_line: Callable[[str], None]
     return {**result, "missed": missed}
 
 
-def _run_part(part: str, arguments: list[str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "pipeline.bench.memory_probe", part, *arguments]
+def run_part(probe: str, part: str, arguments: list[str]) -> dict[str, float]:
+    """Run a part of a probe in a process of its own; return what it prints."""
+    command = [sys.executable, "-m", f"pipeline.bench.{probe}", part, *arguments]
     done = subprocess.run(  # noqa: S603  our own file
         command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )

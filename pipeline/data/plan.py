@@ -108,8 +108,13 @@ class _Layers(NamedTuple):
     """Number of rows of each layer."""
     start: Ints
     """Index into `row` of the first row of each layer."""
-    row: Ints
-    """Index within the row group, of the rows of all layers, concatenated."""
+    row: Ints | None
+    """Index within the row group, of the rows of all layers, concatenated; None if each layer is a
+    whole row group: of millions of rows, the indices would take hundreds of megabytes."""
+
+    def locate(self, layer: int, index: Ints) -> Ints:
+        """Return the index within the row group of rows of a layer."""
+        return index if self.row is None else self.row[self.start[layer] + index]
 
 
 class _Epoch(NamedTuple):
@@ -311,7 +316,7 @@ class Plan:
                 order = permutation(int(layers.rows[layer]), self.seed, epoch, _ROWS, layer)
                 part = np.empty((4, high - low), dtype=np.int64)
                 part[0], part[1], part[3] = epoch, layers.group[layer], layers.repeat[layer]
-                part[2] = layers.row[layers.start[layer] + order[start + low : start + high]]
+                part[2] = layers.locate(layer, order[start + low : start + high])
                 parts.append(part)
             first += end - offset
         return np.concatenate(parts, axis=1)
@@ -343,14 +348,12 @@ class Plan:
         return self._epochs[epoch]
 
     def _layers(self, epoch: int) -> _Layers:
-        group = np.repeat(np.arange(len(self._rows)), self._rows)
-        row = np.arange(self.rows) - np.repeat(np.cumsum(self._rows) - self._rows, self._rows)
-        counts = (
-            np.ones(self.rows, dtype=np.int64)
-            if self._repeats is None
-            else self._repeats.counts(self.seed, epoch)
-        )
-        return _split_layers(group, row, counts)
+        groups, starts = np.arange(len(self._rows)), np.cumsum(self._rows) - self._rows
+        if self._repeats is None:
+            return _Layers(groups, np.zeros_like(groups), self._rows, starts, None)
+        group = np.repeat(groups, self._rows)
+        row = np.arange(self.rows) - np.repeat(starts, self._rows)
+        return _split_layers(group, row, self._repeats.counts(self.seed, epoch))
 
 
 def _split_layers(group: Ints, row: Ints, counts: Ints) -> _Layers:

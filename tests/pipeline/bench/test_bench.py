@@ -161,7 +161,7 @@ def test_memory_that_grows_is_named(monkeypatch, tmp_path, capsys):
         return {"peak_mb": 100 + images * (part == "ingest"), "cpu_s": 1.0}
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(memory, "_run_part", run_part)
+    monkeypatch.setattr(memory, "run_part", run_part)
     result = memory.bench_memory(images=16, objects=1, print_line=lambda _: None)
     assert result["missed"] == ["ingest"]
     assert result["ingest: MB"] == [101, 104, 116]

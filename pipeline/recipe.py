@@ -37,6 +37,19 @@ _Jitter: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
 ModelTask = Literal["instance", "semantic", "refine"]
 """What a model does: detect objects with masks, label every pixel, or refine given masks."""
 
+BestMetric = Literal[
+    "",
+    "mask_ap",
+    "boundary_ap",
+    "box_ap",
+    "miou",
+    "boundary_f_3px",
+    "mask_iou",
+    "boundary_iou",
+    "val_loss",
+]
+"""Metrics that choose a checkpoint: the lowest val_loss, or the highest of any other."""
+
 Model_co = TypeVar("Model_co", bound=ModelConfig, covariant=True, default=ModelConfig)
 """The model class of a recipe, known to jobs that derive a recipe from another one."""
 
@@ -192,6 +205,17 @@ class CheckpointConfig(RecipePart):
     """Optimizer steps between two checkpoints."""
     keep: PositiveInt = 2
     """Number of recent checkpoints to keep."""
+    best_metric: BestMetric = ""
+    """Evaluate each checkpoint, also keep the one with the best value of this metric, and take it
+    for the run's results and the registered model. "" takes the last."""
+    patience: NonNegativeInt = 0
+    """Stop after this many evaluations in a row without a better best_metric; 0 never stops. While
+    a score is 0, evaluations do not count."""
+
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that there is a metric to be patient with."""
+        if self.patience and not self.best_metric:
+            yield "patience", "needs best_metric, the metric that must get better"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +224,9 @@ class EvaluationConfig(RecipePart):
 
     every_checkpoint: bool = False
     """Also evaluate at each checkpoint, split over the workers; sweeps do."""
+    losses: bool = False
+    """At each checkpoint, also compute the losses of training on the evaluated images, without
+    augmentation; they rise where the model overfits."""
     max_images: PositiveInt | None = None
     """Evaluate only the first images of the split; None takes all."""
     images_per_batch: PositiveInt = 1
@@ -272,6 +299,16 @@ class Recipe(RecipePart, Generic[Model_co]):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def evaluates_checkpoints(self) -> bool:
+        """Whether the metrics of each checkpoint are computed."""
+        return self.evaluation.every_checkpoint or bool(self.checkpoint.best_metric)
+
+    @property
+    def computes_validation_losses(self) -> bool:
+        """Whether the losses on the validation split are computed at each checkpoint."""
+        return self.evaluation.losses or self.checkpoint.best_metric == "val_loss"
 
     def find_problems(self) -> Iterator[tuple[str, str]]:
         """Check the name, and that the workers share a batch evenly."""

@@ -27,10 +27,11 @@ from pipeline import checksums, storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
+from pipeline.evaluation.checkpoint_metrics import describe_choice, load_metrics
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.metrics import CocoMetrics
 from pipeline.evaluation.result import Evaluation
-from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
+from pipeline.recipe import CheckpointConfig, Recipe, fingerprint, reads_masks, to_json
 from pipeline.registry import provenance
 from pipeline.registry.comparison import finds_nothing
 from pipeline.registry.register import RegisteredVersion, register
@@ -40,7 +41,7 @@ from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import MetricLog, RunHandle
 from pipeline.tracking.stores import format_error, redact
-from pipeline.training import checkpoint, finished_run, schedule
+from pipeline.training import best_checkpoint, checkpoint, finished_run, schedule
 from pipeline.training.checkpoint import CheckpointRef
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
 from pipeline.training.preflight import PreparedRun, prepare_run
@@ -124,7 +125,7 @@ def _run(
             evaluation = _evaluate(model, prepared)
         stop.raise_if_lost()
         with _time_phase(seconds, "register"):
-            version = _save_results(model, prepared, handle, evaluation, step=trained.step)
+            version = _save_results(model, prepared, handle, evaluation, step=final.step)
             _explain_if_nothing_found(evaluation, prepared)
         with _time_phase(seconds, "report"):
             report = _write_report(
@@ -133,6 +134,8 @@ def _run(
     return {
         "name": recipe.name,
         "steps": trained.step,
+        "stopped_early": trained.stopped_early,
+        "evaluated_step": final.step,
         **_nan_to_none(_coco_metrics(evaluation) | evaluation.metrics),
         "images": int(evaluation.metrics["images"]),
         "images_per_s": round(trained.images_per_s, 3),
@@ -200,11 +203,20 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
             f"{prepared.trained_parameters / 1e6:.1f} M trained",
         ),
         *([("starts from", prepared.started_from)] if prepared.started_from else []),
-        ("steps", f"{start} to {optim.steps}, checkpoint every {recipe.checkpoint.every_steps}"),
+        ("steps", f"{start} to {optim.steps}, {_describe_checkpoints(recipe.checkpoint)}"),
         ("results", prepared.run_uri),
         ("tracking", handle.url),
         ("resume", job.resume_command),
     ]
+
+
+def _describe_checkpoints(config: CheckpointConfig) -> str:
+    text = f"checkpoint every {config.every_steps}"
+    if config.best_metric:
+        text += f", the best {config.best_metric} is kept"
+    if config.patience:
+        text += f"; stops after {format_count(config.patience, 'evaluation')} without a better one"
+    return text
 
 
 def _train(
@@ -222,7 +234,9 @@ def _train(
         # Also for a run that is finished: the evaluation uses the workers too.
         start_ray(recipe)
         stop.install()
-    if resume_from is not None and resume_from.step >= recipe.optim.steps:
+    if resume_from is not None and best_checkpoint.is_done(
+        prepared.run_uri, recipe, step=resume_from.step
+    ):
         _log.info(
             "run %s is finished (step %d of %d): nothing to train, only evaluating. "
             "To start a new run, use another --name.",
@@ -230,7 +244,8 @@ def _train(
             resume_from.step,
             recipe.optim.steps,
         )
-        return TrainResult(step=resume_from.step)
+        is_early = resume_from.step < recipe.optim.steps
+        return TrainResult(step=resume_from.step, stopped_early=is_early)
     with stop.training():
         if recipe.scale.num_workers:
             from pipeline.training.ray_workers import train_on_workers  # noqa: PLC0415  imports ray
@@ -291,11 +306,16 @@ def _load_final_model(prepared: PreparedRun, *, step: int) -> tuple[nn.Module, C
             f"{prepared.run_uri} has no whole checkpoint of step {step}, although training ended "
             "there. Run the same command again: it trains from the newest whole checkpoint"
         )
+    config = prepared.recipe.checkpoint
+    final = best_checkpoint.find_best(prepared.run_uri, config, step=step) or latest
+    steps = prepared.recipe.optim.steps
+    if text := describe_choice(load_metrics(prepared.run_uri), config, steps=steps):
+        _log.info("%s", text)
     with SkipRandomInit():
         model = build_model(without_weights(prepared.recipe.model))
-    content = checkpoint.load(latest)
+    content = checkpoint.load(final)
     model.load_state_dict(content.get("average", content["model"]))
-    return model.eval(), latest
+    return model.eval(), final
 
 
 def _evaluate(model: nn.Module, prepared: PreparedRun) -> Evaluation:

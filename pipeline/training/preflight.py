@@ -49,6 +49,13 @@ _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
 }
 """Recipe fields that not all models read, by the tasks that do."""
 
+_TASK_METRICS: dict[ModelTask, tuple[str, ...]] = {
+    "instance": ("boundary_ap", "mask_ap", "box_ap"),
+    "semantic": ("miou",),
+    "refine": ("boundary_iou", "mask_iou"),
+}
+"""Metrics that choose a checkpoint, by task."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedRun:
@@ -166,6 +173,7 @@ def _check_data(recipe: Recipe, train_uri: str, val_uri: str) -> tuple[Manifest,
     problems = [
         *_unused_field_problems(recipe),
         *_label_map_problems(recipe),
+        *_best_metric_problems(recipe),
         *_device_problems(recipe),
         *_environment_problems(recipe),
     ]
@@ -294,6 +302,21 @@ def _label_map_problems(recipe: Recipe) -> list[str]:
     if recipe.evaluation.window_px is not None and recipe.data.test_size_hw is not None:
         problems.append(SLIDING_WINDOW_OF_RESIZED)
     return problems
+
+
+def _best_metric_problems(recipe: Recipe) -> list[str]:
+    """Refuse a metric that no evaluation of this run gives: it would never choose."""
+    metric, known = recipe.checkpoint.best_metric, list(_TASK_METRICS[recipe.model.task])
+    if recipe.model.task == "semantic" and 3 in recipe.evaluation.radii_px:
+        known.append("boundary_f_3px")
+    if recipe.evaluation.boxes == "truth":
+        known += _TASK_METRICS["refine"]
+    if metric in {"", "val_loss", *known}:
+        return []
+    return [
+        f"checkpoint.best_metric {metric} is no metric of this evaluation, which gives "
+        f"{', '.join(known)} and val_loss. Type: --checkpoint.best-metric {known[0]}"
+    ]
 
 
 def _device_problems(recipe: Recipe) -> list[str]:

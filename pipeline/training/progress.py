@@ -14,7 +14,10 @@ from pipeline.progress import format_duration
 from pipeline.recipe import Recipe
 from pipeline.training.step import BadStep, Summary
 
-_EVALUATED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px", "boundary_iou")
+_EVALUATED = (
+    *("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px", "boundary_iou"),
+    "val_loss",
+)
 _MAX_IMAGES = 16
 
 _LOSS_LABELS = {
@@ -73,10 +76,13 @@ def format_progress(metrics: Mapping[str, float], *, done: int, steps: int) -> s
     )
 
 
-def format_evaluation(metrics: Mapping[str, float], *, done: int) -> str:
-    """Format the metrics of a checkpoint: step 100  mask_ap .21  boundary_ap .10."""
+def format_evaluation(
+    metrics: Mapping[str, float], *, done: int, best_step: int | None = None
+) -> str:
+    """Format the metrics of a checkpoint: step 100  mask_ap .21  boundary_ap .10  best step 50."""
     scores = [f"{n} {_format_short(metrics[n])}" for n in _EVALUATED if n in metrics]
-    return "  ".join([f"step {done}", *scores])
+    best = [] if best_step is None else [f"best step {best_step}"]
+    return "  ".join([f"step {done}", *scores, *best])
 
 
 def describe_bad_step(bad: BadStep, *, run_uri: str, resume: str, checkpoint_step: int) -> str:

@@ -51,10 +51,12 @@ def test_all_problems_are_reported_at_once(shards, folder):
         recipe,
         model=replace(recipe.model, backbone=backbone),
         data=replace(recipe.data, train_split="trian", val_split="vla"),
+        checkpoint=replace(recipe.checkpoint, best_metric="miou"),
     )
     with pytest.raises(RecipeError) as error:
         prepare_run(wrong)
-    for part in ("norm is sync", "shards/trian", "shards/vla", "jobs/ingest.py"):
+    best = "checkpoint.best_metric miou is no metric of this evaluation, which gives boundary_ap, "
+    for part in ("norm is sync", best, "shards/trian", "shards/vla", "jobs/ingest.py"):
         assert part in str(error.value)
 
 

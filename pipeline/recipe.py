@@ -143,6 +143,14 @@ class OptimConfig(RecipePart):
     """Momentum of SGD; AdamW keeps torch's betas."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay; normalization layers have none."""
+    decay_biases: bool = True
+    """Let biases decay too, as in detectron2; False spares them and all that transformers spare:
+    scales, position embeddings and extra tokens."""
+    backbone_lr_factor: PositiveFloat = 1.0
+    """Learning rate of the backbone as a multiple of the others'."""
+    layer_decay: PositiveFraction = 1.0
+    """Multiply the learning rate by this from each layer of the backbone to the one before, the
+    last one included; for transformers (ViTDet: 0.7 for a ViT-B, 0.8 for a ViT-L)."""
     steps: PositiveInt = 90_000
     """Optimizer steps of the whole run."""
     warmup_steps: NonNegativeInt = 1000

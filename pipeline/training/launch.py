@@ -31,7 +31,14 @@ from pipeline.evaluation.checkpoint_metrics import describe_choice, load_metrics
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.metrics import CocoMetrics
 from pipeline.evaluation.result import Evaluation
-from pipeline.recipe import CheckpointConfig, Recipe, fingerprint, reads_masks, to_json
+from pipeline.recipe import (
+    CheckpointConfig,
+    OptimConfig,
+    Recipe,
+    fingerprint,
+    reads_masks,
+    to_json,
+)
 from pipeline.registry import provenance
 from pipeline.registry.comparison import finds_nothing
 from pipeline.registry.register import RegisteredVersion, register
@@ -195,7 +202,7 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
         (
             "lr",
             f"{optim.lr:g} ({optim.lr_per_image:g} per image), "
-            f"{format_count(optim.warmup_steps, 'warm-up step')}",
+            f"{format_count(optim.warmup_steps, 'warm-up step')}{_describe_backbone_lr(optim)}",
         ),
         (
             "model",
@@ -208,6 +215,12 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
         ("tracking", handle.url),
         ("resume", job.resume_command),
     ]
+
+
+def _describe_backbone_lr(optim: OptimConfig) -> str:
+    factor, decay = optim.backbone_lr_factor, optim.layer_decay
+    text = f"; backbone x {factor:g}" if factor != 1 else ""
+    return text + (f"; x {decay:g} from each layer of it to the one before" if decay != 1 else "")
 
 
 def _describe_checkpoints(config: CheckpointConfig) -> str:

@@ -131,6 +131,9 @@ OURS = {"coco_r50_guided", "coco_r50_light", "coco_r50_fine"}
 ADDED_FIELDS = {
     "optim.ema_decay": 0.0,
     "optim.compile": False,
+    "optim.decay_biases": True,
+    "optim.backbone_lr_factor": 1.0,
+    "optim.layer_decay": 1.0,
     "checkpoint.best_metric": "",
     "checkpoint.patience": 0,
     "evaluation.losses": False,

@@ -422,6 +422,9 @@ class InPlaceFrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
     Only for the output of a convolution that nothing else reads; its gradient does not need it.
     """
 
+    inplace = True
+    """timm recomputes no module alone that overwrites its input."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift the channels of features (N, C, H, W)."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()

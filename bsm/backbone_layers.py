@@ -32,7 +32,7 @@ def describe_backbone(model: nn.Module) -> dict[str, BackboneParameter]:
     Args:
         model: any that `bsm.build.build_model` builds.
     """
-    trunk, name = _get_trunk(model), model.config.backbone.name  # type: ignore[union-attr]
+    trunk, name = get_trunk(model), model.config.backbone.name  # type: ignore[union-attr]
     prefix = next(key for key, module in model.named_modules() if module is trunk)
     numbers = number_layers(trunk, name=name)
     layers = max(numbers.values()) + 1
@@ -63,7 +63,8 @@ def number_layers(trunk: nn.Module, *, name: str) -> dict[str, int]:
     return {key: order[number] for key, number in found.items()}
 
 
-def _get_trunk(model: Any) -> nn.Module:  # noqa: ANN401  detectors and refiners differ
+def get_trunk(model: Any) -> nn.Module:  # noqa: ANN401  detectors and refiners differ
+    """Return the timm model inside a model."""
     trunk: nn.Module = model.trunk if hasattr(model, "trunk") else model.backbone.trunk
     return trunk
 

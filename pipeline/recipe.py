@@ -199,6 +199,9 @@ class ScaleConfig(RecipePart):
     """CPUs reserved by each worker; leave at least one CPU of every node to Ray Data."""
     images_per_microbatch: PositiveInt = 2
     """Images per forward and backward pass; a worker accumulates the rest of its batch."""
+    activation_checkpointing: bool = False
+    """Recompute the backbone's activations in the backward pass instead of keeping them: the same
+    gradients with less memory, in more time."""
     threads_per_worker: int = 0
     """Torch threads of each worker; 0 keeps torch's default."""
     max_failures: NonNegativeInt = 3

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bsm.activation_checkpointing import checkpoint_activations
 from bsm.build import build_model
 from bsm.configs.models import ModelConfig, without_weights
 from pipeline import storage
@@ -117,6 +118,8 @@ def train(
     torch.manual_seed(recipe.seed)
     with with_local_weights(config_for_resume(recipe.model, resume_from=resume_from)) as config:
         model = hooks.build(config).to(worker.device)
+    if recipe.scale.activation_checkpointing:
+        checkpoint_activations(model)
     model.train()
     optimizer = build_optimizer(model, optim=recipe.optim)
     first_step = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bsm.activation_checkpointing import checkpoint_activations
 from bsm.build import SkipRandomInit, build_model
 from bsm.configs.refine import RefinerConfig
 from bsm.configs.semantic import DeepLabConfig
@@ -100,7 +101,9 @@ def prepare_run(recipe: Recipe) -> PreparedRun:
         checkpoint.require_same(resume_from, identity=identity)
     config = config_for_resume(resolved.model, resume_from=resume_from)
     with resolve_start_weights(config, resolved, run_uri=run_uri) as start:
-        parameters, trained_parameters = _try_build(start)
+        parameters, trained_parameters = _try_build(
+            start, checkpoints_activations=resolved.scale.activation_checkpointing
+        )
         _warn_of_other_categories(start, train)
         # This also tests that the storage is writable, before the first checkpoint needs it.
         storage.write_bytes_atomic(storage.join(run_uri, "recipe.json"), to_json(recipe).encode())
@@ -139,7 +142,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def _try_build(start: StartWeights) -> tuple[int, int]:
+def _try_build(start: StartWeights, *, checkpoints_activations: bool) -> tuple[int, int]:
     """Build the model and load its weights, to count all and the trained parameters."""
     backbone = start.local_model.backbone
     if backbone.weights == "timm":
@@ -148,6 +151,8 @@ def _try_build(start: StartWeights) -> tuple[int, int]:
     try:
         with SkipRandomInit():
             model = build_model(start.local_model)
+        if checkpoints_activations:
+            checkpoint_activations(model)
     except ValueError as error:
         raise RecipeError(f"model: {start.name_version(str(error))}") from error
     counts = [(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()]

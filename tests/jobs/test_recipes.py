@@ -134,6 +134,7 @@ ADDED_FIELDS = {
     "optim.decay_biases": True,
     "optim.backbone_lr_factor": 1.0,
     "optim.layer_decay": 1.0,
+    "scale.activation_checkpointing": False,
     "checkpoint.best_metric": "",
     "checkpoint.patience": 0,
     "evaluation.losses": False,

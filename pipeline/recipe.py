@@ -28,6 +28,7 @@ from bsm.configs.rules import (
     PositiveFraction,
     PositiveInt,
 )
+from bsm.configs.semantic import DeepLabConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe_json import from_plain, leaves, to_plain
 
@@ -197,8 +198,10 @@ class ScaleConfig(RecipePart):
     """Give each worker one GPU."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs reserved by each worker; leave at least one CPU of every node to Ray Data."""
-    images_per_microbatch: PositiveInt = 2
-    """Images per forward and backward pass; a worker accumulates the rest of its batch."""
+    images_per_microbatch: PositiveInt | Literal["auto"] = 2
+    """Images per forward and backward pass; a worker accumulates the rest of its batch. "auto" is
+    the most that fit into a GPU, found once at the start and saved in the run's recipe; on a CPU it
+    is 2."""
     activation_checkpointing: bool = False
     """Recompute the backbone's activations in the backward pass instead of keeping them: the same
     gradients with less memory, in more time."""
@@ -206,6 +209,20 @@ class ScaleConfig(RecipePart):
     """Torch threads of each worker; 0 keeps torch's default."""
     max_failures: NonNegativeInt = 3
     """Restarts after a lost worker or node, each from the last checkpoint."""
+
+    @property
+    def microbatch(self) -> int:
+        """images_per_microbatch as a number.
+
+        Raises:
+            RecipeError: it is "auto", and no run has found it yet.
+        """
+        if self.images_per_microbatch == "auto":
+            raise RecipeError(
+                'scale.images_per_microbatch is "auto", which only a training run finds. Type a '
+                "number: --scale.images-per-microbatch 2"
+            )
+        return self.images_per_microbatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -325,6 +342,12 @@ class Recipe(RecipePart, Generic[Model_co]):
         """Check the name, and that the workers share a batch evenly."""
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name):
             yield "name", f"may hold letters, digits, '.', '_' and '-', got {self.name!r}"
+        if self.scale.images_per_microbatch == "auto" and _has_batch_statistics(self.model):
+            yield (
+                "scale.images_per_microbatch",
+                '"auto" would change what this model learns: its batch norms take their statistics '
+                "from a microbatch. Give a number, or take backbone.norm group",
+            )
         workers, batch = max(self.scale.num_workers, 1), self.optim.global_batch
         if batch % workers:
             divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
@@ -356,6 +379,18 @@ def reads_masks(model: ModelConfig) -> bool:
             return True
         case _:
             return False
+
+
+def _has_batch_statistics(model: ModelConfig) -> bool:
+    """Check whether a model has norms whose statistics are those of the images of a pass."""
+    norm = model.backbone.norm
+    match model:
+        case DeepLabConfig():
+            return norm != "group"  # its head has batch norms where the backbone's are frozen
+        case MaskRCNNConfig():
+            return norm in {"batch", "sync"} or model.mask_head.squeeze.norm == "batch"
+        case _:
+            return norm in {"batch", "sync"}
 
 
 def to_json(recipe: Recipe) -> str:

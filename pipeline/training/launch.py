@@ -51,6 +51,7 @@ from pipeline.tracking.stores import format_error, redact
 from pipeline.training import best_checkpoint, checkpoint, finished_run, schedule
 from pipeline.training.checkpoint import CheckpointRef
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
+from pipeline.training.microbatch import resolve_microbatch
 from pipeline.training.preflight import PreparedRun, prepare_run
 from pipeline.training.run_lock import hold_run
 from pipeline.training.sample_log import merge_sample_lists
@@ -105,7 +106,8 @@ def _run(
 
             check_cluster(recipe)
             stop.install()
-        prepared = prepare_run(recipe)
+        prepared = resolve_microbatch(prepare_run(recipe))
+        recipe = prepared.identity.recipe
         handle = runs.open_run(
             recipe,
             data_fingerprint=prepared.identity.data_fingerprint,
@@ -197,7 +199,7 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
         (
             "batch",
             f"{format_count(optim.global_batch, 'image')} per step, {worker_batch} per worker in "
-            f"microbatches of {min(scale.images_per_microbatch, worker_batch)}",
+            f"microbatches of {min(scale.microbatch, worker_batch)}",
         ),
         (
             "lr",
@@ -295,7 +297,7 @@ def _train_here(
                 recipe.data,
                 seed=recipe.seed,
                 global_batch=recipe.optim.global_batch,
-                images_per_microbatch=recipe.scale.images_per_microbatch,
+                images_per_microbatch=recipe.scale.microbatch,
                 first_step=first_step,
                 stop_step=recipe.optim.steps,
                 with_masks=reads_masks(recipe.model),

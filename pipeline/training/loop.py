@@ -116,11 +116,7 @@ def train(
     """
     recipe = job.recipe
     torch.manual_seed(recipe.seed)
-    with with_local_weights(config_for_resume(recipe.model, resume_from=resume_from)) as config:
-        model = hooks.build(config).to(worker.device)
-    if recipe.scale.activation_checkpointing:
-        checkpoint_activations(model)
-    model.train()
+    model = _build(recipe, worker, hooks, resume_from=resume_from)
     optimizer = build_optimizer(model, optim=recipe.optim)
     first_step = 0
     average = None
@@ -149,6 +145,16 @@ def train(
         loop.close()
         if isinstance(stream, Generator):
             stream.close()
+
+
+def _build(
+    recipe: Recipe, worker: WorkerContext, hooks: Hooks, *, resume_from: CheckpointRef | None
+) -> nn.Module:
+    with with_local_weights(config_for_resume(recipe.model, resume_from=resume_from)) as config:
+        model = hooks.build(config).to(worker.device)
+    if recipe.scale.activation_checkpointing:
+        checkpoint_activations(model)
+    return model.train()
 
 
 def config_for_resume(config: ModelConfig, *, resume_from: CheckpointRef | None) -> ModelConfig:

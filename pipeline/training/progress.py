@@ -111,7 +111,7 @@ def describe_bad_step(bad: BadStep, *, run_uri: str, resume: str, checkpoint_ste
 def describe_out_of_memory(error: torch.OutOfMemoryError, recipe: Recipe, *, position: str) -> str:
     """Say what was asked of the GPU, without torch's advice, and what to change."""
     seen = str(error).partition(" Of the allocated memory")[0].partition(" If reserved")[0]
-    fewer = max(recipe.scale.images_per_microbatch // 2, 1)
+    fewer = max(recipe.scale.microbatch // 2, 1)
     smaller = "--data.crop-px" if recipe.model.task == "semantic" else "--data.short-edge-px"
     return (
         f"{position}: {seen}\nUse fewer images at once (--scale.images-per-microbatch {fewer}), "

@@ -26,13 +26,13 @@ class BackboneParameter(NamedTuple):
     """Whether timm lets it decay; position embeddings and extra tokens do not."""
 
 
-def describe_backbone(model: nn.Module) -> dict[str, BackboneParameter]:
+def describe_backbone(model: Any) -> dict[str, BackboneParameter]:  # noqa: ANN401
     """Describe each parameter of a model's backbone, by its name in the model.
 
     Args:
         model: any that `bsm.build.build_model` builds.
     """
-    trunk, name = get_trunk(model), model.config.backbone.name  # type: ignore[union-attr]
+    trunk, name = get_trunk(model), str(model.config.backbone.name)
     prefix = next(key for key, module in model.named_modules() if module is trunk)
     numbers = number_layers(trunk, name=name)
     layers = max(numbers.values()) + 1

@@ -34,7 +34,8 @@ def choose_options(name: str, *, stride: int) -> dict[str, Any]:
     options: dict[str, Any] = {"dynamic_img_size": True}
     if stride != STRIDE:
         # As many patches as before, so that only their pixels are resized, not the positions too.
-        size_px = timm.get_pretrained_cfg(name).input_size[-1] // stride * STRIDE
+        trained_with: Any = timm.get_pretrained_cfg(name)
+        size_px = trained_with.input_size[-1] // stride * STRIDE
         options |= {"patch_size": STRIDE, "img_size": size_px}
     return options
 

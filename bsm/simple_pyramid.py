@@ -6,7 +6,7 @@ stride 16 is upsampled by transposed convolutions, or pooled; nothing comes from
 N images, H, W image size, D channels of the pyramid
 """
 
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 STRIDE = 16

@@ -68,16 +68,19 @@ def has_stalled(found: MetricsByStep, config: CheckpointConfig, *, step: int) ->
     return sum(each > best for each in values) >= config.patience
 
 
-def describe_choice(found: MetricsByStep, config: CheckpointConfig, *, steps: int) -> str:
+def describe_choice(
+    found: MetricsByStep, config: CheckpointConfig, *, steps: int, best: int | None = None
+) -> str:
     """Say which checkpoint is the best, and whether training stopped early; "" without a choice.
 
     Args:
         found: the metrics of the run's checkpoints.
         config: the metric, and the patience with it.
         steps: of the recipe.
+        best: the step that was chosen; by default the best of all.
     """
-    best = choose_best(found, config.best_metric)
-    if best is None:
+    best = choose_best(found, config.best_metric) if best is None else best
+    if best is None or config.best_metric not in found.get(best, {}):
         return ""
     value = found[best][config.best_metric]
     evaluations = format_count(len(_values(found, config.best_metric)), "evaluation")
@@ -88,8 +91,8 @@ def describe_choice(found: MetricsByStep, config: CheckpointConfig, *, steps: in
     last = max(found)
     if last < steps and has_stalled(found, config, step=last):
         text += (
-            f" Training stopped early, at step {last} of {steps}: the last "
-            f"{format_count(config.patience, 'evaluation')} were no better."
+            f" Training stopped early, at step {last} of {steps}, after "
+            f"{format_count(config.patience, 'evaluation')} without a better value."
         )
     return text
 

@@ -324,7 +324,8 @@ def _load_final_model(prepared: PreparedRun, *, step: int) -> tuple[nn.Module, C
     config = prepared.recipe.checkpoint
     final = best_checkpoint.find_best(prepared.run_uri, config, step=step) or latest
     steps = prepared.recipe.optim.steps
-    if text := describe_choice(load_metrics(prepared.run_uri), config, steps=steps):
+    measured = load_metrics(prepared.run_uri)
+    if text := describe_choice(measured, config, steps=steps, best=final.step):
         _log.info("%s", text)
     with SkipRandomInit():
         model = build_model(without_weights(prepared.recipe.model))

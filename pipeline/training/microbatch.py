@@ -83,8 +83,10 @@ def _find(recipe: Recipe, *, train_uri: str) -> int:
 
     start_ray(recipe)
     # A process of its own, which leaves nothing on the GPU.
-    task = ray.remote(num_gpus=1, num_cpus=scale.cpus_per_worker, max_calls=1)(find_on_device)
-    found: int = ray.get(task.remote(recipe, train_uri=train_uri, device="cuda"))
+    make_task: Any = ray.remote(num_gpus=1, num_cpus=scale.cpus_per_worker, max_calls=1)
+    found: int = ray.get(
+        make_task(find_on_device).remote(recipe, train_uri=train_uri, device="cuda")
+    )
     return found
 
 

@@ -131,7 +131,7 @@ def test_the_choice_is_told_in_words():
     found = {5: {"val_loss": 2.0}, 10: {"val_loss": 2.5}}
     assert describe_choice(found, config, steps=20) == (
         "The model is the checkpoint of step 5: val_loss 2.0000 is the best of 2 evaluations. "
-        "Training stopped early, at step 10 of 20: the last 1 evaluation were no better."
+        "Training stopped early, at step 10 of 20, after 1 evaluation without a better value."
     )
     assert describe_choice({}, config, steps=20) == ""
 

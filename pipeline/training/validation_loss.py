@@ -67,7 +67,7 @@ def compute_validation_losses(
             for index in range(worker.rank, len(chunks), worker.world_size)
         }
     parts = gather_parts(mine, worker=worker)
-    if worker.rank != 0:
+    if worker.rank != 0 or not chunks:
         return {}
     return _average([parts[index] for index in range(len(chunks))])
 

@@ -200,8 +200,8 @@ class ScaleConfig(RecipePart):
     """CPUs reserved by each worker; leave at least one CPU of every node to Ray Data."""
     images_per_microbatch: PositiveInt | Literal["auto"] = 2
     """Images per forward and backward pass; a worker accumulates the rest of its batch. "auto" is
-    the most that fit into a GPU, found once at the start and saved in the run's recipe; on a CPU it
-    is 2."""
+    the most that fit into a GPU, found once at the start and saved in the run's recipe; on a CPU as
+    many as have the pixels of two images of 1333 x 800."""
     activation_checkpointing: bool = False
     """Recompute the backbone's activations in the backward pass instead of keeping them: the same
     gradients with less memory, in more time."""

@@ -30,8 +30,9 @@ from pipeline.training.weight_average import WeightAverage
 
 _log = logging.getLogger(__name__)
 
-_ON_CPU = 2
-"""Larger passes are not faster there, and a process that takes too much memory is killed."""
+_PIXELS_ON_CPU = 2 * 800 * 1333
+"""Pixels of a pass on a CPU, two images of detectron2's size: nothing can be tried there, as a
+process that takes too much memory is killed."""
 
 _SAMPLES = 32
 """Training samples whose largest height, width and number of objects are tried."""
@@ -74,7 +75,7 @@ def _find(recipe: Recipe, *, train_uri: str) -> int:
     scale = recipe.scale
     worker_batch = recipe.optim.global_batch // max(scale.num_workers, 1)
     if not scale.use_gpu:
-        return min(_ON_CPU, worker_batch)
+        return split_evenly(worker_batch, largest=_count_on_cpu(recipe))
     if scale.num_workers == 0:
         return find_on_device(recipe, train_uri=train_uri, device="cuda")
     import ray  # noqa: PLC0415
@@ -88,6 +89,13 @@ def _find(recipe: Recipe, *, train_uri: str) -> int:
         make_task(find_on_device).remote(recipe, train_uri=train_uri, device="cuda")
     )
     return found
+
+
+def _count_on_cpu(recipe: Recipe) -> int:
+    data = recipe.data
+    instance_px = max(data.short_edge_px) * data.long_edge_px
+    image_px = data.crop_px**2 if recipe.model.task == "semantic" else instance_px
+    return max(1, _PIXELS_ON_CPU // image_px)
 
 
 def find_on_device(

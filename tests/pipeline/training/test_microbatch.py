@@ -11,7 +11,15 @@ from bsm.build import build_model
 from bsm.configs.instance import MaskRCNNConfig
 from pipeline.cli import parse_recipe
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, ScaleConfig, from_dict, from_json, to_json
+from pipeline.recipe import (
+    DataConfig,
+    OptimConfig,
+    Recipe,
+    ScaleConfig,
+    from_dict,
+    from_json,
+    to_json,
+)
 from pipeline.recipe_json import to_plain
 from pipeline.training import checkpoint, microbatch
 from pipeline.training.microbatch import (
@@ -78,11 +86,11 @@ def test_a_full_device_is_tried_without_a_trace(shards, tmp_path):
 
 def test_a_run_has_the_number_in_its_recipe_and_its_resume_takes_it(shards, tmp_path, monkeypatch):
     prepared = resolve_microbatch(prepare_run(auto_recipe(shards, tmp_path)))
-    # On a CPU nothing is tried.
-    assert prepared.recipe.scale.images_per_microbatch == 2
+    # On a CPU nothing is tried: all four images are small.
+    assert prepared.recipe.scale.images_per_microbatch == 4
     saved = from_json(Path(prepared.run_uri, "recipe.json").read_text())
     assert saved == prepared.identity.recipe
-    assert saved.scale.images_per_microbatch == 2
+    assert saved.scale.images_per_microbatch == 4
     # A run that has trained with 3 goes on with 3, with no trial.
     scale = replace(saved.scale, images_per_microbatch=3)
     identity = replace(prepared.identity, recipe=replace(saved, scale=scale))
@@ -95,6 +103,10 @@ def test_a_run_has_the_number_in_its_recipe_and_its_resume_takes_it(shards, tmp_
         epoch=0,
         identity=identity,
     )
+    large = replace(
+        auto_recipe(shards, tmp_path), data=DataConfig(), optim=OptimConfig(global_batch=5)
+    )
+    assert microbatch._find(large, train_uri="") == 2
     monkeypatch.setattr(microbatch, "_find", lambda *_, **__: pytest.fail("it was tried again"))
     resumed = resolve_microbatch(prepare_run(auto_recipe(shards, tmp_path)))
     assert resumed.recipe.scale.images_per_microbatch == 3

@@ -52,9 +52,7 @@ def test_all_problems_of_a_sweep_are_reported_at_once():
     recipe = replace(
         SWEEP.recipe,
         scale=replace(SWEEP.recipe.scale, num_workers=0),
-        checkpoint=replace(
-            SWEEP.recipe.checkpoint, every_steps=22_500, best_metric="boundary_ap"
-        ),
+        checkpoint=replace(SWEEP.recipe.checkpoint, every_steps=22_500, best_metric="boundary_ap"),
     )
     with pytest.raises(RecipeError) as error:
         replace(

@@ -31,7 +31,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from bsm.checkpoints.load import load_backbone
 from bsm.configs.shared import BackboneConfig, FpnBackboneConfig
-from bsm.plain_transformer import build_probe, freeze_blocks, is_plain
+from bsm.plain_transformer import build_probe, freeze_blocks, get_patch_sizes, is_plain
 from bsm.simple_pyramid import STRIDE, SimplePyramid
 
 STRIDES = (4, 8, 16, 32)
@@ -155,19 +155,19 @@ def build_backbone(
     if output_stride < STRIDES[-1]:
         options = {**options, "output_stride": output_stride}
         _check_dilation(config.name, stages, output_stride=output_stride)
-    backbone = _create_trunk(config, stages, options)
+    is_file = config.weights not in {"", "timm"}
+    sizes = get_patch_sizes(options) if is_file else {}
+    backbone = _create_trunk(
+        config, stages, {key: value for key, value in options.items() if key not in sizes}
+    )
     if config.stride_in_1x1:
         _move_strides_to_1x1(backbone, name=config.name)
     if dilate_first_blocks:
         _dilate_first_blocks(backbone, name=config.name)
     if config.norm_eps is not None:
         _set_norm_eps(backbone, config.norm_eps, name=config.name)
-    if config.weights not in {"", "timm"}:
-        with torch.device("meta"):
-            whole: nn.Module = timm.create_model(config.name)
-        # timm cuts the classifier, among others, off the whole model.
-        inner = backbone.model if isinstance(backbone, FeatureGetterNet) else backbone
-        load_backbone(inner, config, cut_off=set(whole.state_dict()))
+    if is_file:
+        _load_file(backbone, config, sizes=sizes)
     backbone = convert_norm(backbone, norm=config.norm)
     if is_plain(stages):
         freeze_blocks(backbone, name=config.name, freeze_at=config.freeze_at)
@@ -197,6 +197,17 @@ def _create_trunk(
             '--model.backbone.weights "" --model.backbone.norm group --model.backbone.freeze-at 0'
         ) from error
     return trunk
+
+
+def _load_file(backbone: nn.Module, config: BackboneConfig, *, sizes: dict[str, int]) -> None:
+    """Load the weights of a file, and resize the patches of a plain transformer to ours then."""
+    with torch.device("meta"):
+        whole: nn.Module = timm.create_model(config.name)
+    inner: Any = backbone.model if isinstance(backbone, FeatureGetterNet) else backbone
+    # timm cuts the classifier, among others, off the whole model.
+    load_backbone(inner, config, cut_off=set(whole.state_dict()))
+    if sizes:
+        inner.set_input_size(**sizes)
 
 
 def extract_features(backbone: nn.Module, pixels: Tensor) -> list[Tensor]:

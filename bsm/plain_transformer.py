@@ -1,8 +1,8 @@
 """Plain vision transformers of timm as backbones: their options, and which blocks are frozen.
 
 A plain transformer has one stride, that of its patches, and an embedding of their positions for the
-size of image that it was trained with. timm resizes both: the patches to our stride once, with the
-weights that it loads, and the positions to each batch.
+size of image that it was trained with. timm resizes both: the patches to our stride once, when
+weights are loaded, and the positions to each batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +38,11 @@ def choose_options(name: str, *, stride: int) -> dict[str, Any]:
         size_px = trained_with.input_size[-1] // stride * STRIDE
         options |= {"patch_size": STRIDE, "img_size": size_px}
     return options
+
+
+def get_patch_sizes(options: Mapping[str, Any]) -> dict[str, int]:
+    """Return the options that resize the patches; weights of a file are loaded without them."""
+    return {key: options[key] for key in ("patch_size", "img_size") if key in options}
 
 
 def build_probe(name: str, *, stride: int) -> tuple[Any, dict[str, Any]] | None:

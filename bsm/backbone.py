@@ -1,7 +1,8 @@
 """A timm backbone, and a feature pyramid on top: an image becomes five levels, P2 to P6.
 
-Any timm model works that gives features at strides 4 to 32; it is probed on the meta device first,
-so that a model that does not fit is reported before any weights are loaded.
+Any timm model works that gives features at strides 4 to 32, and any plain vision transformer; it is
+probed on the meta device first, so that a model that does not fit is reported before any weights
+are loaded.
 
 N images, H, W image size, D channels of the pyramid
 """
@@ -23,12 +24,15 @@ from timm.layers.norm_act import (
     convert_sync_batchnorm,
     freeze_batch_norm_2d,
 )
+from timm.models._features import FeatureGetterNet
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from bsm.checkpoints.load import load_backbone
 from bsm.configs.shared import BackboneConfig, FpnBackboneConfig
+from bsm.plain_transformer import build_probe, freeze_blocks, get_patch_sizes, is_plain
+from bsm.simple_pyramid import STRIDE, SimplePyramid
 
 STRIDES = (4, 8, 16, 32)
 """Of the backbone's features, which become P2 to P5."""
@@ -41,14 +45,21 @@ _PROBE_SIZE_HW = (96, 160)
 
 
 class FpnBackbone(nn.Module):
-    """A timm backbone and an FPN (detectron2's: 3x3 outputs, no norm, P6 pooled from P5)."""
+    """A timm backbone and an FPN (detectron2's: 3x3 outputs, no norm, P6 pooled from P5).
+
+    A plain vision transformer has ViTDet's simple pyramid instead (bsm/simple_pyramid.py).
+    """
 
     def __init__(self, config: FpnBackboneConfig) -> None:
         super().__init__()
         # The timm model, named "trunk" in checkpoints.
-        self.trunk, stages = build_backbone(config)
+        self.trunk, stages = build_backbone(config, allow_plain=True)
         channels = [stage["num_chs"] for stage in stages]
         width = config.fpn_channels
+        self.pyramid: SimplePyramid | None = None
+        if is_plain(stages):
+            self.pyramid = SimplePyramid(channels[0], width)
+            channels = []
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.outputs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
         for layer in (*self.laterals, *self.outputs):
@@ -65,6 +76,10 @@ class FpnBackbone(nn.Module):
 
     def merge(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Merge the trunk's features (N, C, H / s, W / s), finest first, into P2 to P6."""
+        levels = self._merge_stages(features) if self.pyramid is None else self.pyramid(features[0])
+        return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
+
+    def _merge_stages(self, features: Sequence[Tensor]) -> list[Tensor]:
         merged = self.laterals[-1](features[-1])
         levels = [self.outputs[-1](merged)]
         for feature, lateral, output in zip(
@@ -72,7 +87,6 @@ class FpnBackbone(nn.Module):
         ):
             merged = lateral(feature) + F.interpolate(merged, scale_factor=2.0, mode="nearest")
             levels.insert(0, output(merged))
-        levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return levels
 
     def normalize(self, images: Tensor, image_sizes_hw: Tensor) -> Tensor:
@@ -106,7 +120,11 @@ def make_inside_mask(
 
 
 def build_backbone(
-    config: BackboneConfig, *, output_stride: int = 32, dilate_first_blocks: bool = False
+    config: BackboneConfig,
+    *,
+    output_stride: int = 32,
+    dilate_first_blocks: bool = False,
+    allow_plain: bool = False,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Build the timm model that a config names: its weights, its norms, its first parts frozen.
 
@@ -115,22 +133,56 @@ def build_backbone(
         output_stride: the coarsest stride; below 32 the stages beyond it keep their resolution and
             dilate their kernels instead, with the same weights.
         dilate_first_blocks: dilate the first block of a stage like its others.
+        allow_plain: also build plain vision transformers.
 
     Returns:
         A module for `extract_features`, with features at strides 4 to 32, none coarser than the
-        output stride, and timm's description of each feature.
+        output stride, and timm's description of each feature. A plain vision transformer has one
+        feature, at stride 16.
 
     Raises:
         ValueError: timm does not know the name, the strides do not match, the model takes images of
             one size only or cannot be dilated, or the weights do not fit or cannot be downloaded.
     """
     stages, options = _find_stages(config.name)
+    if is_plain(stages) and not allow_plain:
+        raise ValueError(
+            f"backbone.name {config.name!r}: is a plain vision transformer, with features at one "
+            "stride; only instance models make a pyramid of them. This model needs features at "
+            f"strides {list(STRIDES)}: use a backbone such as resnet50, convnext_tiny or "
+            "swin_tiny_patch4_window7_224."
+        )
     if output_stride < STRIDES[-1]:
         options = {**options, "output_stride": output_stride}
         _check_dilation(config.name, stages, output_stride=output_stride)
+    is_file = config.weights not in {"", "timm"}
+    sizes = get_patch_sizes(options) if is_file else {}
+    backbone = _create_trunk(
+        config, stages, {key: value for key, value in options.items() if key not in sizes}
+    )
+    if config.stride_in_1x1:
+        _move_strides_to_1x1(backbone, name=config.name)
+    if dilate_first_blocks:
+        _dilate_first_blocks(backbone, name=config.name)
+    if config.norm_eps is not None:
+        _set_norm_eps(backbone, config.norm_eps, name=config.name)
+    if is_file:
+        _load_file(backbone, config, sizes=sizes)
+    backbone = convert_norm(backbone, norm=config.norm)
+    if is_plain(stages):
+        freeze_blocks(backbone, name=config.name, freeze_at=config.freeze_at)
+    else:
+        freeze(backbone, stages=stages, freeze_at=config.freeze_at)
+    _apply_norms_in_place(backbone)
+    return backbone, stages
+
+
+def _create_trunk(
+    config: BackboneConfig, stages: Sequence[dict[str, Any]], options: dict[str, Any]
+) -> nn.Module:
     try:
         with _without_retry_lines():
-            backbone: nn.Module = timm.create_model(
+            trunk: nn.Module = timm.create_model(
                 config.name,
                 features_only=True,
                 out_indices=[stage["index"] for stage in stages],
@@ -144,21 +196,18 @@ def build_backbone(
             "reached, give a file: --model.backbone.weights FILE.safetensors, or start at random: "
             '--model.backbone.weights "" --model.backbone.norm group --model.backbone.freeze-at 0'
         ) from error
-    if config.stride_in_1x1:
-        _move_strides_to_1x1(backbone, name=config.name)
-    if dilate_first_blocks:
-        _dilate_first_blocks(backbone, name=config.name)
-    if config.norm_eps is not None:
-        _set_norm_eps(backbone, config.norm_eps, name=config.name)
-    if config.weights not in {"", "timm"}:
-        with torch.device("meta"):
-            whole: nn.Module = timm.create_model(config.name)
-        # timm cuts the classifier, among others, off the whole model.
-        load_backbone(backbone, config, cut_off=set(whole.state_dict()))
-    backbone = convert_norm(backbone, norm=config.norm)
-    freeze(backbone, stages=stages, freeze_at=config.freeze_at)
-    _apply_norms_in_place(backbone)
-    return backbone, stages
+    return trunk
+
+
+def _load_file(backbone: nn.Module, config: BackboneConfig, *, sizes: dict[str, int]) -> None:
+    """Load the weights of a file, and resize the patches of a plain transformer to ours then."""
+    with torch.device("meta"):
+        whole: nn.Module = timm.create_model(config.name)
+    inner: Any = backbone.model if isinstance(backbone, FeatureGetterNet) else backbone
+    # timm cuts the classifier, among others, off the whole model.
+    load_backbone(inner, config, cut_off=set(whole.state_dict()))
+    if sizes:
+        inner.set_input_size(**sizes)
 
 
 def extract_features(backbone: nn.Module, pixels: Tensor) -> list[Tensor]:
@@ -188,9 +237,13 @@ def _find_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     stages = probe.feature_info.get_dicts()
     strides = [stage["reduction"] for stage in stages]
     wanted = [
-        {**stage, "index": i} for i, stage in enumerate(stages) if stage["reduction"] in STRIDES
+        {**stage, "index": i, "at": i}
+        for i, stage in enumerate(stages)
+        if stage["reduction"] in STRIDES
     ]
-    if [stage["reduction"] for stage in wanted] != list(STRIDES):
+    if is_plain(stages) and strides[-1] == STRIDE:
+        wanted = [{**stages[-1], "at": -1}]
+    elif [stage["reduction"] for stage in wanted] != list(STRIDES):
         raise ValueError(
             f"backbone.name {name!r}: gives features at strides {strides}; the pyramid needs "
             f"{list(STRIDES)}. Use a backbone such as resnet50, convnext_tiny or "
@@ -206,7 +259,7 @@ def _find_stages(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             f"{str(error).splitlines()[0][:200]!r}. Use a convolutional backbone such as resnet50 "
             "or convnext_tiny, or one with free windows such as swin_tiny_patch4_window7_224."
         ) from error
-    shapes = [tuple(features[stage["index"]].shape[1:]) for stage in wanted]
+    shapes = [tuple(features[stage["at"]].shape[1:]) for stage in wanted]
     described = [
         (stage["num_chs"], *(s // stage["reduction"] for s in _PROBE_SIZE_HW)) for stage in wanted
     ]
@@ -230,6 +283,9 @@ def _build_probe(name: str) -> tuple[Any, dict[str, Any]]:
             f"backbone.name {name!r}: timm gives no features of it ({error}). Similar names: "
             f"{similar}. For all of them: python -c 'import timm; print(timm.list_models())'"
         ) from error
+    stages = probe.feature_info.get_dicts()
+    if is_plain(stages):
+        return build_probe(name, stride=stages[-1]["reduction"]) or (probe, {})
     if not any(getattr(module, "strict_img_size", False) for module in probe.modules()):
         return probe, {}
     # Swin and similar: windows at any image size, shifted in the last stage too. On small training
@@ -376,6 +432,9 @@ class InPlaceFrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
 
     Only for the output of a convolution that nothing else reads; its gradient does not need it.
     """
+
+    inplace = True
+    """timm recomputes no module alone that overwrites its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift the channels of features (N, C, H, W)."""

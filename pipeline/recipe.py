@@ -28,6 +28,7 @@ from bsm.configs.rules import (
     PositiveFraction,
     PositiveInt,
 )
+from bsm.configs.semantic import DeepLabConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe_json import from_plain, leaves, to_plain
 
@@ -36,6 +37,19 @@ _Jitter: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
 
 ModelTask = Literal["instance", "semantic", "refine"]
 """What a model does: detect objects with masks, label every pixel, or refine given masks."""
+
+BestMetric = Literal[
+    "",
+    "mask_ap",
+    "boundary_ap",
+    "box_ap",
+    "miou",
+    "boundary_f_3px",
+    "mask_iou",
+    "boundary_iou",
+    "val_loss",
+]
+"""Metrics that choose a checkpoint: the lowest val_loss, or the highest of any other."""
 
 Model_co = TypeVar("Model_co", bound=ModelConfig, covariant=True, default=ModelConfig)
 """The model class of a recipe, known to jobs that derive a recipe from another one."""
@@ -167,6 +181,14 @@ class OptimConfig(RecipePart):
     """Momentum of SGD; AdamW keeps torch's betas."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay; normalization layers have none."""
+    decay_biases: bool = True
+    """Let biases decay too, as in detectron2; False spares them and all that transformers spare:
+    scales, position embeddings and extra tokens."""
+    backbone_lr_factor: PositiveFloat = 1.0
+    """Learning rate of the backbone as a multiple of the others'."""
+    layer_decay: PositiveFraction = 1.0
+    """Multiply the learning rate by this from each layer of the backbone to the one before, the
+    last one included; for transformers (ViTDet: 0.7 for a ViT-B, 0.8 for a ViT-L)."""
     steps: PositiveInt = 90_000
     """Optimizer steps of the whole run."""
     warmup_steps: NonNegativeInt = 1000
@@ -213,12 +235,31 @@ class ScaleConfig(RecipePart):
     """Give each worker one GPU."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs reserved by each worker; leave at least one CPU of every node to Ray Data."""
-    images_per_microbatch: PositiveInt = 2
-    """Images per forward and backward pass; a worker accumulates the rest of its batch."""
+    images_per_microbatch: PositiveInt | Literal["auto"] = 2
+    """Images per forward and backward pass; a worker accumulates the rest of its batch. "auto" is
+    the most that fit into a GPU, found once at the start and saved in the run's recipe; on a CPU as
+    many as have the pixels of two images of 1333 x 800."""
+    activation_checkpointing: bool = False
+    """Recompute the backbone's activations in the backward pass instead of keeping them: the same
+    gradients with less memory, in more time."""
     threads_per_worker: int = 0
     """Torch threads of each worker; 0 keeps torch's default."""
     max_failures: NonNegativeInt = 3
     """Restarts after a lost worker or node, each from the last checkpoint."""
+
+    @property
+    def microbatch(self) -> int:
+        """images_per_microbatch as a number.
+
+        Raises:
+            RecipeError: it is "auto", and no run has found it yet.
+        """
+        if self.images_per_microbatch == "auto":
+            raise RecipeError(
+                'scale.images_per_microbatch is "auto", which only a training run finds. Type a '
+                "number: --scale.images-per-microbatch 2"
+            )
+        return self.images_per_microbatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +270,17 @@ class CheckpointConfig(RecipePart):
     """Optimizer steps between two checkpoints."""
     keep: PositiveInt = 2
     """Number of recent checkpoints to keep."""
+    best_metric: BestMetric = ""
+    """Evaluate each checkpoint, also keep the one with the best value of this metric, and take it
+    for the run's results and the registered model. "" takes the last."""
+    patience: NonNegativeInt = 0
+    """Stop after this many evaluations in a row without a better best_metric; 0 never stops. While
+    a score is 0, evaluations do not count."""
+
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that there is a metric to be patient with."""
+        if self.patience and not self.best_metric:
+            yield "patience", "needs best_metric, the metric that must get better"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,6 +289,9 @@ class EvaluationConfig(RecipePart):
 
     every_checkpoint: bool = False
     """Also evaluate at each checkpoint, split over the workers; sweeps do."""
+    losses: bool = False
+    """At each checkpoint, also compute the losses of training on the evaluated images, without
+    augmentation; they rise where the model overfits."""
     max_images: PositiveInt | None = None
     """Evaluate only the first images of the split; None takes all."""
     images_per_batch: PositiveInt = 1
@@ -310,10 +365,26 @@ class Recipe(RecipePart, Generic[Model_co]):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    @property
+    def evaluates_checkpoints(self) -> bool:
+        """Whether the metrics of each checkpoint are computed."""
+        return self.evaluation.every_checkpoint or bool(self.checkpoint.best_metric)
+
+    @property
+    def computes_validation_losses(self) -> bool:
+        """Whether the losses on the validation split are computed at each checkpoint."""
+        return self.evaluation.losses or self.checkpoint.best_metric == "val_loss"
+
     def find_problems(self) -> Iterator[tuple[str, str]]:
         """Check the name, and that the workers share a batch evenly."""
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name):
             yield "name", f"may hold letters, digits, '.', '_' and '-', got {self.name!r}"
+        if self.scale.images_per_microbatch == "auto" and _has_batch_statistics(self.model):
+            yield (
+                "scale.images_per_microbatch",
+                '"auto" would change what this model learns: its batch norms take their statistics '
+                "from a microbatch. Give a number, or take backbone.norm group",
+            )
         workers, batch = max(self.scale.num_workers, 1), self.optim.global_batch
         if batch % workers:
             divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
@@ -345,6 +416,18 @@ def reads_masks(model: ModelConfig) -> bool:
             return True
         case _:
             return False
+
+
+def _has_batch_statistics(model: ModelConfig) -> bool:
+    """Check whether a model has norms whose statistics are those of the images of a pass."""
+    norm = model.backbone.norm
+    match model:
+        case DeepLabConfig():
+            return norm != "group"  # its head has batch norms where the backbone's are frozen
+        case MaskRCNNConfig():
+            return norm in {"batch", "sync"} or model.mask_head.squeeze.norm == "batch"
+        case _:
+            return norm in {"batch", "sync"}
 
 
 def to_json(recipe: Recipe) -> str:

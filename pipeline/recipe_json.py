@@ -35,6 +35,7 @@ _NEEDS = {
     "string_type": "a text",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "number_or_word": "a whole number, or the word that the field takes",
     "dataclass_type": "an object with fields",
 }
 """What a field needs, by pydantic's error type."""
@@ -110,11 +111,23 @@ def _only_types(schema: Any) -> Any:  # noqa: ANN401
         return schema
     if schema.get("type") == "literal":
         return {"type": "any"}
+    if schema.get("type") == "union":
+        return _only_types_of_union(schema)
     if schema.get("type") == "tuple":
         items = [_only_types(schema["items_schema"][0])]
         return {"type": "tuple", "items_schema": items, "variadic_item_index": 0}
     constraints = {"gt", "ge", "lt", "le", "multiple_of", "min_length"}
     return {key: _only_types(item) for key, item in schema.items() if key not in constraints}
+
+
+def _only_types_of_union(schema: Any) -> Any:  # noqa: ANN401
+    """Let a number or a text pass; one error says what it needs, not one for each member."""
+    choices = [
+        {"type": "str"} if choice.get("type") == "literal" else _only_types(choice)
+        for choice in schema["choices"]
+    ]
+    error = {"custom_error_type": "number_or_word", "custom_error_message": "number or word"}
+    return {"type": "union", "choices": choices, **error}
 
 
 def _repair(plain: Plain, errors: list[ErrorDetails]) -> Plain:

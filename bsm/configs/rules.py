@@ -94,7 +94,7 @@ def _check(value: Any, hint: Any, path: str, skip: Collection[str]) -> Iterator[
         yield from violations(value, path, skip=skip)
     elif origin in {Union, types.UnionType}:
         if value is not None:
-            yield from _check(value, args[0], path, skip)
+            yield from _check(value, _choose_member(value, args), path, skip)
     elif origin is Annotated:
         broken = [text for rule in args[1:] if (text := _broken(rule, value))]
         yield from list(_check(value, args[0], path, skip)) or [
@@ -105,6 +105,12 @@ def _check(value: Any, hint: Any, path: str, skip: Collection[str]) -> Iterator[
             yield f"{path}: {text}"
         for index, item in enumerate(value if origin is tuple else ()):
             yield from _check(item, args[0], f"{path}[{index}]", skip)
+
+
+def _choose_member(value: Any, members: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    """Return the member of a union that a value is meant for: a number, or one of some words."""
+    words = [each for each in members if get_origin(each) is Literal]
+    return words[0] if words and isinstance(value, str) else members[0]
 
 
 def _mismatch(value: Any, origin: Any, args: tuple[Any, ...]) -> str:  # noqa: ANN401

@@ -24,7 +24,8 @@ class BackboneConfig(Config):
     """A timm model without its classifier, and its pixel normalization."""
 
     name: str = "resnet50"
-    """Any timm model with features at strides 4, 8, 16 and 32."""
+    """Any timm model with features at strides 4, 8, 16 and 32; for instance models also a plain
+    vision transformer, such as vit_small_patch14_dinov2 or vit_small_patch16_dinov3."""
     weights: str = ""
     """Initial backbone weights: "" is random, "timm" is timm's pretrained weights, else a file with
     timm's, torchvision's, detectron2's or Caffe2's parameter names."""
@@ -41,7 +42,8 @@ class BackboneConfig(Config):
     """Epsilon of the batch norms; None keeps timm's. 0 for torchvision's maskrcnn_resnet50_fpn
     COCO_V1 weights."""
     freeze_at: Annotated[int, Interval(ge=0, le=5)] = 2
-    """Frozen stages: 0 none, 1 the stem, 2 the first stage too, ..."""
+    """Frozen stages: 0 none, 1 the stem, 2 the first stage too, ... 5 all. The stages of a plain
+    transformer are quarters of its blocks."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Subtracted from RGB pixels in 0 to 255."""
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)

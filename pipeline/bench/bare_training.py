@@ -29,7 +29,7 @@ def train_bare(recipe: Recipe) -> None:
     optimizer = build_optimizer(model, optim=recipe.optim)
     wrapped = wrap_for_training(model, worker=worker)
     share = recipe.optim.global_batch // worker.world_size
-    at_once = recipe.scale.images_per_microbatch
+    at_once = recipe.scale.microbatch
     batches = bare_batches(
         Path(recipe.data.root) / recipe.data.train_split,
         batch=at_once,

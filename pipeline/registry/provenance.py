@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TIMING = ("images", "seconds", "inference_ms")
 """Prefixes of timing metrics, which do not describe the model."""
 
-_EXECUTION_SETTINGS = ("max_images", "images_per_batch", "paste_bytes")
+_EXECUTION_SETTINGS = ("losses", "max_images", "images_per_batch", "paste_bytes")
 """Evaluation settings that do not change the meaning of a number."""
 
 

@@ -55,6 +55,8 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
 }
 
+_LINES = ("-", "--", "-.", ":")
+
 _MAX_NAME = 24
 """Longer names leave no room for the chart."""
 
@@ -115,17 +117,17 @@ def to_svg(figure: Figure, caption: str) -> Markup:
 
 
 def plot_curves(curves: Mapping[str, Points], *, title: str, unit: str, caption: str) -> Chart:
-    """Plot a metric of one or two runs by step.
+    """Plot a metric of one or two runs by step, each with its validation where there is one.
 
     Args:
-        curves: points by run.
+        curves: points by name.
         title: of the metric.
         unit: of the metric, on its axis.
         caption: for readers who do not see it.
     """
     with draw(caption, width_in=2.9, height_in=1.9) as (figure, charts):
         axes = figure.subplots()
-        for (name, points), color, line in zip(curves.items(), COLORS, ("-", "--"), strict=False):
+        for (name, points), color, line in zip(curves.items(), COLORS, _LINES, strict=False):
             steps, values = thin(points)
             marker = "." if len(steps) < 12 else ""
             axes.plot(steps, values, line, color=color, label=name, marker=marker)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pipeline import checksums, storage
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.errors import PipelineError, RecipeError
+from pipeline.evaluation.checkpoint_metrics import MetricsByStep, load_metrics
 from pipeline.recipe import Recipe, from_dict, from_json
 from pipeline.recipe_json import to_plain
 from pipeline.registry.provenance import EvaluationRecord
@@ -23,6 +24,9 @@ from pipeline.tracking.stores import resolve_tracking_uri
 JOB_FILE = "job.json"
 RECIPE_FILE = "recipe.json"
 METRICS_FILE = "metrics.json"
+
+VALIDATION = "val_"
+"""Of the names of losses on the validation split."""
 
 _LOGGED = ("lr", "images_per_s", "data_share", "memory_gb")
 _EVALUATED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px", "boundary_iou")
@@ -42,8 +46,10 @@ class RunFolder:
     train: Manifest | None = None
     val: Manifest | None = None
     history: RunHistory = field(default_factory=RunHistory)
+    measured: MetricsByStep = field(default_factory=dict)
+    """Metrics of the checkpoints that were evaluated, by step."""
     gaps: Mapping[str, str] = field(default_factory=dict)
-    """Why something is missing, by its name: row, record, train, val, history."""
+    """Why something is missing, by its name: row, record, train, val, history, measured."""
 
     @property
     def val_uri(self) -> str:
@@ -115,7 +121,11 @@ def read_run(run_uri: str, *, tracking_uri: str = "") -> RunFolder:
         "val": read("val", lambda: read_manifest(run.val_uri)),
     }
     history = read("history", lambda: _read_history(uri, recipe, tracking_uri))
-    known: dict[str, Any] = found | {"history": history or RunHistory()}
+    measured = read("measured", lambda: load_metrics(uri))
+    known: dict[str, Any] = found | {
+        "history": history or RunHistory(),
+        "measured": measured or {},
+    }
     return replace(run, **known, gaps=gaps)
 
 
@@ -144,4 +154,5 @@ def _read_history(run_uri: str, recipe: Recipe, tracking_uri: str) -> RunHistory
 
 
 def _is_shown(metric: str) -> bool:
-    return metric == "loss" or metric.startswith("loss_") or metric in (*_LOGGED, *_EVALUATED)
+    is_loss = metric == "loss" or metric.startswith(("loss_", VALIDATION))
+    return is_loss or metric in (*_LOGGED, *_EVALUATED)

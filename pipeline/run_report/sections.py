@@ -9,12 +9,13 @@ from pipeline.data.audit import audit_shards
 from pipeline.data.learnable import describe_gaps
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
+from pipeline.evaluation.checkpoint_metrics import describe_choice
 from pipeline.recipe import Recipe, differences, fingerprint
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.rows import METRIC_LABELS
 from pipeline.run_report.charts import Chart, Points, plot_curves
 from pipeline.run_report.page import Section, Table
-from pipeline.run_report.run_folder import RunFolder
+from pipeline.run_report.run_folder import VALIDATION, RunFolder
 from pipeline.text import format_names
 
 _HEADLINES = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px", "boundary_iou")
@@ -41,9 +42,12 @@ def build_result(run: RunFolder, other: RunFolder | None) -> Section:
         gap = f"There are no metrics: {run.gaps['record']}. They are written after the last step."
         return Section(title="Result", gaps=[gap])
     metrics = run.record.metrics
+    recipe, split = run.recipe, run.recipe.data.val_split
+    text = describe_choice(run.measured, recipe.checkpoint, steps=recipe.optim.steps)
+    choice = [text] if text else []
     return Section(
         title="Result",
-        text=f"Evaluated on {run.recipe.data.val_split}: {run.record.evaluated_on}.",
+        text=" ".join([f"Evaluated on {split}: {run.record.evaluated_on}.", *choice]),
         cards=[(_name(key), _percent(metrics[key])) for key in _HEADLINES if key in metrics],
         gaps=[*_list_result_gaps(run, other)],
         tables=[Table(rows=_compare_numbers(run, other)), *_compare_recipes(run, other)],
@@ -147,8 +151,8 @@ def build_training(run: RunFolder, other: RunFolder | None) -> Section:
     drawn += [_plot(runs, key, title=_name(key), unit="%") for key in scored]
     return Section(
         title="Training",
-        text="Losses are means since the last logged step. Data wait is the share of the time in "
-        "which the workers waited for images.",
+        text="Losses are means since the last logged step; validation losses are without "
+        "augmentation. Data wait is the share of the time in which the workers waited for images.",
         gaps=gaps,
         charts=drawn,
     )
@@ -168,10 +172,13 @@ def _list_curves(curves: Mapping[str, Points]) -> list[tuple[str, str, str]]:
 
 def _plot(runs: Mapping[str, Mapping[str, Points]], key: str, *, title: str, unit: str) -> Chart:
     scale = 100 if unit.startswith("%") else 1
-    points = {
-        name: [(step, scale * value) for step, value in curves.get(key, ())]
-        for name, curves in runs.items()
-    }
+    points: dict[str, Points] = {}
+    for name, curves in runs.items():
+        points[name] = [(step, scale * value) for step, value in curves.get(key, ())]
+        if held_out := curves.get(VALIDATION + key):
+            points[f"{name}, validation" if len(runs) > 1 else "validation"] = held_out
+    if len(runs) == 1 and len(points) > 1:
+        points = {"training" if name in runs else name: each for name, each in points.items()}
     title = "total loss" if key == "loss" else title
     return plot_curves(points, title=title, unit=unit, caption=f"{title} by step")
 

@@ -248,7 +248,7 @@ def _read_batches(recipe: Recipe) -> Iterator[StepBatch]:
         recipe.data,
         seed=recipe.seed,
         global_batch=recipe.optim.global_batch,
-        images_per_microbatch=recipe.scale.images_per_microbatch,
+        images_per_microbatch=recipe.scale.microbatch,
         first_step=0,
         stop_step=recipe.optim.steps,
         with_masks=reads_masks(recipe.model),

@@ -114,7 +114,7 @@ def _read_batch(recipe: Recipe, step: int, rank: int, *, of: int) -> StepBatch:
         recipe.data,
         seed=recipe.seed,
         global_batch=recipe.optim.global_batch,
-        images_per_microbatch=recipe.scale.images_per_microbatch,
+        images_per_microbatch=recipe.scale.microbatch,
         first_step=step,
         stop_step=step + 1,
         with_masks=reads_masks(recipe.model),

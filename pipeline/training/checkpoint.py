@@ -11,7 +11,7 @@ with two workers can resume with none.
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -301,7 +301,7 @@ def require_same(ref: CheckpointRef, *, identity: Identity) -> None:
         )
 
 
-def prune(run_uri: str, *, step: int, keep: int) -> None:
+def prune(run_uri: str, *, step: int, keep: int, protected: Collection[int] = ()) -> None:
     """Delete all but the newest checkpoints, and older ones that a crash left incomplete.
 
     Args:
@@ -309,10 +309,12 @@ def prune(run_uri: str, *, step: int, keep: int) -> None:
         step: the step of the newest checkpoint. Later ones are damaged, as the run resumed from
             an earlier one; they do not count, and are overwritten when the run gets there.
         keep: number of checkpoints to keep.
+        protected: steps of checkpoints to keep besides.
     """
     whole = [ref for ref in find_all(run_uri) if ref.step <= step]
     kept = {ref.uri for ref in whole[-keep:]}
     newest = max(kept, default="")
+    kept |= {ref.uri for ref in whole if ref.step in protected}
     for ref in _list_folders(run_uri):
         if ref.uri < newest and ref.uri not in kept:
             # checkpoint.json first: a crash in between must not leave half a checkpoint that

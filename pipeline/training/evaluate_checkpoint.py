@@ -4,19 +4,15 @@ The chunks are combined in their own order, whichever worker evaluated them, so 
 those that `evaluate_model` gives for the same weights.
 """
 
-import json
 import math
-from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
-from pipeline import checksums, storage
+from pipeline import storage
 from pipeline.evaluation.evaluate import plan_evaluation
 from pipeline.recipe import Recipe
 from pipeline.training.step import WorkerContext
-
-_FOLDER = "measured"
+from pipeline.training.worker_parts import gather_parts
 
 
 def evaluate_on_workers(
@@ -45,39 +41,8 @@ def evaluate_on_workers(
         }
     finally:
         model.train(was_training)
-    parts = _gather_parts(mine, worker=worker)
+    parts = gather_parts(mine, worker=worker)
     if worker.rank != 0:
         return {}
     metrics = task.compute_metrics([parts[index] for index in range(len(chunks))]).metrics
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def save_metrics(run_uri: str, metrics: dict[str, float], *, step: int) -> None:
-    """Save a checkpoint's metrics in the run's folder.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    uri = storage.join(run_uri, _FOLDER, f"step-{step:08d}.json")
-    checksums.write_file(uri, json.dumps(metrics, indent=1).encode())
-
-
-def load_metrics(run_uri: str) -> dict[int, dict[str, float]]:
-    """Load the metrics of a run's checkpoints, by step.
-
-    Raises:
-        StorageError: a file cannot be read, or was changed after it was written.
-    """
-    files = storage.list_files(storage.join(run_uri, _FOLDER), suffix=".json")
-    return {
-        int(uri.rpartition("/step-")[2].removesuffix(".json")): json.loads(checksums.read_file(uri))
-        for uri in files
-    }
-
-
-def _gather_parts(mine: dict[int, Any], *, worker: WorkerContext) -> dict[int, Any]:
-    if worker.world_size == 1:
-        return mine
-    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
-    dist.gather_object(mine, gathered, dst=0)
-    return {index: part for parts in gathered or [] for index, part in parts.items()}

@@ -17,7 +17,7 @@ from pipeline.registry import provenance
 from pipeline.registry.provenance import EvaluationRecord, TrainingData
 from pipeline.registry.register import RegisteredVersion, register
 from pipeline.tracking import runs
-from pipeline.training import checkpoint, start_weights
+from pipeline.training import best_checkpoint, checkpoint, start_weights
 from pipeline.training.checkpoint import CheckpointRef
 
 RECIPE_FILE = "recipe.json"
@@ -110,7 +110,8 @@ def _load_run(run_uri: str) -> tuple[Recipe, CheckpointRef]:
     latest = checkpoint.find_latest(run_uri)
     files = (WEIGHTS_FILE, METRICS_FILE, TRAINED_ON_FILE)
     missing = [name for name in files if not storage.exists(storage.join(run_uri, name))]
-    if latest is None or latest.step < recipe.optim.steps or missing:
+    is_done = latest is not None and best_checkpoint.is_done(run_uri, recipe, step=latest.step)
+    if latest is None or not is_done or missing:
         done = latest.step if latest else 0
         without = f", without {', '.join(missing)}" if missing else ""
         raise RegistryError(

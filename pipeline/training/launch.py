@@ -27,10 +27,18 @@ from pipeline import checksums, storage
 from pipeline.data.manifest import read_manifest
 from pipeline.data.stream import local_batches
 from pipeline.errors import TrainingError
+from pipeline.evaluation.checkpoint_metrics import describe_choice, load_metrics
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.metrics import CocoMetrics
 from pipeline.evaluation.result import Evaluation
-from pipeline.recipe import Recipe, fingerprint, reads_masks, to_json
+from pipeline.recipe import (
+    CheckpointConfig,
+    OptimConfig,
+    Recipe,
+    fingerprint,
+    reads_masks,
+    to_json,
+)
 from pipeline.registry import provenance
 from pipeline.registry.comparison import finds_nothing
 from pipeline.registry.register import RegisteredVersion, register
@@ -40,9 +48,10 @@ from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import MetricLog, RunHandle
 from pipeline.tracking.stores import format_error, redact
-from pipeline.training import checkpoint, finished_run, schedule
+from pipeline.training import best_checkpoint, checkpoint, finished_run, schedule
 from pipeline.training.checkpoint import CheckpointRef
 from pipeline.training.loop import Hooks, TrainJob, TrainResult, train
+from pipeline.training.microbatch import resolve_microbatch
 from pipeline.training.preflight import PreparedRun, prepare_run
 from pipeline.training.run_lock import hold_run
 from pipeline.training.sample_log import merge_sample_lists
@@ -97,7 +106,8 @@ def _run(
 
             check_cluster(recipe)
             stop.install()
-        prepared = prepare_run(recipe)
+        prepared = resolve_microbatch(prepare_run(recipe))
+        recipe = prepared.identity.recipe
         handle = runs.open_run(
             recipe,
             data_fingerprint=prepared.identity.data_fingerprint,
@@ -124,7 +134,7 @@ def _run(
             evaluation = _evaluate(model, prepared)
         stop.raise_if_lost()
         with _time_phase(seconds, "register"):
-            version = _save_results(model, prepared, handle, evaluation, step=trained.step)
+            version = _save_results(model, prepared, handle, evaluation, step=final.step)
             _explain_if_nothing_found(evaluation, prepared)
         with _time_phase(seconds, "report"):
             report = _write_report(
@@ -133,6 +143,8 @@ def _run(
     return {
         "name": recipe.name,
         "steps": trained.step,
+        "stopped_early": trained.stopped_early,
+        "evaluated_step": final.step,
         **_nan_to_none(_coco_metrics(evaluation) | evaluation.metrics),
         "images": int(evaluation.metrics["images"]),
         "images_per_s": round(trained.images_per_s, 3),
@@ -187,12 +199,12 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
         (
             "batch",
             f"{format_count(optim.global_batch, 'image')} per step, {worker_batch} per worker in "
-            f"microbatches of {min(scale.images_per_microbatch, worker_batch)}",
+            f"microbatches of {min(scale.microbatch, worker_batch)}",
         ),
         (
             "lr",
             f"{optim.lr:g} ({optim.lr_per_image:g} per image), "
-            f"{format_count(optim.warmup_steps, 'warm-up step')}",
+            f"{format_count(optim.warmup_steps, 'warm-up step')}{_describe_backbone_lr(optim)}",
         ),
         (
             "model",
@@ -200,11 +212,26 @@ def _header_rows(prepared: PreparedRun, handle: RunHandle, job: TrainJob) -> lis
             f"{prepared.trained_parameters / 1e6:.1f} M trained",
         ),
         *([("starts from", prepared.started_from)] if prepared.started_from else []),
-        ("steps", f"{start} to {optim.steps}, checkpoint every {recipe.checkpoint.every_steps}"),
+        ("steps", f"{start} to {optim.steps}, {_describe_checkpoints(recipe.checkpoint)}"),
         ("results", prepared.run_uri),
         ("tracking", handle.url),
         ("resume", job.resume_command),
     ]
+
+
+def _describe_backbone_lr(optim: OptimConfig) -> str:
+    factor, decay = optim.backbone_lr_factor, optim.layer_decay
+    text = f"; backbone x {factor:g}" if factor != 1 else ""
+    return text + (f"; x {decay:g} from each layer of it to the one before" if decay != 1 else "")
+
+
+def _describe_checkpoints(config: CheckpointConfig) -> str:
+    text = f"checkpoint every {config.every_steps}"
+    if config.best_metric:
+        text += f", the best {config.best_metric} is kept"
+    if config.patience:
+        text += f"; stops after {format_count(config.patience, 'evaluation')} without a better one"
+    return text
 
 
 def _train(
@@ -222,7 +249,9 @@ def _train(
         # Also for a run that is finished: the evaluation uses the workers too.
         start_ray(recipe)
         stop.install()
-    if resume_from is not None and resume_from.step >= recipe.optim.steps:
+    if resume_from is not None and best_checkpoint.is_done(
+        prepared.run_uri, recipe, step=resume_from.step
+    ):
         _log.info(
             "run %s is finished (step %d of %d): nothing to train, only evaluating. "
             "To start a new run, use another --name.",
@@ -230,7 +259,8 @@ def _train(
             resume_from.step,
             recipe.optim.steps,
         )
-        return TrainResult(step=resume_from.step)
+        is_early = resume_from.step < recipe.optim.steps
+        return TrainResult(step=resume_from.step, stopped_early=is_early)
     with stop.training():
         if recipe.scale.num_workers:
             from pipeline.training.ray_workers import train_on_workers  # noqa: PLC0415  imports ray
@@ -267,7 +297,7 @@ def _train_here(
                 recipe.data,
                 seed=recipe.seed,
                 global_batch=recipe.optim.global_batch,
-                images_per_microbatch=recipe.scale.images_per_microbatch,
+                images_per_microbatch=recipe.scale.microbatch,
                 first_step=first_step,
                 stop_step=recipe.optim.steps,
                 with_masks=reads_masks(recipe.model),
@@ -291,11 +321,17 @@ def _load_final_model(prepared: PreparedRun, *, step: int) -> tuple[nn.Module, C
             f"{prepared.run_uri} has no whole checkpoint of step {step}, although training ended "
             "there. Run the same command again: it trains from the newest whole checkpoint"
         )
+    config = prepared.recipe.checkpoint
+    final = best_checkpoint.find_best(prepared.run_uri, config, step=step) or latest
+    steps = prepared.recipe.optim.steps
+    measured = load_metrics(prepared.run_uri)
+    if text := describe_choice(measured, config, steps=steps, best=final.step):
+        _log.info("%s", text)
     with SkipRandomInit():
         model = build_model(without_weights(prepared.recipe.model))
-    content = checkpoint.load(latest)
+    content = checkpoint.load(final)
     model.load_state_dict(content.get("average", content["model"]))
-    return model.eval(), latest
+    return model.eval(), final
 
 
 def _evaluate(model: nn.Module, prepared: PreparedRun) -> Evaluation:

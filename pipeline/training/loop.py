@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bsm.activation_checkpointing import checkpoint_activations
 from bsm.build import build_model
 from bsm.configs.models import ModelConfig, without_weights
 from pipeline.data.stream import StepBatch
 from pipeline.errors import TrainingError
+from pipeline.evaluation import checkpoint_metrics
 from pipeline.recipe import Recipe
-from pipeline.training import checkpoint, evaluate_checkpoint, progress
+from pipeline.training import best_checkpoint, checkpoint, evaluate_checkpoint, progress
 from pipeline.training.bad_step import save_bad_step
 from pipeline.training.checkpoint import CheckpointRef, Identity
 from pipeline.training.checkpoint_writer import CheckpointWriter
@@ -39,6 +42,7 @@ from pipeline.training.step import (
     train_step,
 )
 from pipeline.training.stop import Stop
+from pipeline.training.validation_loss import compute_validation_losses
 from pipeline.training.weight_average import WeightAverage
 
 
@@ -79,6 +83,8 @@ class TrainResult:
 
     step: int
     """Steps done, over all attempts."""
+    stopped_early: bool = False
+    """Whether training ended before the last step, as checkpoint.patience says."""
     steps_here: int = 0
     """Steps done in this attempt."""
     train_s: float = 0.0
@@ -113,9 +119,7 @@ def train(
     """
     recipe = job.recipe
     torch.manual_seed(recipe.seed)
-    with with_local_weights(config_for_resume(recipe.model, resume_from=resume_from)) as config:
-        model = hooks.build(config).to(worker.device)
-    model.train()
+    model = _build(recipe, worker, hooks, resume_from=resume_from)
     optimizer = build_optimizer(model, optim=recipe.optim)
     first_step = 0
     average = None
@@ -129,6 +133,7 @@ def train(
         first_step = resume_from.step
     if worker.rank == 0:
         delete_from_step(job.run_uri, step=first_step)
+        checkpoint_metrics.delete_after(job.run_uri, step=first_step)
     loop = _TrainLoop(job, worker, hooks, model, optimizer, average)
     stream = iter(batches(first_step))
     try:
@@ -143,6 +148,16 @@ def train(
         loop.close()
         if isinstance(stream, Generator):
             stream.close()
+
+
+def _build(
+    recipe: Recipe, worker: WorkerContext, hooks: Hooks, *, resume_from: CheckpointRef | None
+) -> nn.Module:
+    with with_local_weights(config_for_resume(recipe.model, resume_from=resume_from)) as config:
+        model = hooks.build(config).to(worker.device)
+    if recipe.scale.activation_checkpointing:
+        checkpoint_activations(model)
+    return model.train()
 
 
 def config_for_resume(config: ModelConfig, *, resume_from: CheckpointRef | None) -> ModelConfig:
@@ -199,6 +214,8 @@ class _TrainLoop:
         self.result.step = first_step
         metrics = StepMetrics(self.worker)
         for step in range(first_step, steps):
+            if self._should_stop_early(step, is_first=step == first_step):
+                return self._finish()
             if stop := self.hooks.stop_before(step):
                 return self._leave(stop, metrics)
             item = _check_step(metrics.next_batch(batches), step=step, steps=steps)
@@ -284,10 +301,10 @@ class _TrainLoop:
                 epoch=item.epoch,
                 identity=self.job.identity,
                 then=functools.partial(
-                    checkpoint.prune,
+                    best_checkpoint.prune,
                     self.job.run_uri,
+                    self.recipe.checkpoint,
                     step=item.step + 1,
-                    keep=self.recipe.checkpoint.keep,
                 ),
             )
         metrics = self.result.last_metrics | evaluation | {"step": float(item.step + 1)}
@@ -312,20 +329,46 @@ class _TrainLoop:
     def _evaluate(self, item: StepBatch) -> dict[str, float]:
         """Evaluate the model if the recipe asks for it, before the checkpoint is written.
 
-        After a crash in between, the resume evaluates again; the last step is evaluated by the run.
+        After a crash in between, the resume evaluates again. The last step is evaluated by the run,
+        except that it may be the best one.
         """
-        done = item.step + 1
-        if not self.recipe.evaluation.every_checkpoint or done == self.recipe.optim.steps:
-            return {}
+        recipe, done = self.recipe, item.step + 1
+        is_last = done == recipe.optim.steps
+        evaluates = recipe.evaluates_checkpoints and not is_last
+        metrics: dict[str, float] = {}
         with self._averaged_weights():
-            metrics = evaluate_checkpoint.evaluate_on_workers(
-                self.model, self.recipe, worker=self.worker
-            )
-        if self.worker.rank == 0:
-            evaluate_checkpoint.save_metrics(self.job.run_uri, metrics, step=done)
-            self.hooks.log(done, metrics)
-            self.hooks.print_line(progress.format_evaluation(metrics, done=done))
+            if evaluates or recipe.checkpoint.best_metric:
+                metrics |= evaluate_checkpoint.evaluate_on_workers(
+                    self.model, recipe, worker=self.worker
+                )
+            if recipe.computes_validation_losses:
+                metrics |= compute_validation_losses(self.model, recipe, worker=self.worker)
+        if self.worker.rank == 0 and metrics:
+            self._log_evaluation(metrics, done=done)
         return metrics
+
+    def _log_evaluation(self, metrics: dict[str, float], *, done: int) -> None:
+        checkpoint_metrics.save_metrics(self.job.run_uri, metrics, step=done)
+        self.hooks.log(done, metrics)
+        best_step = None
+        if metric := self.recipe.checkpoint.best_metric:
+            found = checkpoint_metrics.load_metrics(self.job.run_uri)
+            best_step = checkpoint_metrics.choose_best(found, metric)
+        self.hooks.print_line(progress.format_evaluation(metrics, done=done, best_step=best_step))
+
+    def _should_stop_early(self, step: int, *, is_first: bool) -> bool:
+        """Ask rank 0 after each evaluation, so that all workers stop before the same step."""
+        if not self.recipe.checkpoint.patience:
+            return False
+        if not is_first and not self._should_checkpoint(step):
+            return False
+        stalled = [False]
+        if self.worker.rank == 0:
+            stalled[0] = best_checkpoint.has_stopped_early(self.job.run_uri, self.recipe, step=step)
+        if self.worker.world_size > 1:
+            dist.broadcast_object_list(stalled, src=0)
+        self.result.stopped_early = stalled[0]
+        return stalled[0]
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:

@@ -5,10 +5,12 @@ A scheduler object would be state to save; this way a resumed run computes the s
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bsm.backbone_layers import describe_backbone
 from pipeline.recipe import OptimConfig
 
 _NORM_LAYERS = (
@@ -49,18 +51,25 @@ def _decay(optim: OptimConfig, *, step: int) -> float:
 def build_optimizer(model: nn.Module, *, optim: OptimConfig) -> "FiniteOptimizer":
     """Build the optimizer of a model's trained parameters.
 
-    As in detectron2, weight decay applies to biases but not to norm layers.
+    As in detectron2, weight decay applies to biases but not to norm layers, by default.
+
+    Args:
+        model: any; one of `bsm.build.build_model` if its backbone or its biases are special.
+        optim: the optimizer, and which parameters learn slower or do not decay.
+
+    Raises:
+        ValueError: timm does not number the layers of the backbone.
     """
-    norms: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter, is_norm in _iter_trainable(model):
-        (norms if is_norm else others).append(parameter)
-    groups = [
-        {"params": others, "weight_decay": optim.weight_decay},
-        {"params": norms, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
     lr = learning_rate(optim, step=0)
+    groups = [
+        {
+            "params": parameters,
+            "weight_decay": optim.weight_decay if rule.decays else 0.0,
+            "lr": lr * rule.lr_scale,
+            "lr_scale": rule.lr_scale,
+        }
+        for rule, parameters in _group_parameters(model, optim=optim).items()
+    ]
     # Only fused optimizers can skip an update on the device.
     if optim.optimizer == "adamw":
         return FiniteAdamW(groups, lr=lr, fused=True)
@@ -84,7 +93,8 @@ class FiniteOptimizer(torch.optim.Optimizer):
     def update(self, *, lr: float, gradient_norm: Tensor) -> None:
         """Update the weights; on the device, skip the update if the gradients are not finite."""
         for group in self.param_groups:
-            group["lr"] = lr
+            # Checkpoints of earlier versions have no scale.
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.found_inf = torch.isfinite(gradient_norm).logical_not().float()
         self.step()
 
@@ -97,10 +107,36 @@ class FiniteAdamW(FiniteOptimizer, torch.optim.AdamW):
     """AdamW with torch's betas."""
 
 
-def _iter_trainable(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
+class _Rule(NamedTuple):
+    """How a group of parameters is updated."""
+
+    lr_scale: float
+    decays: bool
+
+
+def _group_parameters(model: nn.Module, *, optim: OptimConfig) -> dict[_Rule, list[nn.Parameter]]:
+    """Group the trained parameters by rule: fast ones first, then those that decay."""
+    is_plain = optim.decay_biases and optim.backbone_lr_factor == optim.layer_decay == 1.0
+    backbone = {} if is_plain else describe_backbone(model)
+    groups: dict[_Rule, list[nn.Parameter]] = {}
+    for name, parameter, is_norm in _iter_trainable(model):
+        place = backbone.get(name)
+        scale = 1.0
+        if place is not None:
+            after = place.layers - place.layer
+            scale = optim.backbone_lr_factor * optim.layer_decay**after
+        spared = parameter.ndim <= 1 or (place is not None and not place.decays)
+        rule = _Rule(scale, decays=not is_norm and (optim.decay_biases or not spared))
+        groups.setdefault(rule, []).append(parameter)
+    return dict(sorted(groups.items(), reverse=True))
+
+
+def _iter_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """Yield name, parameter, and whether it belongs to a norm layer."""
     seen: set[int] = set()
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield parameter, isinstance(module, _NORM_LAYERS)
+                full = f"{prefix}.{name}" if prefix else name
+                yield full, parameter, isinstance(module, _NORM_LAYERS)

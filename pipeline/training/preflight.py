@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bsm.activation_checkpointing import checkpoint_activations
 from bsm.build import SkipRandomInit, build_model
 from bsm.configs.refine import RefinerConfig
 from bsm.configs.semantic import DeepLabConfig
@@ -51,6 +52,13 @@ _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
     },
 }
 """Recipe fields that not all models read, by the tasks that do."""
+
+_TASK_METRICS: dict[ModelTask, tuple[str, ...]] = {
+    "instance": ("boundary_ap", "mask_ap", "box_ap"),
+    "semantic": ("miou",),
+    "refine": ("boundary_iou", "mask_iou"),
+}
+"""Metrics that choose a checkpoint, by task."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +104,9 @@ def prepare_run(recipe: Recipe) -> PreparedRun:
         checkpoint.require_same(resume_from, identity=identity)
     config = config_for_resume(resolved.model, resume_from=resume_from)
     with resolve_start_weights(config, resolved, run_uri=run_uri) as start:
-        parameters, trained_parameters = _try_build(start)
+        parameters, trained_parameters = _try_build(
+            start, checkpoints_activations=resolved.scale.activation_checkpointing
+        )
         _warn_of_other_categories(start, train)
         # This also tests that the storage is writable, before the first checkpoint needs it.
         storage.write_bytes_atomic(storage.join(run_uri, "recipe.json"), to_json(recipe).encode())
@@ -135,7 +145,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def _try_build(start: StartWeights) -> tuple[int, int]:
+def _try_build(start: StartWeights, *, checkpoints_activations: bool) -> tuple[int, int]:
     """Build the model and load its weights, to count all and the trained parameters."""
     backbone = start.local_model.backbone
     if backbone.weights == "timm":
@@ -144,6 +154,8 @@ def _try_build(start: StartWeights) -> tuple[int, int]:
     try:
         with SkipRandomInit():
             model = build_model(start.local_model)
+        if checkpoints_activations:
+            checkpoint_activations(model)
     except ValueError as error:
         raise RecipeError(f"model: {start.name_version(str(error))}") from error
     counts = [(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()]
@@ -169,6 +181,7 @@ def _check_data(recipe: Recipe, train_uri: str, val_uri: str) -> tuple[Manifest,
     problems = [
         *_unused_field_problems(recipe),
         *_label_map_problems(recipe),
+        *_best_metric_problems(recipe),
         *_device_problems(recipe),
         *_environment_problems(recipe),
     ]
@@ -303,6 +316,21 @@ def _label_map_problems(recipe: Recipe) -> list[str]:
     if recipe.evaluation.window_px is not None and recipe.data.test_size_hw is not None:
         problems.append(SLIDING_WINDOW_OF_RESIZED)
     return problems
+
+
+def _best_metric_problems(recipe: Recipe) -> list[str]:
+    """Refuse a metric that no evaluation of this run gives: it would never choose."""
+    metric, known = recipe.checkpoint.best_metric, list(_TASK_METRICS[recipe.model.task])
+    if recipe.model.task == "semantic" and 3 in recipe.evaluation.radii_px:
+        known.append("boundary_f_3px")
+    if recipe.evaluation.boxes == "truth":
+        known += _TASK_METRICS["refine"]
+    if metric in {"", "val_loss", *known}:
+        return []
+    return [
+        f"checkpoint.best_metric {metric} is no metric of this evaluation, which gives "
+        f"{', '.join(known)} and val_loss. Type: --checkpoint.best-metric {known[0]}"
+    ]
 
 
 def _device_problems(recipe: Recipe) -> list[str]:

@@ -14,7 +14,10 @@ from pipeline.progress import format_duration
 from pipeline.recipe import Recipe
 from pipeline.training.step import BadStep, Summary
 
-_EVALUATED = ("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px", "boundary_iou")
+_EVALUATED = (
+    *("mask_ap", "boundary_ap", "box_ap", "miou", "boundary_f_3px", "boundary_iou"),
+    "val_loss",
+)
 _MAX_IMAGES = 16
 
 _LOSS_LABELS = {
@@ -73,10 +76,13 @@ def format_progress(metrics: Mapping[str, float], *, done: int, steps: int) -> s
     )
 
 
-def format_evaluation(metrics: Mapping[str, float], *, done: int) -> str:
-    """Format the metrics of a checkpoint: step 100  mask_ap .21  boundary_ap .10."""
+def format_evaluation(
+    metrics: Mapping[str, float], *, done: int, best_step: int | None = None
+) -> str:
+    """Format the metrics of a checkpoint: step 100  mask_ap .21  boundary_ap .10  best step 50."""
     scores = [f"{n} {_format_short(metrics[n])}" for n in _EVALUATED if n in metrics]
-    return "  ".join([f"step {done}", *scores])
+    best = [] if best_step is None else [f"best step {best_step}"]
+    return "  ".join([f"step {done}", *scores, *best])
 
 
 def describe_bad_step(bad: BadStep, *, run_uri: str, resume: str, checkpoint_step: int) -> str:
@@ -105,7 +111,7 @@ def describe_bad_step(bad: BadStep, *, run_uri: str, resume: str, checkpoint_ste
 def describe_out_of_memory(error: torch.OutOfMemoryError, recipe: Recipe, *, position: str) -> str:
     """Say what was asked of the GPU, without torch's advice, and what to change."""
     seen = str(error).partition(" Of the allocated memory")[0].partition(" If reserved")[0]
-    fewer = max(recipe.scale.images_per_microbatch // 2, 1)
+    fewer = max(recipe.scale.microbatch // 2, 1)
     smaller = "--data.crop-px" if recipe.model.task == "semantic" else "--data.short-edge-px"
     return (
         f"{position}: {seen}\nUse fewer images at once (--scale.images-per-microbatch {fewer}), "

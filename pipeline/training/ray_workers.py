@@ -193,7 +193,7 @@ def _read_batches(
                 world_size=worker.world_size,
                 seed=recipe.seed,
                 global_batch=recipe.optim.global_batch,
-                images_per_microbatch=recipe.scale.images_per_microbatch,
+                images_per_microbatch=recipe.scale.microbatch,
                 first_step=first_step,
                 with_masks=reads_masks(recipe.model),
             )

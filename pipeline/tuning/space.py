@@ -63,6 +63,12 @@ class Sweep(RecipePart):
                 "recipe.scale.num_workers",
                 "each trial is a Ray Train run and needs a worker: --scale.num-workers 1",
             )
+        if self.recipe.checkpoint.best_metric:
+            yield (
+                "recipe.checkpoint.best_metric",
+                "trials are compared by their last step; leave it out, and set it to train the "
+                "winner",
+            )
         every, steps = self.recipe.checkpoint.every_steps, self.recipe.optim.steps
         if every >= steps:
             yield (

@@ -21,6 +21,7 @@ from ray import tune
 from pipeline import storage
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import RecipeError, TrainingError
+from pipeline.evaluation.checkpoint_metrics import load_metrics
 from pipeline.recipe import rename_old_fields, to_json
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.run_report.page import REPORT_FILE
@@ -28,7 +29,6 @@ from pipeline.text import format_count, format_table
 from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle
 from pipeline.tracking.stores import format_error, redact, sqlite_path
-from pipeline.training import evaluate_checkpoint
 from pipeline.training.capacity import check_cluster, start_ray
 from pipeline.training.launch import resume_command
 from pipeline.training.preflight import prepare_run, resolve_paths
@@ -246,7 +246,7 @@ def _to_trial_result(sweep: Sweep, handle: RunHandle, result: Any) -> TrialResul
     last = result.metrics or {}
     folder = storage.join(sweep.recipe.storage, sweep.recipe.name, Path(result.path).name)
     # Read from the trial's folder: Tune forgets the reports from before a resume.
-    saved = evaluate_checkpoint.load_metrics(folder).items()
+    saved = load_metrics(folder).items()
     history = {step: metrics[sweep.metric] for step, metrics in saved if sweep.metric in metrics}
     steps = sweep.recipe.optim.steps
     if last.get("step") == steps:

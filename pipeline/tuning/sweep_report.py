@@ -13,11 +13,11 @@ import optuna
 
 from pipeline import storage
 from pipeline.errors import RecipeError
+from pipeline.evaluation.checkpoint_metrics import load_metrics
 from pipeline.recipe import from_dict
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.run_report.charts import Chart, draw
 from pipeline.run_report.page import Page, Section, Table, write_page
-from pipeline.training import evaluate_checkpoint
 from pipeline.tuning import plot
 from pipeline.tuning.results import (
     Importance,
@@ -87,7 +87,7 @@ def read_sweep(folder: str) -> tuple[Sweep, list[TrialResult]]:
 
 def _to_trial(sweep: Sweep, row: Mapping[str, Any], folder: str) -> TrialResult:
     number, name = int(row["trial"]), folder.rstrip("/").rpartition("/")[2]
-    saved = evaluate_checkpoint.load_metrics(storage.join(folder, trial_name(name, number)))
+    saved = load_metrics(storage.join(folder, trial_name(name, number)))
     history = {step: each[sweep.metric] for step, each in saved.items() if sweep.metric in each}
     if row[sweep.metric]:
         history[int(row["step"])] = float(row[sweep.metric])

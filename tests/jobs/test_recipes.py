@@ -135,6 +135,19 @@ NO_AUGMENTATION = {
 
 OURS = {"coco_r50_guided", "coco_r50_light", "coco_r50_fine"}
 
+ADDED_FIELDS = {
+    "optim.ema_decay": 0.0,
+    "optim.compile": False,
+    "optim.decay_biases": True,
+    "optim.backbone_lr_factor": 1.0,
+    "optim.layer_decay": 1.0,
+    "scale.activation_checkpointing": False,
+    "checkpoint.best_metric": "",
+    "checkpoint.patience": 0,
+    "evaluation.losses": False,
+}
+"""Fields of every recipe that there were not when each row was a file."""
+
 ADDED = {"coco_r50_fine"}
 """Rows that there were not when each row was a file."""
 
@@ -171,7 +184,7 @@ def test_every_old_job_is_a_row_with_an_equal_recipe() -> None:
     for job, recipe in old.items():
         # "ablation_coco_r50 no-warp" is the run ablation_coco_r50_no_warp.
         now = others.get(job) or RECIPES[re.sub("[ -]", "_", job)]
-        expected = {**recipe, "optim.ema_decay": 0.0, "optim.compile": False, **NO_AUGMENTATION}
+        expected = {**recipe, **ADDED_FIELDS, **NO_AUGMENTATION}
         if "model.output_stride" in recipe:
             expected["model.dilate_first_blocks"] = False  # added later
         if TARGET_SOURCE in recipe:

@@ -7,10 +7,10 @@ import pytest
 
 from pipeline import checksums
 from pipeline.errors import DatasetError, StorageError
+from pipeline.evaluation.checkpoint_metrics import load_metrics, save_metrics
 from pipeline.evaluation.cityscapes_files import evaluate_cityscapes
 from pipeline.evaluation.cityscapes_submission import write_submission
 from pipeline.evaluation.coco_files import read_json, write_detections
-from pipeline.training import evaluate_checkpoint
 from tests.object_stores import s3_bucket
 
 FRAME = "aachen_000000_000019"
@@ -100,8 +100,8 @@ def test_a_submission_that_changed_is_not_evaluated(tmp_path):
 
 
 def test_metrics_of_a_checkpoint_that_changed_do_not_decide_a_sweep(tmp_path):
-    evaluate_checkpoint.save_metrics(str(tmp_path), {"mask_ap": 0.25}, step=5)
-    assert evaluate_checkpoint.load_metrics(str(tmp_path)) == {5: {"mask_ap": 0.25}}
+    save_metrics(str(tmp_path), {"mask_ap": 0.25}, step=5)
+    assert load_metrics(str(tmp_path)) == {5: {"mask_ap": 0.25}}
     flip_bit(next(tmp_path.rglob("*.json")))
     with pytest.raises(StorageError, match="was changed"):
-        evaluate_checkpoint.load_metrics(str(tmp_path))
+        load_metrics(str(tmp_path))

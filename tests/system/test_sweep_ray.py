@@ -29,8 +29,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import RecipeError, Terminated
+from pipeline.evaluation.checkpoint_metrics import load_metrics
 from pipeline.recipe import from_json
-from pipeline.training import evaluate_checkpoint
 from pipeline.training.run_lock import hold_run
 from pipeline.tuning import sweep as sweeps
 from pipeline.tuning.search import SweepScheduler
@@ -252,7 +252,7 @@ def test_every_trial_is_evaluated_and_has_a_final_state(folder, result):
     assert states == {1: ("stopped", "2"), 2: ("finished", "8")}
     assert [rows[n][KERNEL] for n in (1, 2)] == ["3", "5"]
     folders = [str(trial_folder(folder, number)) for number in (1, 2)]
-    evaluated = [list(evaluate_checkpoint.load_metrics(each)) for each in folders]
+    evaluated = [list(load_metrics(each)) for each in folders]
     assert evaluated == [[2], [2, 4, 6]]
     store = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     for run in list_child_runs(store, result):

@@ -12,6 +12,8 @@ from bsm.build import build_model
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.recipe import from_json
 from pipeline.training.evaluate_checkpoint import evaluate_on_workers
+from pipeline.training.step import WorkerContext
+from pipeline.training.validation_loss import compute_validation_losses
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 from tests.pipeline.training.two_processes import process_group, run_in_two_processes
 
@@ -29,7 +31,9 @@ def main(recipe_json: str, rank: str, rendezvous: str) -> None:
     with process_group(rank, rendezvous) as worker:
         model = build(recipe).train()
         metrics = evaluate_on_workers(model, recipe, worker=worker)
-        sys.stdout.write(json.dumps({"metrics": metrics, "training": model.training}))
+        losses = compute_validation_losses(model, recipe, worker=worker)
+        found = {"metrics": metrics, "losses": losses, "training": model.training}
+        sys.stdout.write(json.dumps(found))
 
 
 @pytest.mark.timeout(180)
@@ -48,7 +52,10 @@ def test_two_workers_get_the_metrics_of_one_process(tmp_path):
     assert {"mask_ap", "boundary_ap", "boundary_iou"} <= same
     assert expected["boundary_iou"] > 0
     assert {name: first["metrics"][name] for name in same} == {n: expected[n] for n in same}
-    assert second["metrics"] == {}
+    assert second["metrics"] == second["losses"] == {}
+    losses = compute_validation_losses(build(recipe), recipe, worker=WorkerContext())
+    assert {"val_loss", "val_loss_mask", "val_loss_class"} < losses.keys()
+    assert first["losses"] == losses
     assert first["training"]
     assert second["training"]
 

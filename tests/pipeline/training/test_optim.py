@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from bsm.backbone import build_backbone
+from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.shared import FpnBackboneConfig
 from pipeline.recipe import OptimConfig
 from pipeline.training.optim import build_optimizer, clip_gradients, learning_rate
 
@@ -97,3 +100,64 @@ def test_an_update_with_bad_gradients_changes_neither_weights_nor_state(name):
     layer.weight.grad.fill_(1.0)
     optimizer.update(lr=0.1, gradient_norm=clip_gradients(layer, max_norm=None))
     assert not torch.equal(layer.weight, weights)
+
+
+class Detector(nn.Module):
+    """A transformer as a backbone, and a head."""
+
+    def __init__(self, *, freeze_at: int = 0) -> None:
+        super().__init__()
+        self.config = MaskRCNNConfig(
+            backbone=FpnBackboneConfig(name="test_vit", freeze_at=freeze_at)
+        )
+        self.trunk, _ = build_backbone(self.config.backbone, allow_plain=True)
+        self.head = nn.Linear(64, 2)
+
+
+def rules(model: nn.Module, **changes: object) -> dict[str, tuple[float, float]]:
+    """Return learning rate and weight decay by parameter, after an update at a rate of 1."""
+    optimizer = build_optimizer(model, optim=replace(OPTIM, **changes))
+    optimizer.update(lr=1.0, gradient_norm=torch.tensor(0.0))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_a_backbone_learns_slower_and_its_first_layers_the_slowest():
+    model = Detector()
+    found = rules(model, backbone_lr_factor=0.5, layer_decay=0.8)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert found["head.weight"] == found["head.bias"] == (1.0, 1e-4)
+    for block in range(6):
+        rate, decay = found[f"trunk.model.blocks.{block}.mlp.fc1.weight"]
+        assert rate == pytest.approx(0.5 * 0.8 ** (6 - block))
+        assert decay == 1e-4
+        assert found[f"trunk.model.blocks.{block}.norm1.bias"][1] == 0.0
+    assert found["trunk.model.pos_embed"] == (pytest.approx(0.5 * 0.8**7), 1e-4)
+    frozen = rules(Detector(freeze_at=5), layer_decay=0.8)
+    assert frozen == {"head.weight": (1.0, 1e-4), "head.bias": (1.0, 1e-4)}
+
+
+def test_biases_and_positions_are_spared_decay_on_request():
+    found = rules(Detector(), decay_biases=False)
+    assert {rate for rate, _ in found.values()} == {1.0}
+    decayed = {name for name, (_, decay) in found.items() if decay}
+    assert "head.weight" in decayed
+    assert "trunk.model.patch_embed.proj.weight" in decayed
+    assert not decayed & {"trunk.model.pos_embed", "trunk.model.cls_token", "head.bias"}
+    assert not any(name.endswith("bias") or "norm" in name for name in decayed)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_scales():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    saved = build_optimizer(model, optim=OPTIM).state_dict()
+    for group in saved["param_groups"]:
+        del group["lr_scale"]
+    optimizer = build_optimizer(model, optim=OPTIM)
+    optimizer.load_state_dict(saved)
+    optimizer.update(lr=0.25, gradient_norm=torch.tensor(0.0))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]

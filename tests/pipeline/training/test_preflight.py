@@ -51,18 +51,18 @@ def test_all_problems_are_reported_at_once(shards, folder):
         recipe,
         model=replace(recipe.model, backbone=backbone),
         data=replace(recipe.data, train_split="trian", val_split="vla"),
+        checkpoint=replace(recipe.checkpoint, best_metric="miou"),
     )
     with pytest.raises(RecipeError) as error:
         prepare_run(wrong)
-    for part in ("norm is sync", "shards/trian", "shards/vla", "jobs/ingest.py"):
+    best = "checkpoint.best_metric miou is no metric of this evaluation, which gives boundary_ap, "
+    for part in ("norm is sync", best, "shards/trian", "shards/vla", "jobs/ingest.py"):
         assert part in str(error.value)
 
 
 def test_augmentation_that_a_model_does_not_have_is_refused(shards, folder):
     recipe = tiny_recipe(shards, folder / "none", name="square", num_workers=0)
-    with pytest.raises(
-        RecipeError, match=r"data\.crop_px is the square of .*, which is off"
-    ):
+    with pytest.raises(RecipeError, match=r"data\.crop_px is the square of .*, which is off"):
         prepare_run(replace(recipe, data=replace(recipe.data, crop_px=64)))
     data = replace(recipe.data, copy_paste=0.5, scale_jitter=(0.1, 2.0))
     with pytest.raises(RecipeError) as error:

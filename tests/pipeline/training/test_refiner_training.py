@@ -15,6 +15,7 @@ from pipeline.training import checkpoint, launch
 from pipeline.training.evaluate_checkpoint import evaluate_on_workers
 from pipeline.training.preflight import prepare_run
 from pipeline.training.step import WorkerContext
+from pipeline.training.validation_loss import compute_validation_losses
 from tests.pipeline.refine.drawn_photos import TINY, make_tiny_refiner
 from tests.pipeline.training import tiny_run, tiny_semantic_run
 from tests.pipeline.training.tiny_refine_run import refine_recipe
@@ -105,4 +106,7 @@ def test_it_is_evaluated_while_it_trains(shards, folder):
     model = make_tiny_refiner().train()
     found = evaluate_on_workers(model, recipe, worker=WorkerContext())
     assert 0 < found["boundary_iou"] < 1
+    losses = compute_validation_losses(model, recipe, worker=WorkerContext())
+    assert losses["val_loss"] > 0
+    assert losses == compute_validation_losses(model, recipe, worker=WorkerContext())
     assert model.training

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.recipe import from_json
-from pipeline.training import checkpoint
+from pipeline.recipe import CheckpointConfig, from_json
+from pipeline.training import checkpoint, evaluate_checkpoint
 from pipeline.training.loop import Hooks, TrainResult, train
 from pipeline.training.step import WorkerContext
 from tests.pipeline.training.tiny_training import TinyModel, fake_steps, job_of
@@ -24,6 +24,12 @@ def build(_: object) -> nn.Module:
     # Each worker samples its own dropout masks; the number of workers changes nothing else.
     model.drop = nn.Identity()
     return model
+
+
+def evaluate(model, recipe, *, worker: WorkerContext) -> dict[str, float]:
+    """Give lower scores from evaluation to evaluation, on rank 0 as the real one."""
+    done = len(list(Path(recipe.storage, recipe.name, "measured").glob("*.json")))
+    return {"mask_ap": 0.5 / (1 + done)} if worker.rank == 0 else {}
 
 
 def train_tiny(recipe, worker: WorkerContext, *, poisoned: frozenset[int]) -> TrainResult:
@@ -47,6 +53,7 @@ def main(recipe_json: str, rank: str, rendezvous: str, poisoned: str) -> None:
     """Run in each of the two processes."""
     recipe = from_json(recipe_json)
     with process_group(rank, rendezvous) as worker:
+        evaluate_checkpoint.evaluate_on_workers = evaluate
         result = train_tiny(recipe, worker, poisoned=frozenset(json.loads(poisoned)))
         sys.stdout.write(json.dumps({"step": result.step, "error": result.error}))
         # DDP's reducer holds the group, and gloo's threads abort the process if they outlive it.
@@ -59,11 +66,15 @@ def run_twice(recipe, tmp_path: Path, *, poisoned: list[int]) -> list[dict]:
 
 
 @pytest.mark.timeout(150)
-def test_two_workers_reach_the_weights_of_one(recipe, tmp_path):
+def test_two_workers_reach_the_weights_of_one(recipe, tmp_path, monkeypatch):
+    # They also stop early before the same step, as only rank 0 knows the scores.
+    patient = CheckpointConfig(every_steps=4, best_metric="mask_ap", patience=1)
+    recipe = replace(recipe, checkpoint=patient)
     alone, shared = replace(recipe, name="alone"), replace(recipe, name="shared")
+    monkeypatch.setattr(evaluate_checkpoint, "evaluate_on_workers", evaluate)
     train_tiny(alone, WorkerContext(), poisoned=frozenset())
     results = run_twice(shared, tmp_path, poisoned=[])
-    assert [each["step"] for each in results] == [10, 10]
+    assert [each["step"] for each in results] == [8, 8]
     one, two = (
         checkpoint.load(checkpoint.find_latest(f"{recipe.storage}/{name}"))["model"]
         for name in ("alone", "shared")

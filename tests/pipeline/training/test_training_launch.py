@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from bsm.build import build_model
 from pipeline.errors import RecipeError, RegistryError, StorageError, TrainingError
+from pipeline.evaluation.checkpoint_metrics import load_metrics
 from pipeline.recipe import from_json
 from pipeline.rows import Paper, Row
-from pipeline.training import checkpoint, evaluate_checkpoint, launch, run_lock
+from pipeline.training import checkpoint, launch, run_lock
 from pipeline.training.finished_run import register_run
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
@@ -128,22 +129,41 @@ def test_a_run_with_a_changed_file_is_not_registered(finished_run, name, reason,
 def test_evaluating_checkpoints_does_not_change_training(finished_run, caplog):
     recipe, result = finished_run
     evaluating = replace(
-        recipe, name="evaluating", evaluation=replace(recipe.evaluation, every_checkpoint=True)
+        recipe,
+        name="evaluating",
+        checkpoint=replace(recipe.checkpoint, best_metric="val_loss", keep=1),
     )
     with caplog.at_level(logging.INFO, logger="pipeline"):
         evaluated = launch.run(evaluating)
-    for name in ("mask_ap", "boundary_ap", "box_ap", "samples_sha256"):
-        assert evaluated[name] == result[name]
-    trained = [load_file(run["weights"]) for run in (result, evaluated)]
-    for name, value in trained[0].items():
-        assert torch.equal(value, trained[1][name]), name
+    assert evaluated["samples_sha256"] == result["samples_sha256"]
+    run_uri = f"{recipe.storage}/evaluating"
+    last = checkpoint.load(checkpoint.find_latest(run_uri))
+    for name, value in load_file(result["weights"]).items():
+        assert torch.equal(value, last["model"][name]), name
     assert caplog.text.count("step 5  mask_ap ") == 1
-    saved = evaluate_checkpoint.load_metrics(f"{recipe.storage}/evaluating")
-    assert list(saved) == [5, 10]
-    assert {"mask_ap", "boundary_ap"} <= saved[5].keys()
+    # The best of them is the run's model.
+    saved = load_metrics(run_uri)
+    assert list(saved) == [5, 10, 13]
+    assert {"mask_ap", "boundary_ap", "val_loss", "val_loss_mask"} <= saved[5].keys()
+    best = min(saved, key=lambda step: saved[step]["val_loss"])
+    assert evaluated["evaluated_step"] == best
+    assert evaluated["checkpoint"].endswith(f"step-{best:08d}")
+    assert {ref.step for ref in checkpoint.find_all(run_uri)} == {best, 13}
+    for name in ("mask_ap", "boundary_ap", "box_ap"):
+        assert evaluated[name] == saved[best][name]
+    weights = checkpoint.load(checkpoint.get_ref(run_uri, step=best))["model"]
+    for name, value in load_file(evaluated["weights"]).items():
+        assert torch.equal(value, weights[name]), name
+    choice = f"The model is the checkpoint of step {best}: val_loss "
+    report = Path(evaluated["report"]).read_text()
+    assert choice in caplog.text
+    assert choice in report
+    assert ">validation</text>" in report
     store = MlflowClient(evaluated["tracking"].rpartition(" ")[2])
     history = store.get_metric_history(evaluated["run_id"], "boundary_ap")
-    assert [point.step for point in history] == [5, 10, 13]
+    assert sorted({point.step for point in history}) == [5, 10, 13]
+    losses = store.get_metric_history(evaluated["run_id"], "val_loss")
+    assert [point.step for point in losses] == [5, 10, 13]
     without = store.get_metric_history(result["run_id"], "boundary_ap")
     assert {point.step for point in without} == {13}
 

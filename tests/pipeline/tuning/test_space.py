@@ -52,7 +52,7 @@ def test_all_problems_of_a_sweep_are_reported_at_once():
     recipe = replace(
         SWEEP.recipe,
         scale=replace(SWEEP.recipe.scale, num_workers=0),
-        checkpoint=replace(SWEEP.recipe.checkpoint, every_steps=22_500),
+        checkpoint=replace(SWEEP.recipe.checkpoint, every_steps=22_500, best_metric="boundary_ap"),
     )
     with pytest.raises(RecipeError) as error:
         replace(
@@ -69,6 +69,7 @@ def test_all_problems_of_a_sweep_are_reported_at_once():
         "--scale.num-workers 1",
         "unknown field optim.lr_per_imag; perhaps you meant optim.lr_per_image",
         "optim.lr_per_image: must be in the searched range 0.1 to 1, got 0.00125",
+        "recipe.checkpoint.best_metric: trials are compared by their last step; leave it out",
         "every 22500 steps, which must be less than optim.steps 22500",
     ):
         assert part in str(error.value)

@@ -8,8 +8,8 @@ import pytest
 
 from jobs.sweep_quickstart import SWEEP
 from pipeline.errors import RecipeError
+from pipeline.evaluation.checkpoint_metrics import save_metrics
 from pipeline.recipe_json import to_plain
-from pipeline.training import evaluate_checkpoint
 from pipeline.tuning.results import format_trials_csv
 from pipeline.tuning.space import trial_name
 from pipeline.tuning.sweep_report import is_sweep, read_sweep, write_sweep_report
@@ -28,7 +28,7 @@ def write_folder(folder: Path) -> str:
     for trial in TRIALS:
         for step, value in trial.history.items():
             run = folder / trial_name(folder.name, trial.number)
-            evaluate_checkpoint.save_metrics(str(run), {SWEEP.metric: value}, step=step)
+            save_metrics(str(run), {SWEEP.metric: value}, step=step)
     return str(folder)
 
 

@@ -60,9 +60,7 @@ def test_all_problems_are_reported_at_once(shards, folder):
 
 def test_augmentation_that_a_model_does_not_have_is_refused(shards, folder):
     recipe = tiny_recipe(shards, folder / "none", name="square", num_workers=0)
-    with pytest.raises(
-        RecipeError, match=r"data\.crop_px is the square of .*, which is off"
-    ):
+    with pytest.raises(RecipeError, match=r"data\.crop_px is the square of .*, which is off"):
         prepare_run(replace(recipe, data=replace(recipe.data, crop_px=64)))
     data = replace(recipe.data, copy_paste=0.5, scale_jitter=(0.1, 2.0))
     with pytest.raises(RecipeError) as error:

@@ -36,6 +36,8 @@ class FakeBatch:
     image_id: Tensor
     lanes: Tensor
     colors: None = None
+    damage: None = None
+    dropped: None = None
 
     def to(self, device: torch.device) -> "FakeBatch":
         return self

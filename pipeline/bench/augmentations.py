@@ -6,6 +6,7 @@ The feed is that of training without Ray, from shards to batches of two. What a 
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -60,9 +61,7 @@ def bench_augmentations(
         dropped[name] = lost
         return count
 
-    cases = {
-        name: timed(lambda name=name, data=data: feed(name, data)) for name, data in configs.items()
-    }
+    cases = {name: timed(partial(feed, name, data)) for name, data in configs.items()}
     runs = time_in_turn(cases, rounds=rounds, print_line=print_line)
     bars = [
         *(Bar(over=name, under=_RESIZED) for name in _ON_RESIZED),

@@ -21,7 +21,7 @@ import torch
 from pipeline.data.augment import ResizeFlip
 from pipeline.data.batch import Ints
 from pipeline.data.mask_patches import EMPTY, Patch, cover_patch, resize_patch, unite_patches
-from pipeline.data.objects import Objects, Size, measure_patch
+from pipeline.data.objects import SampleObjects, Size, measure_patch
 from pipeline.data.photo import Pixels
 from pipeline.data.samples import Samples
 from pipeline.data.seeds import hash_ints, uniform
@@ -39,7 +39,7 @@ _EDGE_SIGMA_PX, _EDGE_REACH_PX = 1.0, 2
 class _Layer(NamedTuple):
     """Objects to paste, in pixels of the image that gets them."""
 
-    objects: Objects
+    objects: SampleObjects
     cover: Patch
     """Their masks, united."""
     pixels: Pixels
@@ -73,14 +73,14 @@ def paste_objects(
         if layer is not None:
             rest = _cover_objects(samples, index, own, layer.cover, with_masks=with_masks)
             dropped[index] += len(own.image) - len(rest.image)
-            own = Objects.concatenate([rest, layer.objects])
+            own = SampleObjects.concatenate([rest, layer.objects])
             images[index] = blend(images[index], layer.pixels, layer.corner_xy, layer.cover)
             sizes[index] = images[index].shape[:2]
             transforms[index] = ResizeFlip(*sizes[index], flipped=False)
         parts.append(own._replace(image=np.full_like(own.image, index)))
     return Samples(
         images=images,
-        objects=Objects.concatenate(parts),
+        objects=SampleObjects.concatenate(parts),
         transforms=transforms,
         mask_sizes_hw=sizes,
         seeds=samples.seeds,
@@ -192,8 +192,8 @@ def _fits(patch: Patch, size_hw: Size) -> bool:
 
 
 def _cover_objects(
-    samples: Samples, index: int, objects: Objects, cover: Patch, *, with_masks: bool
-) -> Objects:
+    samples: Samples, index: int, objects: SampleObjects, cover: Patch, *, with_masks: bool
+) -> SampleObjects:
     """Take off a sample's objects what is covered, and drop those of which nothing is left."""
     boxes, frames = objects.boxes_xyxy.clone(), objects.frames_xyxy.clone()
     fields, kept, rests = objects.squeeze_field.clone(), [], []
@@ -211,7 +211,7 @@ def _cover_objects(
         rests.append(rest)
         if patch is not None and rest is not patch:
             boxes[each], frames[each], fields[each] = measure_patch(rest)
-    left = Objects(objects.image, boxes, frames, objects.category_index, fields)
+    left = SampleObjects(objects.image, boxes, frames, objects.category_index, fields)
     return left.take(np.array(kept, dtype=np.int64))._replace(patches=tuple(rests))
 
 

@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 Size = tuple[int, int]
 
 
-class Objects(NamedTuple):
+class SampleObjects(NamedTuple):
     """The objects of some images without crowds, in the order of images and annotations."""
 
     image: Ints
@@ -47,28 +47,38 @@ class Objects(NamedTuple):
     patches: tuple[Patch, ...] = ()
     """The masks, if they were read. resize_objects leaves them as they are stored."""
 
-    def of_images(self, first: int, stop: int) -> "Objects":
+    def of_images(self, first: int, stop: int) -> "SampleObjects":
         """Return the objects of images first to stop - 1, which count from 0 then."""
         low, high = np.searchsorted(self.image, (first, stop))
         part = self.take(np.arange(low, high))
         return part._replace(image=part.image - first)
 
-    def take(self, index: Ints) -> "Objects":
+    def take(self, index: Ints) -> "SampleObjects":
         """Return some objects."""
         at = torch.from_numpy(index)
-        tensors = [each[at] for each in self[1:5]]
-        patches = tuple(self.patches[each] for each in index) if self.patches else ()
-        return Objects(self.image[index], *tensors, patches)
+        return SampleObjects(
+            image=self.image[index],
+            boxes_xyxy=self.boxes_xyxy[at],
+            frames_xyxy=self.frames_xyxy[at],
+            category_index=self.category_index[at],
+            squeeze_field=self.squeeze_field[at],
+            patches=tuple(self.patches[each] for each in index) if self.patches else (),
+        )
 
     @classmethod
-    def concatenate(cls, parts: Sequence["Objects"]) -> "Objects":
+    def concatenate(cls, parts: Sequence["SampleObjects"]) -> "SampleObjects":
         """Join the objects of images that follow one another."""
-        columns = list(zip(*parts, strict=True))
-        tensors = [torch.cat(column) for column in columns[1:5]]
-        return cls(np.concatenate(columns[0]), *tensors, sum(columns[5], ()))
+        return cls(
+            image=np.concatenate([each.image for each in parts]),
+            boxes_xyxy=torch.cat([each.boxes_xyxy for each in parts]),
+            frames_xyxy=torch.cat([each.frames_xyxy for each in parts]),
+            category_index=torch.cat([each.category_index for each in parts]),
+            squeeze_field=torch.cat([each.squeeze_field for each in parts]),
+            patches=tuple(patch for each in parts for patch in each.patches),
+        )
 
 
-def read_objects(rows: pa.Table, *, with_patches: bool) -> Objects:
+def read_objects(rows: pa.Table, *, with_patches: bool) -> SampleObjects:
     """Read the objects of rows, in stored pixels."""
     kept = ~flatten(rows, "is_crowd").to_numpy(zero_copy_only=False).astype(bool)
     counts = pc.list_value_length(rows["is_crowd"]).to_numpy().astype(np.int64)
@@ -83,7 +93,7 @@ def read_objects(rows: pa.Table, *, with_patches: bool) -> Objects:
         patches = tuple(
             decode_patch(each, sizes[image]) for each, image in zip(counts_of, row, strict=True)
         )
-    return Objects(
+    return SampleObjects(
         image=row,
         boxes_xyxy=boxes_xyxy,
         frames_xyxy=boxes_to_frames(boxes_xyxy),
@@ -93,7 +103,7 @@ def read_objects(rows: pa.Table, *, with_patches: bool) -> Objects:
     )
 
 
-def crop_objects(objects: Objects, windows: Sequence[WindowXyxy]) -> Objects:
+def crop_objects(objects: SampleObjects, windows: Sequence[WindowXyxy]) -> SampleObjects:
     """Crop the objects of images to a window of each image; those outside are dropped.
 
     Args:
@@ -117,7 +127,9 @@ def crop_objects(objects: Objects, windows: Sequence[WindowXyxy]) -> Objects:
         # Drawn boxes may be larger than their masks.
         sides = (window[2] - window[0], window[3] - window[1])
         boxes[index] = boxes[index].clamp(min=0).minimum(boxes.new_tensor(sides * 2))
-    cropped = Objects(objects.image, boxes, frames, objects.category_index, fields, tuple(patches))
+    cropped = SampleObjects(
+        objects.image, boxes, frames, objects.category_index, fields, tuple(patches)
+    )
     return cropped.take(np.array(kept, dtype=np.int64))
 
 
@@ -128,8 +140,8 @@ def measure_patch(patch: Patch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def resize_objects(
-    objects: Objects, sizes_hw: Sequence[Size], transforms: Sequence[ResizeFlip]
-) -> Objects:
+    objects: SampleObjects, sizes_hw: Sequence[Size], transforms: Sequence[ResizeFlip]
+) -> SampleObjects:
     """Scale and flip boxes and frames with their images; masks stay as they are.
 
     Args:

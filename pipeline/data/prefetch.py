@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def prefetch(
     *,
     max_pending: int,
     threads: int,
-) -> Iterator[To]:
+) -> Generator[To, None, None]:
     """Yield work(x) for each x of the source, in order, computed in the background.
 
     An error of the source or of `work` is raised at its position in the order. Closing the iterator

@@ -13,7 +13,7 @@ from pipeline.data.augment import (
     resize_and_flip,
 )
 from pipeline.data.batch import Ints, draw_transforms, read_arrays, row_sizes
-from pipeline.data.objects import Objects, Size, crop_objects, read_objects, resize_objects
+from pipeline.data.objects import SampleObjects, Size, crop_objects, read_objects, resize_objects
 from pipeline.data.photo import Pixels
 from pipeline.recipe import DataConfig
 
@@ -24,7 +24,7 @@ class Samples:
 
     images: Sequence[Pixels]
     """(h, w, 3) RGB of each."""
-    objects: Objects
+    objects: SampleObjects
     """In pixels of the images; their masks in those of mask_sizes_hw."""
     transforms: Sequence[ResizeFlip]
     """From the masks to the images."""
@@ -70,7 +70,7 @@ def make_samples(rows: pa.Table, data: DataConfig, *, seed: int, with_masks: boo
 
 
 def transform_objects(
-    objects: Objects,
+    objects: SampleObjects,
     sizes_hw: Sequence[Size],
     images: Sequence[Pixels],
     transforms: Sequence[ResizeFlip],

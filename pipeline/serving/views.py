@@ -39,9 +39,10 @@ def find_objects(model: nn.Module, pixels: Pixels, recipe: Recipe, *, scale: flo
     arrays: list[Any] = [each[0].cpu().numpy() for each in found]
     boxes, scores, category_index, valid, probs = arrays
     size_hw = (pixels.shape[0], pixels.shape[1])
-    height, width, _ = get_test_transform(size_hw, data)
+    transform = get_test_transform(size_hw, data)
     objects = select_objects(Objects(boxes, scores, category_index, probs), valid)
-    return scale_objects(objects, from_hw=(height, width), to_hw=size_hw)
+    from_hw = (transform.height_px, transform.width_px)
+    return scale_objects(objects, from_hw=from_hw, to_hw=size_hw)
 
 
 @torch.inference_mode()

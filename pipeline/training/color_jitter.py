@@ -1,4 +1,4 @@
-"""Color jitter of a batch, on the device that trains it.
+"""Color jitter of a batch, on the device that trains it, and what else is done to its photos.
 
 The factors come with the batch (pipeline/data/augment.py: draw_color_jitter), so the colors of a
 sample depend on its seed alone, not on the device or on the other images of the batch. The order is
@@ -20,6 +20,8 @@ from pipeline.training.damage_photos import damage_photos
 
 def jitter_colors(batch: Batch) -> Batch:
     """Apply a batch's color factors to its images, then its damage, if it has any."""
+    if batch.colors is None and batch.damage is None:
+        return batch
     images = batch.images
     if batch.colors is not None:
         images = adjust_colors(images, batch.image_sizes_hw, batch.colors)

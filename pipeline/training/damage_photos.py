@@ -45,17 +45,17 @@ def _degrade(photo: Tensor, damage: PhotoDamage) -> Tensor:
     # Most recipes damage nothing, and kornia takes a second to import.
     from kornia.color import rgb_to_grayscale  # noqa: PLC0415
     from kornia.enhance import jpeg_codec_differentiable  # noqa: PLC0415
-    from kornia.filters import filter2d_separable, get_gaussian_kernel1d  # noqa: PLC0415
+    from kornia.filters import gaussian_blur2d  # noqa: PLC0415
 
     pixels = photo[None].float() / 255
     if damage.gray:
         pixels = rgb_to_grayscale(pixels).expand(-1, 3, -1, -1)
     if damage.blur_sigma_px:
-        # Filled on the device: a copy from the host would wait for it.
-        sigma = pixels.new_full((1, 1), damage.blur_sigma_px)
-        kernel = get_gaussian_kernel1d(_BLUR_KERNEL, sigma)
-        pixels = filter2d_separable(pixels, kernel, kernel, border_type="replicate")
+        # kornia fills a kernel from numbers on the device, without a wait.
+        sigma = (damage.blur_sigma_px, damage.blur_sigma_px)
+        pixels = gaussian_blur2d(pixels, _BLUR_KERNEL, sigma, border_type="replicate")
     if damage.jpeg_quality:
+        # Filled on the device: a copy from the host would wait for it.
         quality = pixels.new_full((1,), damage.jpeg_quality)
         pixels = jpeg_codec_differentiable(pixels, quality)
     return (pixels[0].clamp(0, 1) * 255).round().to(torch.uint8)

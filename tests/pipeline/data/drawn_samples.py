@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
 from pipeline.data.instance_fields import compute_squeeze_field
-from pipeline.data.objects import Objects, read_objects
+from pipeline.data.objects import SampleObjects, read_objects
 from pipeline.data.run_lengths import RunLengths, decode_counts
 from pipeline.data.schema import FIELD_SIDE, INSTANCE_SCHEMA
 
@@ -41,7 +41,7 @@ drawn = st.tuples(st.integers(8, 28), st.integers(8, 28)).flatmap(
 )
 
 
-def read_drawn(images: list[Drawn]) -> Objects:
+def read_drawn(images: list[Drawn]) -> SampleObjects:
     """Read objects as ingest stores them; their categories count over all images."""
     rows, category = [], 0
     for index, image in enumerate(images):

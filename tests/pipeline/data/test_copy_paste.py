@@ -88,7 +88,7 @@ transforms = st.tuples(st.integers(6, 40), st.integers(6, 40), st.booleans()).ma
 
 
 @given(drawn, drawn, transforms, transforms, st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None, phases=PHASES)
+@settings(max_examples=20, deadline=None, phases=PHASES)
 def test_pasted_objects_take_what_they_cover_off_those_below(one, two, first, second, seed):
     samples = make_samples([one, two], [first, second], seed=seed)
     before = [image.copy() for image in samples.images]

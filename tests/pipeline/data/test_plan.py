@@ -82,7 +82,7 @@ def test_steps_are_the_same_for_every_start_worker_count_and_item_size(
 
 
 @given(row_groups, seeds, batches)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_pairs_train_every_sample_exactly_once_per_epoch_too(groups, seed, global_batch):
     plan = Plan(groups, seed=seed, global_batch=global_batch, pairs=True)
     plain = Plan(groups, seed=seed, global_batch=global_batch)
@@ -97,7 +97,7 @@ def test_pairs_train_every_sample_exactly_once_per_epoch_too(groups, seed, globa
 
 
 @given(row_groups, seeds, batches, st.integers(0, 40), st.integers(1, 30), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_pairs_are_whole_for_every_start_worker_count_and_item_size(
     groups, seed, global_batch, first, steps, data
 ):

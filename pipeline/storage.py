@@ -6,20 +6,28 @@ GOOGLE_APPLICATION_CREDENTIALS, ...), never from the URI, so recipes, logs and e
 Writes are atomic: a reader sees the old file or the new one, never a part.
 """
 
+import logging
 import os
+import random
 import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import StorageError
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LOCAL = ("", "file")
 _SCHEMES = (*_LOCAL, "s3", "gs")
@@ -32,6 +40,11 @@ _ENDPOINTS = {
 
 _NO_CONNECTION = re.compile(r"(?:curlCode: \d+, |CURL error \[\d+\]=)(.*?)(?:;| error_info|$)")
 """In the messages of AWS's and Google's libraries."""
+
+_BUSY = re.compile("SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|HTTP status 50[0234]")
+"""In the messages of a store that answers, but not with what it was asked for."""
+_BUSY_LIMIT_S = 180
+_LONGEST_PAUSE_S = 10.0
 
 _EMULATOR_TIMEOUT = timedelta(seconds=5)
 _GS_TIMEOUT = timedelta(seconds=30)
@@ -89,8 +102,7 @@ def open_file(uri: str) -> pa.NativeFile:
         StorageError: it is missing or cannot be read.
     """
     fs, path = resolve(uri)
-    with _wrap_errors(uri, "read"):
-        return fs.open_input_file(path)
+    return _ask(uri, "read", lambda: fs.open_input_file(path))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -100,9 +112,13 @@ def read_bytes(uri: str) -> bytes:
         StorageError: it is missing or cannot be read.
     """
     fs, path = resolve(uri)
-    # Not as a stream: on S3 every chunk of a stream is a request, hundreds for a checkpoint.
-    with _wrap_errors(uri, "read"), fs.open_input_file(path) as file:
-        return bytes(file.read())
+
+    def read() -> bytes:
+        # Not as a stream: on S3 every chunk of a stream is a request, hundreds for a checkpoint.
+        with fs.open_input_file(path) as file:
+            return bytes(file.read())
+
+    return _ask(uri, "read", read)
 
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:
@@ -112,14 +128,17 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
         StorageError: the file cannot be written; an old version is kept.
     """
     fs, path = resolve(uri)
-    with _wrap_errors(uri, "write"):
+
+    def write() -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _write_local(Path(path), data)
-        else:
-            # The object appears when the stream is closed. All data goes in one write: if one of
-            # several failed, closing would publish the first part.
-            with fs.open_output_stream(path, compression=None) as stream:
-                stream.write(data)
+            return
+        # The object appears when the stream is closed. All data goes in one write: if one of
+        # several failed, closing would publish the first part.
+        with fs.open_output_stream(path, compression=None) as stream:
+            stream.write(data)
+
+    _ask(uri, "write", write)
 
 
 def list_files(uri: str, *, suffix: str = "", recursive: bool = False) -> list[str]:
@@ -134,15 +153,15 @@ def list_folder(uri: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
     """List the entries of a folder; a missing folder counts as empty."""
     fs, path = resolve(uri)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    with _wrap_errors(uri, "list"):
-        found: list[pafs.FileInfo] = fs.get_file_info(selector)
+    found: list[pafs.FileInfo] = _ask(uri, "list", lambda: fs.get_file_info(selector))
     return found
 
 
 def remove(uri: str) -> None:
     """Delete a file or a whole folder, if it exists."""
     fs, path = resolve(uri)
-    with _wrap_errors(uri, "delete"):
+
+    def delete() -> None:
         match fs.get_file_info(path).type:
             case pafs.FileType.File:
                 fs.delete_file(path)
@@ -151,11 +170,12 @@ def remove(uri: str) -> None:
                 with suppress(FileNotFoundError):
                     fs.delete_dir(path)
 
+    _ask(uri, "delete", delete)
+
 
 def _file_info(uri: str) -> pafs.FileInfo:
     fs, path = resolve(uri)
-    with _wrap_errors(uri, "access"):
-        info: pafs.FileInfo = fs.get_file_info(path)
+    info: pafs.FileInfo = _ask(uri, "access", lambda: fs.get_file_info(path))
     return info
 
 
@@ -229,6 +249,27 @@ def _write_local(path: Path, data: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _ask(uri: str, verb: str, call: Callable[[], T]) -> T:
+    """Call, and again while the store answers that it is too busy; its library gives up in seconds.
+
+    Raises:
+        StorageError: another error, or the store is still busy after _BUSY_LIMIT_S.
+    """
+    started_s, pause_s = time.monotonic(), 1.0
+    while True:
+        try:
+            with _wrap_errors(uri, verb):
+                return call()
+        except StorageError as error:
+            if not _BUSY.search(str(error)) or time.monotonic() - started_s > _BUSY_LIMIT_S:
+                raise
+            if pause_s == 1.0:
+                _log.warning("%s; trying again for %d s", error, _BUSY_LIMIT_S)
+        # Random, so that many workers do not try again in step.
+        time.sleep(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311  no secret
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 @contextmanager

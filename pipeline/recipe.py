@@ -261,6 +261,9 @@ class Recipe(RecipePart, Generic[Model_co]):
     """Name of the run; the same name with the same recipe resumes it."""
     storage: str = "runs"
     """Folder or URI for checkpoints, results and the embedded tracking store."""
+    weights_mirror: str = ""
+    """Folder or URL to take published weights from instead of the internet; "" is that of
+    BSM_WEIGHTS_MIRROR, or none. It holds files as HOST/PATH (docs/weights.md)."""
     seed: Annotated[int, Interval(ge=0, lt=2**31)] = 0
     """Seed of every random choice."""
     # mypy has no default that holds for every value of a type variable.
@@ -277,6 +280,8 @@ class Recipe(RecipePart, Generic[Model_co]):
         """Check the name, and that the workers share a batch evenly."""
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name):
             yield "name", f"may hold letters, digits, '.', '_' and '-', got {self.name!r}"
+        if _has_secret(self.weights_mirror):
+            yield "weights_mirror", "contains a password, which would end up in logs"
         workers, batch = max(self.scale.num_workers, 1), self.optim.global_batch
         if batch % workers:
             divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]

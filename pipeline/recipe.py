@@ -206,6 +206,10 @@ class EvaluationConfig(RecipePart):
     """Images per forward pass."""
     paste_bytes: int = 64 * 2**20
     """Instance and refine: memory limit in bytes for masks at image size."""
+    flip: bool = False
+    """Instance and semantic: predict the mirror image too, and merge both."""
+    scales: Annotated[tuple[Annotated[float, Interval(ge=0.1, le=10)], ...], MinLen(1)] = (1.0,)
+    """Instance and semantic: predict at each of these multiples of the test size, and merge."""
     boxes: Literal["predicted", "truth"] = "predicted"
     """Instance: evaluate predicted boxes and masks, or only the masks, in ground truth boxes."""
     dilation_ratio: Annotated[float, Interval(gt=0, lt=1)] | None = None
@@ -224,6 +228,18 @@ class EvaluationConfig(RecipePart):
     absent: Literal["one", "skip"] = "one"
     """Semantic: an image where a class has no outline counts as F = 1, as in published numbers, or
     is skipped."""
+
+    @property
+    def has_views(self) -> bool:
+        """Whether several views of an image are merged."""
+        return self.flip or self.scales != (1.0,)
+
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that views are merged only where there is something to merge."""
+        if self.has_views and self.boxes == "truth":
+            yield "boxes", '"truth" has no boxes to merge; leave out flip and scales'
+        if self.has_views and self.window_px is not None:
+            yield "window_px", "windows cannot be merged; leave out flip and scales"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,11 +38,11 @@ _MAX_NAMES = 8
 _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
     "instance": {
         "data": ("short_edge_px", "test_short_edge_px", "long_edge_px"),
-        "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission"),
+        "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission", "flip", "scales"),
     },
     "semantic": {
         "data": ("scale_range", "crop_px", "test_size_hw"),
-        "evaluation": ("window_px", "window_overlap", "radii_px", "absent"),
+        "evaluation": ("window_px", "window_overlap", "radii_px", "absent", "flip", "scales"),
     },
     "refine": {
         "data": ("short_edge_px", "long_edge_px"),

@@ -128,6 +128,8 @@ NO_FINE_STAGES = {
 
 ADDED_FIELDS: dict[str, Any] = {
     "weights_mirror": "",
+    "evaluation.flip": False,
+    "evaluation.scales": [1.0],
     "model.weights_categories": [],
     "model.head_norm": "none",
     "model.proposals.num_convs": 1,

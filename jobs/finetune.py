@@ -15,12 +15,14 @@ import functools
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from pipeline.cli import Result, run_job, train_row
+from pipeline.cli import Result, parse_recipe, run_job, train_row
 from pipeline.errors import RecipeError
 from pipeline.invocation import Invocation
 from pipeline.recipe import DataConfig, Recipe
 from pipeline.rows import Row
 
+OPTIONS = Recipe(name="finetune")
+"""Its fields are the options, whatever the model."""
 _NEEDED = {"--from": "models:/NAME@champion", "--data.root": "SHARDS"}
 
 
@@ -41,9 +43,9 @@ def main(call: Invocation | None = None) -> None:
 def _finetune(call: Invocation) -> Result | None:
     choice = _read_choice(call.arguments)
     missing = [flag for flag in _NEEDED if not choice.values[flag]]
-    if missing and {"-h", "--help"} & set(call.arguments):
-        print(_format_help(call))
-        return None
+    if {"-h", "--help"} & set(call.arguments):
+        # Before a model is named, the options are those of the most frequent recipe.
+        parse_recipe(OPTIONS, ["--help"], description=call.docstring, program=_usage(call))
     if missing:
         raise RecipeError(
             f"{' and '.join(missing)} must be given: {call.command} --data.root SHARDS --from "
@@ -93,12 +95,8 @@ def _read_choice(arguments: tuple[str, ...]) -> _Choice:
     return _Choice(vars(found), tuple(others))
 
 
-def _format_help(call: Invocation) -> str:
-    return (
-        f"usage: {call.program} --data.root SHARDS --from MODEL [OPTIONS]\n\n{call.docstring}\n"
-        f"The options are those of the model's recipe: {call.program} --data.root SHARDS --from "
-        "MODEL --help"
-    )
+def _usage(call: Invocation) -> str:
+    return f"{call.program} --data.root SHARDS --from MODEL"
 
 
 if __name__ == "__main__":

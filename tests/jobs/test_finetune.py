@@ -192,5 +192,8 @@ def test_both_flags_are_needed(monkeypatch, capsys):
         finetune.main()
     assert "--from and --data.root must be given" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["jobs/finetune.py", "--help"])
-    finetune.main()
-    assert "usage: " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        finetune.main()
+    shown = capsys.readouterr().out
+    assert "usage: jobs/finetune.py --data.root SHARDS --from MODEL" in shown
+    assert "--optim.steps" in shown

@@ -116,8 +116,12 @@ def _take(
         own_entries = how.list_entries(range(len(categories)))
         their_entries = how.list_entries(range(count))
         pairs = [(0, 0), *((1 + k, 1 + each) for k, each in enumerate(categories) if each >= 0)]
-        to[how.axis] = torch.tensor([i for mine, _ in pairs for i in own_entries[mine]])
-        source[how.axis] = torch.tensor([i for _, other in pairs for i in their_entries[other]])
+        to[how.axis] = torch.tensor(
+            [i for k, _ in pairs for i in own_entries[k]], dtype=torch.int64
+        )
+        source[how.axis] = torch.tensor(
+            [i for _, k in pairs for i in their_entries[k]], dtype=torch.int64
+        )
     if tuple(sizes) != tuple(ours.shape):
         return theirs  # does not fit, which the caller reports
     result = ours.clone()

@@ -96,3 +96,15 @@ def test_each_category_needs_an_entry():
         replace(config, weights="w.safetensors", weights_categories=(0, 1))
     with pytest.raises(ValueError, match="needs weights to take categories from"):
         replace(config, weights_categories=(0, 1, 2))
+
+
+def test_all_categories_may_start_at_random(tmp_path):
+    config = tiny_config(kind="plain", num_classes=3)
+    weights = save_random(config, tmp_path / "w.safetensors")
+    source = build_model(replace(config, weights=weights)).state_dict()
+    model = build_model(
+        replace(config, num_classes=2, weights=weights, weights_categories=(-1, -1))
+    )
+    scores = model.state_dict()["box_head.scores.weight"]
+    assert torch.equal(scores[2], source["box_head.scores.weight"][3])  # the background
+    assert not torch.equal(scores[:2], source["box_head.scores.weight"][:2])

@@ -116,14 +116,14 @@ def _take(
         own_entries = how.list_entries(range(len(categories)))
         their_entries = how.list_entries(range(count))
         pairs = [(0, 0), *((1 + k, 1 + each) for k, each in enumerate(categories) if each >= 0)]
-        to[how.axis] = torch.tensor(
-            [i for k, _ in pairs for i in own_entries[k]], dtype=torch.int64
-        )
-        source[how.axis] = torch.tensor(
-            [i for _, k in pairs for i in their_entries[k]], dtype=torch.int64
-        )
+        to[how.axis] = _join([own_entries[k] for k, _ in pairs])
+        source[how.axis] = _join([their_entries[k] for _, k in pairs])
     if tuple(sizes) != tuple(ours.shape):
         return theirs  # does not fit, which the caller reports
     result = ours.clone()
     result[torch.meshgrid(*to, indexing="ij")] = theirs[torch.meshgrid(*source, indexing="ij")]
     return result
+
+
+def _join(entries: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([i for each in entries for i in each], dtype=torch.int64)

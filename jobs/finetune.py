@@ -74,7 +74,7 @@ def _finetune(call: Invocation) -> Result | None:
         declared: Recipe, recipe: Recipe, *, given: Collection[str]
     ) -> tuple[Recipe, list[str]]:
         fitted, notices = finetune.fit_to_images(
-            recipe, given=given, images=manifest.images, start=declared.optim
+            recipe, given=given, images=manifest.images, start=start.optim
         )
         return fitted, [finetune.describe_categories(start, names), *notices]
 

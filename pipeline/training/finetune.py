@@ -18,7 +18,6 @@ from pipeline.data.schema import get_shard_task
 from pipeline.errors import RecipeError
 from pipeline.recipe import (
     DataConfig,
-    EvaluationConfig,
     OptimConfig,
     Recipe,
     ScaleConfig,
@@ -46,8 +45,10 @@ EPOCHS = 12
 """As many as the usual schedule on COCO has."""
 MIN_STEPS = 300
 """Fewer do not train the rows of new categories, however small the data set."""
-LR_SHARE = 0.1
-"""Share of the rate that the model was trained at: its features are to be kept."""
+SGD_SHARE = 0.1
+"""Share of SGD's rate per image, as detectron2's tutorial has for 61 photos of balloons."""
+ADAM_SHARE = 0.25
+"""Share of AdamW's rate, whatever the batch: the length of its steps depends on the rate alone."""
 
 _SGD = OptimConfig()
 """detectron2's, with which the published models were trained."""
@@ -164,13 +165,14 @@ def make_recipe(start: StartModel, data: DataConfig, *, name: str) -> tuple[Reci
         )
     model = continue_model(start, [each.name for each in manifest.categories])
     shards = {field: getattr(data, field) for field in ("root", "train_split", "val_split")}
+    scale = _choose_scale()
+    batch = _choose_batch(manifest.images, workers=max(scale.num_workers, 1))
     recipe = Recipe(
         name=name,
         model=model,
         data=replace(start.data, **shards),
-        optim=start.optim,
-        evaluation=EvaluationConfig(),
-        scale=_choose_scale(),
+        optim=replace(start.optim, global_batch=batch),
+        scale=scale,
         tracking=TrackingConfig(model_name=name),
     )
     return recipe, manifest
@@ -236,15 +238,15 @@ def _derive(
     batch = optim.global_batch
     if "optim.global_batch" not in given:
         batch = _choose_batch(images, workers=max(recipe.scale.num_workers, 1))
-        yield "optim.global_batch", batch, f"an epoch of {images} images has steps enough"
+        yield "optim.global_batch", batch, f"so that an epoch of {images} images has several steps"
     steps = optim.steps
     if "optim.steps" not in given:
         steps = max(MIN_STEPS, math.ceil(EPOCHS * images / batch))
         epochs = steps * batch / images
         yield "optim.steps", steps, f"{epochs:.0f} epochs, {EPOCHS} or {MIN_STEPS} steps at least"
     if "optim.lr_per_image" not in given:
-        share = f"{LR_SHARE:g} of the {start.lr_per_image:.3g} that the model was trained at"
-        yield "optim.lr_per_image", start.lr_per_image * LR_SHARE, f"{share}, to keep what it knows"
+        value, share = _derive_rate(optim, batch=batch, start=start)
+        yield "optim.lr_per_image", value, f"{share}, so that it keeps what it knows"
     if "optim.schedule" not in given:
         yield "optim.schedule", "cosine", "falls to 0 however many steps there are"
     if "optim.warmup_steps" not in given:
@@ -254,6 +256,19 @@ def _derive(
     if recipe.model.backbone.norm in {"batch", "sync"} and "model.backbone.norm" not in given:
         reason = f"{batch} images have poorer statistics than those of its training"
         yield "model.backbone.norm", "frozen", reason
+
+
+def _derive_rate(optim: OptimConfig, *, batch: int, start: OptimConfig) -> tuple[float, str]:
+    if optim.optimizer != start.optimizer:
+        raise RecipeError(
+            f"--optim.optimizer {optim.optimizer} needs --optim.lr-per-image: the rate that the "
+            f"model was trained at is one of {start.optimizer}"
+        )
+    if optim.optimizer == "adamw":
+        value = start.lr * ADAM_SHARE / batch
+        return value, f"{ADAM_SHARE:g} of the model's own rate {start.lr:.3g}"
+    value = start.lr_per_image * SGD_SHARE
+    return value, f"{SGD_SHARE:g} of the model's own {start.lr_per_image:.3g}"
 
 
 def _set_field(config: Any, path: str, value: object) -> Any:  # noqa: ANN401  of any class

@@ -1,5 +1,7 @@
 """Convolutions of the heads, and norms after them."""
 
+from typing import cast
+
 from torch import nn
 
 from bsm.backbone import FpnBackbone, convert_norm
@@ -32,9 +34,9 @@ def add_pyramid_norms(backbone: FpnBackbone, norm: HeadNorm) -> None:
         return
     for convs in (backbone.laterals, backbone.outputs):
         for index, conv in enumerate(convs):
-            convs[index] = _with_norm(conv, norm)
+            convs[index] = _with_norm(cast(nn.Conv2d, conv), norm)
 
 
-def _with_norm(conv: nn.Module, norm: HeadNorm) -> nn.Module:
+def _with_norm(conv: nn.Conv2d, norm: HeadNorm) -> nn.Module:
     conv.bias = None
-    return convert_norm(nn.Sequential(conv, nn.BatchNorm2d(len(conv.weight))), norm=norm)
+    return convert_norm(nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels)), norm=norm)

@@ -55,7 +55,7 @@ def find_mean_probs(
     """Compute the mean of several views' class probabilities; see `find_merged_objects`."""
     views = _list_views(scales, flip=flip)
     total = sum(_find_probs(find, pixels, *view) for view in views)
-    mean: Floats = np.asarray(total) / len(views)
+    mean: Floats = np.asarray(total, dtype=np.float32) / np.float32(len(views))
     return mean
 
 

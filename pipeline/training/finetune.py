@@ -122,7 +122,7 @@ def choose_split(root: str, word: str) -> str:
     Raises:
         RecipeError: there is none, or there are several.
     """
-    folders = [info.base_name for info in storage.list_folder(root) if not info.is_file]
+    folders: list[str] = [info.base_name for info in storage.list_folder(root) if not info.is_file]
     splits = [
         name for name in sorted(folders) if storage.exists(storage.join(root, name, MANIFEST_FILE))
     ]
@@ -185,12 +185,13 @@ def continue_model(start: StartModel, names: Sequence[str]) -> ModelConfig:
     # Each model config is a class of its own; replace() returns the same class.
     model: Any = without_weights(start.model)
     is_same = indices == tuple(range(len(start.categories)))
-    return replace(
+    continued: ModelConfig = replace(
         model,
         num_classes=len(names),
         weights=start.reference,
         weights_categories=() if is_same else indices,
     )
+    return continued
 
 
 def describe_categories(start: StartModel, names: Sequence[str]) -> str:
@@ -280,7 +281,7 @@ def _set_field(config: Any, path: str, value: object) -> Any:  # noqa: ANN401  o
 
 def _choose_batch(images: int, *, workers: int) -> int:
     """Choose a power of two that all workers share evenly."""
-    wanted = 2 ** int(math.log2(max(images / IMAGES_PER_BATCH_IMAGE, 2)))
+    wanted = 1 << int(math.log2(max(images / IMAGES_PER_BATCH_IMAGE, 2)))
     return math.ceil(min(MAX_BATCH, wanted) / workers) * workers
 
 

@@ -244,7 +244,8 @@ def _derive(
     if "optim.steps" not in given:
         steps = max(MIN_STEPS, math.ceil(EPOCHS * images / batch))
         epochs = steps * batch / images
-        yield "optim.steps", steps, f"{epochs:.0f} epochs, {EPOCHS} or {MIN_STEPS} steps at least"
+        least = f"at least {EPOCHS}, and {MIN_STEPS} steps"
+        yield "optim.steps", steps, f"{epochs:.0f} epochs ({least})"
     if "optim.lr_per_image" not in given:
         value, share = _derive_rate(optim, batch=batch, start=start)
         yield "optim.lr_per_image", value, f"{share}, so that it keeps what it knows"

@@ -100,8 +100,10 @@ def _fetch_from_mirror(file: WeightsFile, mirror: str, cached: Path) -> Path:
             _check(file, local)
             return local
         else:
-            storage.write_bytes_atomic(str(cached), storage.read_bytes(place))
-            _check(file, cached)
+            part = cached.with_name(f"{cached.name}.part")
+            storage.write_bytes_atomic(str(part), storage.read_bytes(place))
+            _check(file, part)
+            part.replace(cached)
     except StorageError as error:
         raise StorageError(
             f"weights {file.name}: not in the mirror: {place}: {error}. Fetch {file.url} where "

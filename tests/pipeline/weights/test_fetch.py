@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import storage
 from pipeline.errors import RecipeError, StorageError
 from pipeline.weights import download, fetch
 from pipeline.weights.fetch import fetch_weights, to_absolute_mirror
@@ -162,6 +163,18 @@ def test_a_server_is_a_mirror(site, tmp_path):
         assert other.requests == [(f"/weights/{site.url.removeprefix('http://')}/{FILE}", "")]
     assert path == cached(site, tmp_path)
     assert site.requests == []
+
+
+def test_a_bucket_is_a_mirror(site, tmp_path, monkeypatch):
+    place = tmp_path / "bucket" / site.url.removeprefix("http://") / FILE
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"damaged")
+    monkeypatch.setattr(storage, "is_local", lambda _: False)
+    with pytest.raises(StorageError, match="it is damaged"):
+        fetch_weights(NAME, mirror=str(tmp_path / "bucket"))
+    place.write_bytes(CONTENT)
+    path = fetch_weights(NAME, mirror=str(tmp_path / "bucket"))
+    assert (path, path.read_bytes()) == (cached(site, tmp_path), CONTENT)
 
 
 def test_a_mirror_has_no_password(site):

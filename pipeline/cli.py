@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import tyro
 
@@ -36,22 +36,13 @@ from pipeline.recipe import (
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.rows import NOT_RUN, Row, compare_with_paper, format_rows
 from pipeline.text import suggest
-from pipeline.training.schedule import find_misfits, follow_steps
+from pipeline.training.schedule import Fit, find_misfits, follow_steps
 from pipeline.tuning.space import Sweep
 
 Result: TypeAlias = dict[str, Any]
 """The result of a job: metrics by name, seconds, paths. JSON can hold it."""
 
 Verb: TypeAlias = Callable[..., Result | None]
-
-
-class Fit(Protocol):
-    """Derives fields of a recipe that the user did not set."""
-
-    def __call__(
-        self, declared: Recipe, recipe: Recipe, *, given: Collection[str]
-    ) -> tuple[Recipe, list[str]]:
-        """Return the recipe, and a notice for each value that changed."""
 
 
 INTERRUPTED = 130

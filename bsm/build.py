@@ -1,11 +1,14 @@
 """Build the model that a config describes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bsm.checkpoints.categories import CategoryAxes, find_category_axes
 from bsm.checkpoints.load import load_model
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.models import ModelConfig, without_weights
@@ -62,15 +65,28 @@ def build_model(config: ModelConfig) -> MaskRCNN | DeepLab | Refiner:
             needs, or the weights do not fit.
     """
     # A weights file covers the whole model, so backbone.weights is not read.
-    start = without_weights(config) if config.weights else config
-    model: MaskRCNN | DeepLab | Refiner
-    match start:
-        case MaskRCNNConfig():
-            model = MaskRCNN(start)
-        case DeepLabConfig():
-            model = DeepLab(start)
-        case RefinerConfig():
-            model = Refiner(start)
+    model = _build(without_weights(config) if config.weights else config)
     if config.weights:
-        load_model(model, config)
+        load_model(model, config, category_axes=_find_category_axes(config))
     return model
+
+
+def _build(config: ModelConfig) -> MaskRCNN | DeepLab | Refiner:
+    match config:
+        case MaskRCNNConfig():
+            return MaskRCNN(config)
+        case DeepLabConfig():
+            return DeepLab(config)
+        case RefinerConfig():
+            return Refiner(config)
+
+
+def _find_category_axes(config: ModelConfig) -> CategoryAxes:
+    """Compare two models without values; {} for a model that takes the file's categories as is."""
+    if isinstance(config, RefinerConfig) or not config.weights_categories:
+        return {}
+    start: Any = without_weights(config)
+    count = config.num_classes
+    with torch.device("meta"):
+        states = [_build(replace(start, num_classes=n)).state_dict() for n in (count, count + 1)]
+    return find_category_axes(*states, num_classes=count)

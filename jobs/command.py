@@ -68,6 +68,12 @@ def train(call: Invocation) -> None:
         cli.main(getattr(module, "ROWS", None) or module.RECIPE, named)
 
 
+def finetune(call: Invocation) -> None:
+    """Fine-tune the model that --from names."""
+    module = importlib.import_module("jobs.finetune")
+    module.main(_describe(call, module))
+
+
 def sweep(call: Invocation) -> None:
     """Run the sweep that the first argument names: jobs/sweep_NAME.py."""
     from pipeline import cli
@@ -124,6 +130,11 @@ VERBS: dict[str, Verb] = {
         "Repeat the step of a run whose loss was not finite, and name the images.",
         "replay runs/first-try",
         partial(run_job, "replay"),
+    ),
+    "finetune": Verb(
+        "Fine-tune a registered or published model on data of your own.",
+        "finetune --data.root ~/shards/photos --from models:/bsm-coco@champion",
+        finetune,
     ),
     "sweep": Verb(
         "Search the best kernel size, loss weights and learning rate.",

@@ -12,11 +12,14 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
 from jobs import command
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
 
 Shell = Literal["bash", "zsh", "fish"]
 
@@ -66,6 +69,8 @@ def _list_words(before: Sequence[str]) -> Iterable[str]:
     if verb not in command.VERBS:
         return []
     module = importlib.import_module(f"jobs.{verb}")
+    if verb == "finetune":
+        return [*_list_recipe_flags(module.OPTIONS), "--from", "--print-recipe", "--help"]
     verbs = getattr(module, "VERBS", {})
     if verbs and not rest:
         return verbs
@@ -74,8 +79,6 @@ def _list_words(before: Sequence[str]) -> Iterable[str]:
 
 
 def _list_recipe_words(verb: str, rest: Sequence[str], recipes: Iterable[str]) -> list[str]:
-    from pipeline.recipe_json import leaves, to_plain
-
     name, *more = rest
     if name not in recipes:
         return []
@@ -86,8 +89,14 @@ def _list_recipe_words(verb: str, rest: Sequence[str], recipes: Iterable[str]) -
     else:
         chosen = next((rows[each] for each in more if each in rows), None)
         recipe, own = chosen.recipe if chosen else module.RECIPE, ["--list"] if rows else []
-    flags = [_to_flag(path) for path in leaves(to_plain(recipe))]
+    flags = _list_recipe_flags(recipe)
     return [*([] if more else rows), *flags, *own, "--print-recipe", "--help"]
+
+
+def _list_recipe_flags(recipe: "Recipe") -> list[str]:
+    from pipeline.recipe_json import leaves, to_plain
+
+    return [_to_flag(path) for path in leaves(to_plain(recipe))]
 
 
 def _list_flags(function: Callable[..., Any]) -> list[str]:

@@ -77,6 +77,9 @@ Names of runs and of registered models are the same. Rows of the paper take othe
 ([docs/train.md](../docs/train.md)), so an earlier run resumes with its own recipe:
 `python jobs/train.py runs/NAME/recipe.json`.
 
+A trained model on data of your own: [finetune.py](finetune.py)
+([docs/finetune.md](../docs/finetune.md)).
+
 Fig. 6 as a search over kernel size, loss weights and learning rate:
 [sweep_coco_r50.py](sweep_coco_r50.py).
 """

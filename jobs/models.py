@@ -37,6 +37,10 @@ class EvaluationOptions:
     """Ray workers that share the images; 0 evaluates in this process, without Ray."""
     use_gpu: bool = False
     """Use a GPU, one per worker."""
+    flip: bool = False
+    """Predict the mirror image too, and merge both."""
+    scales: tuple[float, ...] = ()
+    """Predict at each of these multiples of the model's test size, and merge: 0.8 1 1.25."""
     refine: str = ""
     """Refiner of the masks before they are scored, models:/NAME@ALIAS or models:/NAME/VERSION."""
 
@@ -243,7 +247,13 @@ def _make_evaluator(reference: "Version", data: str, how: EvaluationOptions) -> 
 
         scale = ScaleConfig(num_workers=workers, use_gpu=how.use_gpu)
         start_ray(Recipe(name="measure", scale=scale, optim=OptimConfig(global_batch=workers)))
-    settings = replace(read_evaluation_config(reference), max_images=how.max_images)
+    settings = read_evaluation_config(reference)
+    settings = replace(
+        settings,
+        max_images=how.max_images,
+        flip=how.flip or settings.flip,
+        scales=how.scales or settings.scales,
+    )
     refiner = load_refiner(how.refine, tracking=reference.registry) if how.refine else None
     return make_evaluator(data, settings, num_workers=workers, use_gpu=how.use_gpu, refiner=refiner)
 

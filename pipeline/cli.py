@@ -36,13 +36,14 @@ from pipeline.recipe import (
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.rows import NOT_RUN, Row, compare_with_paper, format_rows
 from pipeline.text import suggest
-from pipeline.training.schedule import find_misfits, follow_steps
+from pipeline.training.schedule import Fit, find_misfits, follow_steps
 from pipeline.tuning.space import Sweep
 
 Result: TypeAlias = dict[str, Any]
 """The result of a job: metrics by name, seconds, paths. JSON can hold it."""
 
 Verb: TypeAlias = Callable[..., Result | None]
+
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended."""
@@ -84,7 +85,12 @@ def run_verb(verb: Verb | Mapping[str, Verb], call: Invocation | None = None) ->
 
 
 def parse_recipe(
-    recipe: Recipe, arguments: Sequence[str], *, description: str = "", program: str | None = None
+    recipe: Recipe,
+    arguments: Sequence[str],
+    *,
+    description: str = "",
+    program: str | None = None,
+    fit: Fit = follow_steps,
 ) -> tuple[Recipe, bool]:
     """Apply overrides such as `--optim.steps 10` to a recipe.
 
@@ -93,6 +99,7 @@ def parse_recipe(
         arguments: the command line.
         description: text for --help.
         program: name in the usage; None is the running file's.
+        fit: derives what the user did not set.
 
     Returns:
         The recipe, and whether --print-recipe was given.
@@ -104,8 +111,7 @@ def parse_recipe(
     flags = _RecipeFlags(recipe=recipe)
     parsed = _parse(flags, arguments, description=description, program=program)
     raise_problems(violations(parsed.recipe))
-    fitted = _fit_schedule(recipe, parsed, arguments)
-    return fitted, parsed.print_recipe
+    return _fit(recipe, parsed, arguments, fit), parsed.print_recipe
 
 
 def parse_sweep(
@@ -129,7 +135,7 @@ def parse_sweep(
             sweep, recipe=parsed.recipe, trials=parsed.trials, parallel=parsed.parallel
         )
     raise_problems([problem.removeprefix("recipe.") for problem in violations(changed)])
-    fitted = _fit_schedule(sweep.recipe, parsed, arguments)
+    fitted = _fit(sweep.recipe, parsed, arguments, follow_steps)
     return dataclasses.replace(changed, recipe=fitted), parsed.resume, parsed.print_recipe
 
 
@@ -171,13 +177,13 @@ def _parse(
     return parsed
 
 
-def _fit_schedule(
-    declared: Recipe, parsed: _RecipeFlags[Any], arguments: Sequence[str]
+def _fit(
+    declared: Recipe, parsed: _RecipeFlags[Any], arguments: Sequence[str], fit: Fit
 ) -> Recipe[Any]:
-    """Let what nobody set in the schedule follow --optim.steps, and say so."""
+    """Let what nobody set follow from the rest, such as the schedule from --optim.steps; say so."""
     flags = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
     given = {flag.replace("-", "_") for flag in flags}
-    fitted, notices = follow_steps(declared, parsed.recipe, given=given)
+    fitted, notices = fit(declared, parsed.recipe, given=given)
     if not parsed.print_recipe:
         for notice in notices:
             logging.getLogger(__name__).info("%s", notice)
@@ -218,13 +224,13 @@ def _find_in_other_section(section: str, name: str, known: Collection[str]) -> s
 
 def _train(job: Recipe | Mapping[str, Row], call: Invocation) -> Result | None:
     if isinstance(job, Recipe):
-        return _train_row(Row(job), call)
+        return train_row(Row(job), call)
     if "--list" in call.arguments:
         print("\n".join([*format_rows(job), "", NOT_RUN]))  # noqa: T201  the answer to --list
         return None
     row, arguments = _choose_row(job, call)
     described = _describe_rows(job, call)
-    return _train_row(row, dataclasses.replace(call, arguments=arguments, docstring=described))
+    return train_row(row, dataclasses.replace(call, arguments=arguments, docstring=described))
 
 
 def _choose_row(rows: Mapping[str, Row], call: Invocation) -> tuple[Row, tuple[str, ...]]:
@@ -248,9 +254,10 @@ def _describe_rows(rows: Mapping[str, Row], call: Invocation) -> str:
     return f"{call.docstring}\n\n{usage}\n\n{table}\n\n{NOT_RUN}"
 
 
-def _train_row(row: Row, call: Invocation) -> Result | None:
+def train_row(row: Row, call: Invocation, *, fit: Fit = follow_steps) -> Result | None:
+    """Train the recipe of a row with the overrides of the command line; see `parse_recipe`."""
     recipe, wants_print = parse_recipe(
-        row.recipe, call.arguments, description=call.docstring, program=call.program
+        row.recipe, call.arguments, description=call.docstring, program=call.program, fit=fit
     )
     for misfit in find_misfits(recipe):
         print(f"schedule: {misfit}", file=sys.stderr)  # noqa: T201  standard output may be the recipe
@@ -306,7 +313,7 @@ def _train_file(call: Invocation) -> Result | None:
         raise RecipeError(
             f"{uri}: {error}\nThe first argument is a run's recipe.json or a sweep's winner.json."
         ) from None
-    return _train_row(Row(recipe), dataclasses.replace(call, arguments=arguments[1:]))
+    return train_row(Row(recipe), dataclasses.replace(call, arguments=arguments[1:]))
 
 
 def _check_paths(recipe: Recipe) -> None:

@@ -59,8 +59,40 @@ def log_progress(
             _log.info("%s", "  ".join([*filter(None, parts), f"eta {eta}"]))
 
 
+def log_bytes(
+    chunks: Iterable[bytes], name: str, *, total: int | None, start: int = 0
+) -> Iterator[bytes]:
+    """Yield the chunks of a file, showing how much of it has arrived.
+
+    Args:
+        chunks: of the file.
+        name: first words of the line.
+        total: bytes of the whole file; None if unknown.
+        start: bytes that arrived before.
+    """
+    started = logged = time.perf_counter()
+    done = start
+    with _open_bar(name, total=total, unit="B", initial=start) as bar:
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            if bar is not None:
+                bar.update(len(chunk))
+            now = time.perf_counter()
+            is_due = bar is None and now - logged >= LOG_EVERY_S
+            if not is_due and done != total:
+                continue
+            logged = now
+            rate = (done - start) / max(now - started, 1e-9)
+            whole = f"/{total / 1e6:.1f}" if total else ""
+            eta = format_duration((total - done) / rate) if total and rate else "?"
+            _log.info("%s %.1f%s MB  %.1f MB/s  eta %s", name, done / 1e6, whole, rate / 1e6, eta)
+
+
 @contextmanager
-def _open_bar(name: str, *, total: int) -> "Iterator[tqdm[None] | None]":
+def _open_bar(
+    name: str, *, total: int | None, unit: str = " img", initial: int = 0
+) -> "Iterator[tqdm[None] | None]":
     """Open a bar on a terminal, above which log lines appear; None anywhere else."""
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         yield None
@@ -71,7 +103,14 @@ def _open_bar(name: str, *, total: int) -> "Iterator[tqdm[None] | None]":
     with (
         logging_redirect_tqdm(),
         tqdm(
-            total=total, desc=name, unit=" img", file=sys.stdout, leave=False, dynamic_ncols=True
+            total=total,
+            initial=initial,
+            desc=name,
+            unit=unit,
+            unit_scale=unit == "B",
+            file=sys.stdout,
+            leave=False,
+            dynamic_ncols=True,
         ) as bar,
     ):
         yield bar

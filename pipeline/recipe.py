@@ -298,6 +298,10 @@ class EvaluationConfig(RecipePart):
     """Images per forward pass."""
     paste_bytes: int = 64 * 2**20
     """Instance and refine: memory limit in bytes for masks at image size."""
+    flip: bool = False
+    """Instance and semantic: predict the mirror image too, and merge both."""
+    scales: Annotated[tuple[Annotated[float, Interval(ge=0.1, le=10)], ...], MinLen(1)] = (1.0,)
+    """Instance and semantic: predict at each of these multiples of the test size, and merge."""
     boxes: Literal["predicted", "truth"] = "predicted"
     """Instance: evaluate predicted boxes and masks, or only the masks, in ground truth boxes."""
     dilation_ratio: Annotated[float, Interval(gt=0, lt=1)] | None = None
@@ -316,6 +320,18 @@ class EvaluationConfig(RecipePart):
     absent: Literal["one", "skip"] = "one"
     """Semantic: an image where a class has no outline counts as F = 1, as in published numbers, or
     is skipped."""
+
+    @property
+    def has_views(self) -> bool:
+        """Whether several views of an image are merged."""
+        return self.flip or self.scales != (1.0,)
+
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that views are merged only where there is something to merge."""
+        if self.has_views and self.boxes == "truth":
+            yield "boxes", '"truth" has no boxes to merge; leave out flip and scales'
+        if self.has_views and self.window_px is not None:
+            yield "window_px", "windows cannot be merged; leave out flip and scales"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,6 +369,9 @@ class Recipe(RecipePart, Generic[Model_co]):
     """Name of the run; the same name with the same recipe resumes it."""
     storage: str = "runs"
     """Folder or URI for checkpoints, results and the embedded tracking store."""
+    weights_mirror: str = ""
+    """Folder or URL to take published weights from instead of the internet; "" is that of
+    BSM_WEIGHTS_MIRROR, or none. It holds files as HOST/PATH (docs/weights.md)."""
     seed: Annotated[int, Interval(ge=0, lt=2**31)] = 0
     """Seed of every random choice."""
     # mypy has no default that holds for every value of a type variable.
@@ -385,6 +404,8 @@ class Recipe(RecipePart, Generic[Model_co]):
                 '"auto" would change what this model learns: its batch norms take their statistics '
                 "from a microbatch. Give a number, or take backbone.norm group",
             )
+        if _has_secret(self.weights_mirror):
+            yield "weights_mirror", "contains a password, which would end up in logs"
         workers, batch = max(self.scale.num_workers, 1), self.optim.global_batch
         if batch % workers:
             divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]

@@ -5,10 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from bsm.checkpoints import detectron2, efficientnet_lite, released_heads, torchvision
+from bsm.checkpoints.categories import CategoryAxes, take_categories
 from bsm.checkpoints.layouts import ColorOrder, Layout, TranslatedState, translate
 from bsm.checkpoints.weights import copy_state, flatten_name, read_weights
 from bsm.configs.instance import MaskRCNNConfig
 from bsm.configs.models import ModelConfig
+from bsm.configs.refine import RefinerConfig
 from bsm.configs.shared import BackboneConfig
 
 TIMM_BACKBONE = Layout(
@@ -38,7 +40,14 @@ OWN_REFINER = Layout(
 )
 _BY_DETECTRON2 = (released_heads.BSM, released_heads.BMASK, detectron2.MASK_RCNN)
 """They share their detector's names, so the plain one is tried last."""
-MODELS = (OWN_MODEL, torchvision.MASK_RCNN, *_BY_DETECTRON2, OWN_SEMANTIC, OWN_REFINER)
+MODELS = (
+    OWN_MODEL,
+    torchvision.MASK_RCNN,
+    torchvision.MASK_RCNN_V2,
+    *_BY_DETECTRON2,
+    OWN_SEMANTIC,
+    OWN_REFINER,
+)
 _MAX_NAMES = 5
 
 
@@ -72,8 +81,13 @@ def load_backbone(backbone: nn.Module, config: BackboneConfig, *, cut_off: Colle
     )
 
 
-def load_model(model: nn.Module, config: ModelConfig) -> None:
+def load_model(model: nn.Module, config: ModelConfig, *, category_axes: CategoryAxes) -> None:
     """Fill a model from the file `config.weights`, except for `config.weights_leave_out`.
+
+    Args:
+        model: to fill.
+        config: of the model.
+        category_axes: where tensors hold categories, if the model has `weights_categories`.
 
     Raises:
         ValueError: the file cannot be read, has an unknown layout, does not fit the model, or
@@ -85,9 +99,12 @@ def load_model(model: nn.Module, config: ModelConfig) -> None:
     translated = translate(layout, tensors, own=own)
     if isinstance(config, MaskRCNNConfig):
         _raise_problems(source, _check_settings(layout, tensors, config))
+    ours = translated.tensors
+    if not isinstance(config, RefinerConfig) and config.weights_categories:
+        ours = take_categories(ours, own, axes=category_axes, categories=config.weights_categories)
     copy_state(
         model,
-        _flip_to_rgb(translated.tensors, own, layout=layout, config=config.backbone),
+        _flip_to_rgb(ours, own, layout=layout, config=config.backbone),
         source=source,
         unexpected_keys=translated.unexpected_keys,
         leave_out=config.weights_leave_out,

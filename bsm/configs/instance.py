@@ -7,7 +7,9 @@ default config is the paper's model.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Interval
 
 from bsm.configs.rules import (
     Config,
@@ -25,8 +27,10 @@ from bsm.configs.shared import (
     SqueezeConfig,
     TargetConfig,
     check_guided_flow,
+    check_weights_categories,
 )
 
+HeadNorm = Literal["none", "frozen", "batch", "group"]
 BoxConvention = Literal["detectron2", "torchvision"]
 """Rules for turning boxes into cells; MaskRCNNConfig.box_convention lists the differences."""
 
@@ -41,6 +45,8 @@ class ProposalConfig(Config):
     """Anchor size of each pyramid level, P2 to P6."""
     aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     """Height over width."""
+    num_convs: PositiveInt = 1
+    """3 x 3 convolutions before the predictors; torchvision's V2 has two."""
     top_k_before_nms_train: PositiveInt = 2000
     """Proposals kept per level before NMS, in training."""
     top_k_before_nms_test: PositiveInt = 1000
@@ -83,14 +89,18 @@ CascadeBoxHead)."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoxHeadConfig(Config):
-    """The second stage: RoI sampling and the two-layer box head."""
+    """The second stage: RoI sampling and the box head."""
 
     kind: Literal["single", "cascade"] = "single"
     """One box head, or three that refine each other's boxes (Cascade R-CNN)."""
     roi_side: PositiveInt = 7
     """Side of the pooled RoI in cells."""
+    num_convs: NonNegativeInt = 0
+    """3 x 3 convolutions before the fully connected layers; torchvision's V2 has four."""
+    num_fcs: Annotated[int, Interval(ge=1, le=2)] = 2
+    """Fully connected layers; torchvision's V2 has one."""
     hidden: PositiveInt = 1024
-    """Width of the two fully connected layers."""
+    """Width of the fully connected layers."""
     samples_per_image: PositiveInt = 512
     """RoIs per image in the loss."""
     positive_fraction: PositiveFraction = 0.25
@@ -204,18 +214,26 @@ class MaskRCNNConfig(Config):
     weights_leave_out: tuple[str, ...] = ()
     """Modules that stay random although `weights` is given, such as box_head.scores; also modules
     of the file that this model does not have."""
+    weights_categories: tuple[Annotated[int, Ge(-1)], ...] = ()
+    """For each category of this model the index of the category in `weights` that it continues; -1
+    starts at random. () takes the file's categories as they are. jobs/finetune.py matches names."""
     box_convention: BoxConvention = "detectron2"
     """Rules for turning boxes into cells; take those the weights were trained with. torchvision:
     RoIAlign without the half-cell shift and with 2 x 2 samples per cell, its rounding between
     pyramid levels, anchors of whole pixels, spaced by image size over grid size, in the padding
     too, and no box thinner than 0.001 px (proposals) or 0.01 px (detections). Training targets and
     losses stay detectron2's."""
+    head_norm: HeadNorm = "none"
+    """Norm after each convolution of the pyramid, the box head and the mask head's tower, as in
+    torchvision's V2. Frozen statistics need weights that were trained with "batch"; the statistics
+    of "batch" are those of each worker's own RoIs."""
     backbone: FpnBackboneConfig = field(default_factory=FpnBackboneConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
 
     def find_problems(self) -> Iterator[tuple[str, str]]:
-        """Check that only given weights are left out."""
+        """Check that only given weights are left out, and that categories have a row each."""
         if self.weights_leave_out and not self.weights:
             yield "weights_leave_out", f"needs weights to leave out {self.weights_leave_out} of"
+        yield from check_weights_categories(self.weights_categories, self.weights, self.num_classes)

@@ -18,4 +18,7 @@ def without_weights(config: _Model) -> _Model:
     """Return the config with random initial weights, for a model whose weights are loaded later."""
     # Each model has its own class of backbone config, and replace keeps it.
     backbone: Any = replace(config.backbone, weights="")
-    return replace(config, weights="", weights_leave_out=(), backbone=backbone)
+    start: dict[str, Any] = {"weights": "", "weights_leave_out": (), "backbone": backbone}
+    if not isinstance(config, RefinerConfig):
+        start["weights_categories"] = ()
+    return replace(config, **start)

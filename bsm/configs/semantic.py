@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Interval, MinLen
+from annotated_types import Ge, Interval, MinLen
 
 from bsm.configs.rules import (
     Config,
@@ -24,6 +24,7 @@ from bsm.configs.shared import (
     GuidedFlowConfig,
     SqueezeConfig,
     check_guided_flow,
+    check_weights_categories,
 )
 
 
@@ -137,6 +138,8 @@ class DeepLabConfig(Config):
     weights_leave_out: tuple[str, ...] = ()
     """Modules that stay random although `weights` is given, such as decoder.predict; also modules
     of the file that this model does not have."""
+    weights_categories: tuple[Annotated[int, Ge(-1)], ...] = ()
+    """As in MaskRCNNConfig."""
     backbone: BackboneConfig = field(default_factory=_backbone_with_sync_norm)
     """The head has the same norm; with a frozen backbone it has batch norm."""
     output_stride: Literal[8, 16] = 8
@@ -146,3 +149,7 @@ class DeepLabConfig(Config):
     same authors' DeepLabV3+ does; timm dilates it like the stage before, by 1 and 2. Their stem of
     three convolutions has the backbone resnet50s or resnet101s."""
     head: SemanticHeadConfig = field(default_factory=SemanticHeadConfig)
+
+    def find_problems(self) -> Iterator[tuple[str, str]]:
+        """Check that categories of start weights have a row each."""
+        yield from check_weights_categories(self.weights_categories, self.weights, self.num_classes)

@@ -4,7 +4,7 @@ Defaults are the paper's for the squeeze; bsm/configs/instance.py and bsm/config
 the rest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -175,4 +175,17 @@ def check_guided_flow(
             "guided_flow.weight",
             f'there is no flow to guide: needs kind "squeeze" and squeeze.warp "flow", got '
             f'"{kind}" and "{squeeze.warp}"',
+        )
+
+
+def check_weights_categories(
+    categories: Sequence[int], weights: str, num_classes: int
+) -> Iterator[tuple[str, str]]:
+    """Check that start weights have an entry for each category of the model."""
+    if categories and not weights:
+        yield "weights_categories", "needs weights to take categories from"
+    if categories and len(categories) != num_classes:
+        yield (
+            "weights_categories",
+            f"needs an entry for each of the {num_classes} categories, got {len(categories)}",
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bsm.configs.instance import BoxConvention, BoxHeadConfig, MaskRCNNConfig
 from bsm.instance.box_ops import clip_boxes, decode_boxes, encode_boxes, has_area
+from bsm.instance.convolutions import build_conv_relu
 from bsm.instance.nms import keep_after_nms
 from bsm.instance.proposals import Proposals
 from bsm.instance.roi import SampledRois, find_used_slots, gather_rois, pool_rois
@@ -26,10 +27,10 @@ trained model has a few hundred, so this bounds the memory without changing the 
 
 
 class BoxHead(nn.Module):
-    """Two fully connected layers, then a score and a box regression for each category.
+    """Fully connected layers, then a score and a box regression for each category.
 
-    The background is the last of the K + 1 scores; it has no regression. A stage of a cascade has
-    one regression for all categories.
+    Convolutions may precede them, as in torchvision's V2. The background is the last of the K + 1
+    scores; it has no regression. A stage of a cascade has one regression for all categories.
     """
 
     def __init__(self, config: MaskRCNNConfig) -> None:
@@ -37,15 +38,20 @@ class BoxHead(nn.Module):
         self.config, self.box_convention = config.box_head, config.box_convention
         hidden, num_classes = config.box_head.hidden, config.num_classes
         self.num_regressions = 1 if config.box_head.kind == "cascade" else num_classes
-        self.fc1 = nn.Linear(config.backbone.fpn_channels * config.box_head.roi_side**2, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
+        channels = config.backbone.fpn_channels
+        self.convs = nn.Sequential()
+        for _ in range(config.box_head.num_convs):
+            self.convs.extend(build_conv_relu(channels, channels, 3, norm=config.head_norm))
+        self.fc1 = nn.Linear(channels * config.box_head.roi_side**2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden) if config.box_head.num_fcs == 2 else None
         self.scores = nn.Linear(hidden, num_classes + 1)
         self.deltas = nn.Linear(hidden, 4 * self.num_regressions)
-        for layer in (self.fc1, self.fc2):
+        fcs = [self.fc1] if self.fc2 is None else [self.fc1, self.fc2]
+        for layer in fcs:
             nn.init.kaiming_uniform_(layer.weight, a=1)  # detectron2: c2_xavier_fill
         nn.init.normal_(self.scores.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
-        for layer in (self.fc1, self.fc2, self.scores, self.deltas):
+        for layer in (*fcs, self.scores, self.deltas):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +60,9 @@ class BoxHead(nn.Module):
         Returns:
             Logits (R, K + 1) and regressions (R, K, 4), or (R, 1, 4) for all, float32.
         """
-        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+        hidden = F.relu(self.fc1(self.convs(pooled).flatten(1)))
+        if self.fc2 is not None:
+            hidden = F.relu(self.fc2(hidden))
         deltas = self.deltas(hidden).float().view(-1, self.num_regressions, 4)
         return self.scores(hidden).float(), deltas
 

@@ -123,11 +123,14 @@ class ProposalNetwork(nn.Module):
         self.config, self.box_convention = config.proposals, config.box_convention
         channels, num_anchors = config.backbone.fpn_channels, len(config.proposals.aspect_ratios)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.more_convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(self.config.num_convs - 1)
+        )
         self.objectness = nn.Conv2d(channels, num_anchors, 1)
         self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (self.conv, *self.more_convs, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)  # detectron2 StandardRPNHead
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Score and regress every anchor.
@@ -139,6 +142,8 @@ class ProposalNetwork(nn.Module):
         logits, deltas = [], []
         for feature in features:
             hidden = F.relu(self.conv(feature))
+            for conv in self.more_convs:
+                hidden = F.relu(conv(hidden))
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
         return torch.cat(logits, dim=1).float(), torch.cat(deltas, dim=1).float()

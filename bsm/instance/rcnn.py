@@ -14,6 +14,7 @@ from bsm.configs.instance import MaskRCNNConfig
 from bsm.exporting import is_exporting
 from bsm.instance.boxes import BoxHead
 from bsm.instance.cascade import CascadeBoxHead
+from bsm.instance.convolutions import add_pyramid_norms
 from bsm.instance.mask_heads.build import build_mask_head
 from bsm.instance.proposals import Anchors, ProposalNetwork, make_anchors
 from bsm.instance.roi import SampledRois, find_used_slots, gather_rois, sample_rois
@@ -31,6 +32,7 @@ class MaskRCNN(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = FpnBackbone(config.backbone)
+        add_pyramid_norms(self.backbone, config.head_norm)
         self.proposals = ProposalNetwork(config)
         box_head = CascadeBoxHead if config.box_head.kind == "cascade" else BoxHead
         self.box_head = box_head(config)

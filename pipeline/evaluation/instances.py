@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -29,11 +30,14 @@ from pipeline.evaluation.coco_files import write_detections
 from pipeline.evaluation.infer import Detection, detect, to_results
 from pipeline.evaluation.mask_quality import measure_mask_quality
 from pipeline.evaluation.mask_refinement import refine_segmentations
+from pipeline.evaluation.merged_views import find_merged_objects
 from pipeline.evaluation.metrics import coco_names, evaluate_metrics
+from pipeline.evaluation.objects import Objects, encode_mask
 from pipeline.evaluation.result import Evaluation, EvaluationTask, Row
 from pipeline.evaluation.split_reader import EvalChunk, read_chunk, truth_from_shards
 from pipeline.evaluation.table import format_quality, format_summary
 from pipeline.evaluation.timing import Stopwatch
+from pipeline.evaluation.views import find_objects
 from pipeline.recipe import DataConfig, EvaluationConfig
 
 TRUE_BOX_COLUMNS = ("boxes_xyxy", "category_index", "is_crowd", "squeeze_field")
@@ -80,23 +84,59 @@ class InstancePredictor:
         """
         step, in_true_boxes = self._evaluation.images_per_batch, self._evaluation.boxes == "truth"
         table = read_chunk(self._split_uri, chunk, truth=TRUE_BOX_COLUMNS if in_true_boxes else ())
+        detect_part = self._detect_views if self._evaluation.has_views else self._detect_batch
         rows: list[Row] = []
         for start in range(0, len(table), step):
             part = table.slice(start, step)
-            batch = collate_for_test(part, self._data, with_targets=in_true_boxes).to(self._device)
-            detections = detect(
-                self._model,
-                batch,
-                paste_bytes=self._evaluation.paste_bytes,
-                in_true_boxes=in_true_boxes,
-                watch=self._watch,
-            )
-            for index, found in enumerate(detections):
+            for index, found in enumerate(detect_part(part)):
                 image_rows = to_rows(found, self._manifest, self._split_uri)
                 if self._refiner is not None:
                     self._refine_rows(self._refiner, decode_row(part, index), image_rows)
                 rows += image_rows
         return ChunkDetections(rows, chunk.image_ids, self._watch.pop_seconds())
+
+    def _detect_batch(self, part: pa.Table) -> list[list[Detection]]:
+        in_true_boxes = self._evaluation.boxes == "truth"
+        batch = collate_for_test(part, self._data, with_targets=in_true_boxes).to(self._device)
+        return detect(
+            self._model,
+            batch,
+            paste_bytes=self._evaluation.paste_bytes,
+            in_true_boxes=in_true_boxes,
+            watch=self._watch,
+        )
+
+    def _detect_views(self, part: pa.Table) -> list[list[Detection]]:
+        """Merge the detections of several views, image by image."""
+        image_ids = part["image_id"].to_pylist()
+        return [
+            self._merge_views(decode_row(part, row), each) for row, each in enumerate(image_ids)
+        ]
+
+    def _merge_views(self, pixels: Pixels, image_id: int) -> list[Detection]:
+        def find(view: Pixels, scale: float) -> Objects:
+            return find_objects(self._model, view, self._data, scale=scale)
+
+        evaluation, size_hw = self._evaluation, (pixels.shape[0], pixels.shape[1])
+        found = self._watch.time(
+            lambda: find_merged_objects(
+                find, pixels, scales=evaluation.scales, flip=evaluation.flip
+            ),
+            images=1,
+        )
+        return [
+            Detection(
+                image_id, index, score, (x0, y0, x1, y1), encode_mask(probs, box, size_hw), size_hw
+            )
+            for index, score, (x0, y0, x1, y1), box, probs in zip(
+                found.category_index.tolist(),
+                found.scores.tolist(),
+                found.boxes_xyxy.tolist(),
+                found.boxes_xyxy,
+                found.mask_probs,
+                strict=True,
+            )
+        ]
 
     def _refine_rows(self, refiner: Refiner, pixels: Pixels, rows: list[Row]) -> None:
         """Replace the masks of an image's rows by refined ones."""

@@ -15,17 +15,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline import storage
+from pipeline.data.augment import decode_row
 from pipeline.data.collate_semantic import collate_for_test, decode_label
 from pipeline.data.manifest import read_manifest
+from pipeline.data.photo import Pixels
 from pipeline.errors import DatasetError
 from pipeline.evaluation.boundary_fscore import boundary_f, match_boundaries
 from pipeline.evaluation.class_table import format_boundary_f, format_miou
 from pipeline.evaluation.label_maps import label_batch
 from pipeline.evaluation.label_planes import LabelMap, encode_labels
 from pipeline.evaluation.mean_iou import count_pixels, mean_iou
+from pipeline.evaluation.merged_views import find_mean_probs
+from pipeline.evaluation.objects import Floats
 from pipeline.evaluation.result import Evaluation, EvaluationTask
 from pipeline.evaluation.split_reader import EvalChunk, read_chunk
 from pipeline.evaluation.timing import Stopwatch
+from pipeline.evaluation.views import find_probs
 from pipeline.recipe import DataConfig, EvaluationConfig
 
 LABEL_MAPS = "label_maps"
@@ -90,6 +95,8 @@ class SemanticPredictor:
         return ChunkCounts(pixels, tuple(outlines), self._watch.pop_seconds())
 
     def _predict_labels(self, table: pa.Table, step: int) -> list[LabelMap]:
+        if self._evaluation.has_views:
+            return [self._merge_views(decode_row(table, row)) for row in range(len(table))]
         return [
             labels
             for start in range(0, len(table), step)
@@ -100,6 +107,19 @@ class SemanticPredictor:
                 watch=self._watch,
             )
         ]
+
+    def _merge_views(self, pixels: Pixels) -> LabelMap:
+        """Label an image by the mean of several views' probabilities."""
+
+        def find(view: Pixels, scale: float) -> Floats:
+            return find_probs(self._model, view, self._data, scale=scale)
+
+        evaluation = self._evaluation
+        probs = self._watch.time(
+            lambda: find_mean_probs(find, pixels, scales=evaluation.scales, flip=evaluation.flip),
+            images=1,
+        )
+        return np.asarray(probs.argmax(axis=0), dtype=np.uint8)
 
     def _check_classes(self, labels: LabelMap) -> None:
         known = len(self._categories)

@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from pipeline.data.photo import Pixels
-from pipeline.serving.objects import Objects, select_objects, to_rows
+from pipeline.evaluation.objects import Objects, select_objects, to_rows
 from pipeline.serving.onnx_predictor import OnnxPredictor
 from pipeline.serving.predictor import Predictor
 

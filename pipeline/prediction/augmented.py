@@ -1,40 +1,14 @@
-"""Test-time augmentation: predict flipped and scaled views of a photo, and merge them.
+"""Predict a photo in several views, as rows."""
 
-Objects of different views with the same category and overlapping boxes are one object. Its box and
-its mask are means, weighted by score (Solovyev et al. 2021, weighted boxes fusion); its score is
-the mean over all views, so an object that only one view shows becomes unlikely. Label maps are
-decided by the mean of the views' probabilities.
-
-n objects, M side of a mask
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.data.photo import Pixels
 from pipeline.evaluation.label_planes import describe_labels
+from pipeline.evaluation.merged_views import find_mean_probs, find_merged_objects
+from pipeline.evaluation.objects import select_objects, to_rows
 from pipeline.prediction.photo_model import PhotoModel, Rows
-from pipeline.serving.objects import (
-    Floats,
-    Objects,
-    interpolation_weights,
-    select_objects,
-    to_rows,
-)
-
-_SAME_IOU = 0.55
-"""Overlap from which boxes of two views are one object (weighted boxes fusion's default)."""
-
-
-@dataclass(slots=True)
-class _Cluster:
-    """The members of an object, at most one of each view; the first has the highest score."""
-
-    category_index: int
-    members: list[int] = field(default_factory=list)
-    views: set[int] = field(default_factory=set)
 
 
 def predict_views(
@@ -54,109 +28,17 @@ def predict_views(
         flip: also predict the mirror image at each scale.
         score_threshold: of merged objects.
     """
-    views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     if model.task == "semantic":
-        probs = sum(_find_probs(model, pixels, *view) for view in views)
-        labels = np.asarray(probs).argmax(axis=0).astype(np.uint8)
+        probs = find_mean_probs(
+            lambda view, scale: model.find_probs(view, scale=scale),
+            pixels,
+            scales=scales,
+            flip=flip,
+        )
+        labels = probs.argmax(axis=0).astype(np.uint8)
         return [describe_labels(labels, model.categories)._asdict()]
-    merged = merge_objects([_find_objects(model, pixels, *view) for view in views])
+    merged = find_merged_objects(
+        lambda view, scale: model.find_objects(view, scale=scale), pixels, scales=scales, flip=flip
+    )
     merged = select_objects(merged, merged.scores >= score_threshold)
     return to_rows(merged, model.categories, size_hw=(pixels.shape[0], pixels.shape[1]))
-
-
-def merge_objects(views: Sequence[Objects]) -> Objects:
-    """Merge the objects of several views of one photo, best first; at most as many as one has."""
-    view_index = np.repeat(np.arange(len(views)), [len(each.scores) for each in views])
-    every = Objects(*(np.concatenate(fields) for fields in zip(*views, strict=True)))
-    clusters = _find_clusters(every, view_index)
-    if not clusters:
-        return every
-    merged = Objects(
-        *(
-            np.stack(fields)
-            for fields in zip(*_merge_clusters(every, clusters, len(views)), strict=True)
-        )
-    )
-    most = max(len(each.scores) for each in views)
-    return select_objects(merged, np.argsort(-merged.scores, kind="stable")[:most])
-
-
-def _find_probs(model: PhotoModel, pixels: Pixels, scale: float, mirrored: bool) -> Floats:  # noqa: FBT001
-    probs = model.find_probs(_mirror(pixels) if mirrored else pixels, scale=scale)
-    return probs[..., ::-1] if mirrored else probs
-
-
-def _find_objects(model: PhotoModel, pixels: Pixels, scale: float, mirrored: bool) -> Objects:  # noqa: FBT001
-    if not mirrored:
-        return model.find_objects(pixels, scale=scale)
-    found = model.find_objects(_mirror(pixels), scale=scale)
-    boxes = found.boxes_xyxy[:, [2, 1, 0, 3]].copy()
-    boxes[:, 0::2] = pixels.shape[1] - boxes[:, 0::2]
-    return found._replace(boxes_xyxy=boxes, mask_probs=found.mask_probs[..., ::-1])
-
-
-def _mirror(pixels: Pixels) -> Pixels:
-    return np.ascontiguousarray(pixels[:, ::-1])
-
-
-def _find_clusters(every: Objects, view_index: np.ndarray) -> list[_Cluster]:
-    clusters: list[_Cluster] = []
-    for index in np.argsort(-every.scores, kind="stable").tolist():
-        category, view = int(every.category_index[index]), int(view_index[index])
-        near = [
-            each
-            for each in clusters
-            if each.category_index == category
-            and view not in each.views
-            and _iou(every.boxes_xyxy[index], every.boxes_xyxy[each.members[0]]) >= _SAME_IOU
-        ]
-        if near:
-            firsts = [
-                _iou(every.boxes_xyxy[index], every.boxes_xyxy[each.members[0]]) for each in near
-            ]
-            chosen = near[int(np.argmax(firsts))]
-        else:
-            chosen = _Cluster(category)
-            clusters.append(chosen)
-        chosen.members.append(index)
-        chosen.views.add(view)
-    return clusters
-
-
-def _merge_clusters(
-    every: Objects, clusters: Sequence[_Cluster], num_views: int
-) -> Iterator[tuple[Floats, np.float32, int, Floats]]:
-    for cluster in clusters:
-        scores = every.scores[cluster.members].astype(np.float64)
-        weights = scores / max(scores.sum(), 1e-12)
-        boxes = every.boxes_xyxy[cluster.members]
-        box = (weights[:, None] * boxes).sum(axis=0)
-        probs = sum(
-            weight * _move_mask(every.mask_probs[index], every.boxes_xyxy[index], box)
-            for weight, index in zip(weights, cluster.members, strict=True)
-        )
-        yield (
-            box.astype(np.float32),
-            np.float32(scores.sum() / num_views),
-            cluster.category_index,
-            np.asarray(probs, dtype=np.float32),
-        )
-
-
-def _move_mask(probs: Floats, box: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """Sample a mask over its box on the grid of another box; 0 outside its own."""
-    side = len(probs)
-    centers = (np.arange(side) + 0.5) / side
-    weights = []
-    for axis in (0, 1):
-        extent = max(float(box[axis + 2] - box[axis]), 1e-6)
-        at = to[axis] + centers * (to[axis + 2] - to[axis])
-        weights.append(interpolation_weights((at - box[axis]) / extent * side - 0.5, side))
-    moved: np.ndarray = weights[1] @ probs @ weights[0].T
-    return moved
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    common = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - common
-    return float(common / max(union, 1e-12))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pipeline.data.manifest import Category
 from pipeline.data.photo import Pixels
-from pipeline.serving.objects import Floats, Objects
+from pipeline.evaluation.objects import Floats, Objects
 
 Rows = list[dict[str, Any]]
 

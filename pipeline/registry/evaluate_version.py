@@ -131,6 +131,11 @@ def evaluate_version(
             f"{version.uri} is a model of task {recipe.model.task}, which predicts no masks to "
             "refine: leave out --refine"
         )
+    if settings.has_views and recipe.model.task == "refine":
+        raise RecipeError(
+            f"{version.uri} is a refiner, which has no views to merge: leave out --flip and "
+            "--scales"
+        )
     predictor = load_version(version, device="cpu")
     evaluation = evaluate_model(
         predictor.model,

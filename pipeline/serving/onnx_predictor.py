@@ -20,8 +20,8 @@ from pipeline.data.photo import Pixels
 from pipeline.data.test_size import fit_edges
 from pipeline.errors import RegistryError, SetupError
 from pipeline.evaluation.label_planes import describe_labels
+from pipeline.evaluation.objects import Floats, Objects, scale_objects, select_objects, to_rows
 from pipeline.serving.exported import INFO_KEY, INPUTS, OUTPUTS, ExportInfo, info_from_json
-from pipeline.serving.objects import Floats, Objects, scale_objects, select_objects, to_rows
 
 ONNX_ENDING = ".onnx"
 

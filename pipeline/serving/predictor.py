@@ -29,12 +29,13 @@ from pipeline.data.manifest import Category
 from pipeline.data.photo import Pixels
 from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.errors import DatasetError, RegistryError
+from pipeline.evaluation import views
 from pipeline.evaluation.infer import Detection, detect
 from pipeline.evaluation.label_maps import label_batch
 from pipeline.evaluation.label_planes import describe_labels
 from pipeline.evaluation.mask_refinement import MAX_CHANGE
+from pipeline.evaluation.objects import Floats, Objects
 from pipeline.recipe import ModelTask, Recipe, from_json
-from pipeline.serving import views
 from pipeline.serving.artifacts import (
     CATEGORIES_FILE,
     RECIPE_FILE,
@@ -43,7 +44,6 @@ from pipeline.serving.artifacts import (
     categories_from_json,
 )
 from pipeline.serving.memory import describe_memory, list_memory_errors
-from pipeline.serving.objects import Floats, Objects
 from pipeline.serving.photos import open_photo
 from pipeline.serving.refinements import (
     REFINEMENT_COLUMNS,
@@ -183,11 +183,14 @@ class Predictor:
 
     def find_objects(self, pixels: Pixels, *, scale: float = 1.0) -> Objects:
         """Find the objects of a photo; see `views.find_objects`."""
-        return views.find_objects(self.model, pixels, self.recipe, scale=scale)
+        return views.find_objects(self.model, pixels, self.recipe.data, scale=scale)
 
     def find_probs(self, pixels: Pixels, *, scale: float = 1.0) -> Floats:
         """Compute the class probabilities of a photo; see `views.find_probs`."""
-        return views.find_probs(self.model, pixels, self.recipe, scale=scale)
+        window_px = self.recipe.evaluation.window_px
+        return views.find_probs(
+            self.model, pixels, self.recipe.data, scale=scale, window_px=window_px
+        )
 
     def _predict_one(
         self, pixels: Pixels, masks: object, *, name: str, values: Mapping[str, float]

@@ -35,6 +35,7 @@ _SELF_DIGEST = "manifest_sha256"
 _FREE = (
     "scale.",
     "storage",
+    "weights_mirror",
     "tracking.",
     "evaluation.",
     "checkpoint.",

@@ -29,6 +29,8 @@ from pipeline.training import checkpoint, start_weights
 from pipeline.training.checkpoint import CheckpointRef, Identity
 from pipeline.training.loop import config_for_resume
 from pipeline.training.start_weights import StartWeights, resolve_start_weights
+from pipeline.weights.fetch import to_absolute_mirror
+from pipeline.weights.published_models import describe_config, find_conflicts
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +42,11 @@ _TASK_FIELDS: dict[ModelTask, dict[str, tuple[str, ...]]] = {
             *("short_edge_px", "test_short_edge_px", "long_edge_px"),
             *("scale_jitter", "crop_px", "copy_paste"),
         ),
-        "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission"),
+        "evaluation": ("paste_bytes", "boxes", "dilation_ratio", "submission", "flip", "scales"),
     },
     "semantic": {
         "data": ("scale_range", "crop_px", "test_size_hw"),
-        "evaluation": ("window_px", "window_overlap", "radii_px", "absent"),
+        "evaluation": ("window_px", "window_overlap", "radii_px", "absent", "flip", "scales"),
     },
     "refine": {
         "data": ("short_edge_px", "long_edge_px", "scale_jitter", "crop_px", "copy_paste"),
@@ -80,7 +82,7 @@ class PreparedRun:
     parameters: int
     trained_parameters: int
     started_from: str
-    """The registered version whose weights the run starts from, or ""."""
+    """The registered version or published weights that the run starts from, or ""."""
 
 
 def prepare_run(recipe: Recipe) -> PreparedRun:
@@ -111,7 +113,7 @@ def prepare_run(recipe: Recipe) -> PreparedRun:
         # This also tests that the storage is writable, before the first checkpoint needs it.
         storage.write_bytes_atomic(storage.join(run_uri, "recipe.json"), to_json(recipe).encode())
         start.pin()
-    if start.version:
+    if start.model != config:  # the run's own copy of the weights
         resolved = replace(resolved, model=start.model)
     return PreparedRun(
         recipe=resolved,
@@ -140,6 +142,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         storage=storage.absolute(recipe.storage),
+        weights_mirror=to_absolute_mirror(recipe.weights_mirror),
         data=replace(recipe.data, root=storage.absolute(recipe.data.root)),
         model=replace(model, backbone=backbone, weights=start_weights.to_absolute(model.weights)),
     )
@@ -151,13 +154,19 @@ def _try_build(start: StartWeights, *, checkpoints_activations: bool) -> tuple[i
     if backbone.weights == "timm":
         # Where the hub cannot be reached, its library tries for a minute.
         _log.info("weights of %s: from timm's cache, or its hub", backbone.name)
+    if conflicts := find_conflicts(start.version, start.model):
+        raise RecipeError(
+            f"model: {start.version} was trained by other rules. Type: {' '.join(conflicts)}"
+        )
     try:
         with SkipRandomInit():
             model = build_model(start.local_model)
         if checkpoints_activations:
             checkpoint_activations(model)
     except ValueError as error:
-        raise RecipeError(f"model: {start.name_version(str(error))}") from error
+        flags = describe_config(start.version, start.model)
+        hint = f" These weights belong to a model with: {flags}" if flags else ""
+        raise RecipeError(f"model: {start.name_version(str(error))}{hint}") from error
     counts = [(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()]
     return sum(count for count, _ in counts), sum(count for _, count in counts)
 

@@ -2,9 +2,19 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from typing import Protocol
 
 from pipeline.recipe import Recipe
 from pipeline.text import format_count
+
+
+class Fit(Protocol):
+    """Derives fields of a recipe that the user did not set, such as `follow_steps`."""
+
+    def __call__(
+        self, declared: Recipe, recipe: Recipe, *, given: Collection[str]
+    ) -> tuple[Recipe, list[str]]:
+        """Return the recipe, and a notice for each value that changed."""
 
 
 def follow_steps(

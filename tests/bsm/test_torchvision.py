@@ -49,10 +49,8 @@ def torchvision_model() -> MaskRCNN:
     ).eval()
 
 
-def random_torchvision_model() -> MaskRCNN:
+def randomize(model: MaskRCNN) -> MaskRCNN:
     """Scale random weights so that there are many detections of several categories."""
-    torch.manual_seed(1)
-    model = torchvision_model()
     heads = model.roi_heads
     with torch.no_grad():
         for name, value in model.named_buffers():
@@ -95,7 +93,8 @@ def detect(model, batch: list[Tensor]) -> Detections:
 
 @pytest.fixture(scope="module")
 def theirs() -> MaskRCNN:
-    return random_torchvision_model()
+    torch.manual_seed(1)
+    return randomize(torchvision_model())
 
 
 @pytest.fixture(scope="module")

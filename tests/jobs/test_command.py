@@ -14,6 +14,15 @@ from jobs.coco_r101 import ROWS
 from pipeline.recipe import from_json, to_json
 
 ROOT = Path(__file__).parents[2]
+VERBS_OF_ONE_FUNCTION = (
+    "audit",
+    "doctor",
+    "finetune",
+    "predict",
+    "refine",
+    "report",
+    "quickstart",
+)
 
 
 @pytest.fixture
@@ -106,7 +115,7 @@ def test_the_help_of_a_verb_shows_commands_as_users_type_them(bsm):
     assert "ray job submit --working-dir . -- python jobs/coco_r101.py" in out
 
 
-@pytest.mark.parametrize("verb", ["audit", "doctor", "predict", "refine", "report", "quickstart"])
+@pytest.mark.parametrize("verb", VERBS_OF_ONE_FUNCTION)
 def test_the_help_of_a_single_function_has_an_example(bsm, verb):
     code, out, _ = bsm(verb, "--help")
     assert code == 0
@@ -138,6 +147,8 @@ def test_the_version_is_that_of_the_package(bsm):
         (["train", "coco_r101"], {"coco_r101", "coco_r101_3x"}),
         (["train", "coco_r101", "pl"], {"plain"}),
         (["train", "coco_r101", "--optim.st"], {"--optim.steps"}),
+        (["finetune", "--fr"], {"--from"}),
+        (["finetune", "--optim.st"], {"--optim.steps"}),
         (["sweep", "coco_r50", "--tri"], {"--trials"}),
         (["models", "pro"], {"promote"}),
         (["models", "promote", "--fo"], {"--force"}),

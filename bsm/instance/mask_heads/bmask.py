@@ -9,10 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.instance.convolutions import build_conv_relu
 from bsm.instance.mask_heads.fine_stages import FineStages
 from bsm.instance.mask_heads.layers import (
     MaskPredictor,
-    build_conv_relu,
     build_conv_tower,
 )
 from bsm.instance.roi import pool_finest, pool_rois

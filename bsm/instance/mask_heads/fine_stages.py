@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from bsm.configs.instance import BoxConvention, MaskRCNNConfig
 from bsm.instance.box_ops import box_area
-from bsm.instance.mask_heads.layers import build_conv_relu, init_relu
+from bsm.instance.convolutions import build_conv_relu, init_relu
 from bsm.instance.roi import pool_finest
 from bsm.instance.roi_targets import MaskRois, make_mask_targets
 from bsm.instance.tensors import Targets

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.instance.convolutions import build_conv_relu, init_relu
 
 
 class MaskPredictor(nn.Module):
@@ -52,23 +53,6 @@ def build_conv_tower(config: MaskRCNNConfig) -> tuple[nn.Sequential, int]:
     width, head = config.backbone.fpn_channels, config.mask_head
     layers: list[nn.Module] = []
     for _ in range(head.num_convs):
-        layers += build_conv_relu(width, head.channels, 3)
+        layers += build_conv_relu(width, head.channels, 3, norm=config.head_norm)
         width = head.channels
     return nn.Sequential(*layers), width
-
-
-def build_conv_relu(
-    in_channels: int, channels: int, side: int, *, stride: int = 1
-) -> nn.Sequential:
-    """Build a convolution with a bias and a ReLU; only its stride changes the size."""
-    padding = side // 2 if side % 2 else 0
-    conv = nn.Conv2d(in_channels, channels, side, stride=stride, padding=padding)
-    init_relu(conv)
-    return nn.Sequential(conv, nn.ReLU())
-
-
-def init_relu(layer: nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """Initialize a layer that a ReLU follows (detectron2: c2_msra_fill)."""
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bsm.configs.instance import MaskHeadConfig, MaskRCNNConfig
-from bsm.instance.mask_heads.layers import build_conv_relu, init_relu, predict_category_logits
+from bsm.instance.convolutions import build_conv_relu, init_relu
+from bsm.instance.mask_heads.layers import predict_category_logits
 from bsm.instance.roi import read_points
 from bsm.instance.roi_targets import (
     MaskRois,

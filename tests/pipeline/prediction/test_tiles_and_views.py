@@ -8,10 +8,11 @@ from pycocotools import mask as mask_api
 from pipeline.data.manifest import Category
 from pipeline.errors import RecipeError
 from pipeline.evaluation.label_planes import describe_labels
-from pipeline.prediction.augmented import merge_objects, predict_views
+from pipeline.evaluation.merged_views import merge_objects
+from pipeline.evaluation.objects import Objects, to_rows
+from pipeline.prediction.augmented import predict_views
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.tiles import make_tiles, predict_tiles
-from pipeline.serving.objects import Objects, to_rows
 
 CATEGORIES = (
     Category(category_id=3, category_index=0, name="dark"),

@@ -11,7 +11,7 @@ from bsm.build import build_model
 from bsm.configs.semantic import DeepLabConfig
 from pipeline.data.manifest import Category, Manifest, read_manifest
 from pipeline.errors import DatasetError, RecipeError
-from pipeline.training import preflight
+from pipeline.training import preflight, start_weights
 from pipeline.training.preflight import prepare_run
 from pipeline.training.start_weights import StartWeights
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
@@ -99,6 +99,27 @@ def test_weights_that_do_not_fit_are_a_recipe_error(shards, folder, monkeypatch)
         prepare_run(replace(recipe, model=replace(recipe.model, weights="other.pth")))
     with pytest.raises(RecipeError, match=rf"{folder}/nowhere\.pth.*no such file"):
         prepare_run(replace(recipe, model=replace(recipe.model, weights="nowhere.pth")))
+
+
+def test_published_weights_of_another_model_are_answered_with_its_flags(
+    shards, folder, monkeypatch
+):
+    name = "torchvision:MaskRCNN_ResNet50_FPN_Weights.COCO_V1"
+    recipe = tiny_recipe(shards, folder / "none", name="published", num_workers=0)
+    state = build_model(recipe.model).state_dict()
+    torch.save({f"{key}x": value for key, value in state.items()}, folder / "published.pth")
+    monkeypatch.setattr(start_weights, "fetch_weights", lambda *_, **__: folder / "published.pth")
+    model = replace(recipe.model, weights=name)
+    with pytest.raises(RecipeError, match="was trained by other rules") as caught:
+        prepare_run(replace(recipe, model=model))
+    flags = "--model.box-convention torchvision --model.backbone.norm-eps 0.0"
+    assert str(caught.value).endswith(f"Type: {flags}")
+    backbone = replace(model.backbone, norm="frozen", norm_eps=0.0)
+    model = replace(model, box_convention="torchvision", backbone=backbone)
+    with pytest.raises(RecipeError, match="COCO_V1: has the names of no known model") as caught:
+        prepare_run(replace(recipe, model=model))
+    assert "These weights belong to a model with: --model.num-classes 90" in str(caught.value)
+    assert not (folder / "none" / "published" / "start.pth").exists()
 
 
 def test_weights_with_nan_are_named_before_training(shards, folder, monkeypatch):

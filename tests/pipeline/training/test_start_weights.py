@@ -57,7 +57,8 @@ def run_uri(tmp_path) -> str:
 def test_paths_become_absolute_but_names_do_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert to_absolute("start.pth") == str(tmp_path / "start.pth")
-    for name in ("", "timm", "models:/far@champion", "s3://bucket/start.pth"):
+    published = ("torchvision:A_Weights.B", "detectron2:C/d", "hf-hub:timm/resnet50.a1_in1k")
+    for name in ("", "timm", "models:/far@champion", "s3://bucket/start.pth", *published):
         assert to_absolute(name) == name
 
 
@@ -131,3 +132,57 @@ def test_other_weights_need_no_registry(recipe, tmp_path, run_uri):
         assert start.name_version("start.pth: no key") == "start.pth: no key"
         start.pin()
     assert read_start_version(run_uri) == ""
+
+
+@pytest.fixture
+def publisher(tmp_path, monkeypatch):
+    """A file under any published name, and the names and mirrors that were asked for."""
+    file = tmp_path / "cache" / "published-0123.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"published")
+    asked = []
+
+    def fetch(name, *, mirror=""):
+        asked.append((name, mirror))
+        return file
+
+    monkeypatch.setattr(start_weights, "fetch_weights", fetch)
+    return asked
+
+
+NAMED = "torchvision:MaskRCNN_ResNet50_FPN_Weights.COCO_V1"
+
+
+def test_published_weights_are_pinned_and_not_fetched_again(recipe, publisher, run_uri):
+    model = replace(MODEL, weights=NAMED)
+    recipe = replace(recipe, weights_mirror="/mirror")
+    with resolve_start_weights(model, recipe, run_uri=run_uri) as start:
+        assert Path(start.local_model.weights).read_bytes() == b"published"
+        assert start.version == NAMED
+        start.pin()
+    assert read_start_version(run_uri) == NAMED
+    assert read_start_version(run_uri, typed=NAMED) == NAMED
+    assert read_start_version(run_uri, typed="models:/far@champion") == ""
+    with resolve_start_weights(model, recipe, run_uri=run_uri) as again:
+        assert again.model.weights == f"{run_uri}/start.pth"
+        assert Path(again.local_model.weights).read_bytes() == b"published"
+        again.pin()
+    assert publisher == [(NAMED, "/mirror")]
+    # Workers read the run's copy.
+    with with_local_weights(again.model) as local_model:
+        assert Path(local_model.weights).read_bytes() == b"published"
+
+
+def test_a_backbone_has_published_weights_of_its_own(recipe, publisher, run_uri):
+    name = "hf-hub:timm/resnet50.a1_in1k"
+    model = MaskRCNNConfig(backbone=replace(MaskRCNNConfig().backbone, weights=name))
+    with resolve_start_weights(model, recipe, run_uri=run_uri) as start:
+        assert start.model.backbone.weights == f"{run_uri}/backbone.pth"
+        start.pin()
+    assert Path(run_uri, "backbone.pth").read_bytes() == b"published"
+    assert read_start_version(run_uri) == ""
+    # Weights of the whole model include the backbone's.
+    whole = replace(model, weights=NAMED)
+    with resolve_start_weights(whole, recipe, run_uri=run_uri):
+        pass
+    assert publisher == [(name, ""), (NAMED, "")]

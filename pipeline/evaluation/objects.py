@@ -59,7 +59,7 @@ def to_rows(
             "category_index": index,
             "score": score,
             "box_xyxy": box.tolist(),
-            "rle": {"size": list(size_hw), "counts": _encode(probs, box, size_hw).decode()},
+            "rle": {"size": list(size_hw), "counts": encode_mask(probs, box, size_hw).decode()},
         }
         for box, score, index, probs in zip(
             objects.boxes_xyxy,
@@ -77,7 +77,8 @@ def interpolation_weights(at: NDArray[Any], cells: int) -> NDArray[np.float64]:
     return weights
 
 
-def _encode(probs: Floats, box: Floats, size_hw: tuple[int, int]) -> bytes:
+def encode_mask(probs: Floats, box: Floats, size_hw: tuple[int, int]) -> bytes:
+    """Paste a mask (M, M) into an image, and encode it as compressed RLE."""
     return encode_strips(_paste_strips(probs, box, size_hw), size_hw=size_hw)
 
 

@@ -5,6 +5,8 @@ Test-time augmentation merges several views.
 K classes, H, W size of the photo
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,23 +21,24 @@ from pipeline.data.augment import get_test_transform
 from pipeline.data.collate import collate_images
 from pipeline.data.photo import Pixels
 from pipeline.errors import RecipeError
-from pipeline.recipe import DataConfig, Recipe
-from pipeline.serving.objects import Floats, Objects, scale_objects, select_objects
+from pipeline.evaluation.objects import Floats, Objects, scale_objects, select_objects
+from pipeline.recipe import DataConfig
 
 
 @torch.inference_mode()
-def find_objects(model: nn.Module, pixels: Pixels, recipe: Recipe, *, scale: float) -> Objects:
+def find_objects(model: nn.Module, pixels: Pixels, config: DataConfig, *, scale: float) -> Objects:
     """Find the objects of a photo.
 
     Args:
-        model: of instances, in evaluation mode.
+        model: of instances; its mode is restored.
         pixels: (H, W, 3) RGB.
-        recipe: of the model.
+        config: of the model's recipe.
         scale: of the size that the recipe tests at.
     """
-    data = _scale_edges(recipe.data, scale)
-    batch = collate_images([pixels], data).to(next(model.parameters()).device)
-    found: tensors.Detections = model(batch.images, batch.image_sizes_hw)
+    data = _scale_edges(config, scale)
+    batch = collate_images([pixels], data).to(_find_device(model))
+    with _evaluating(model):
+        found: tensors.Detections = model(batch.images, batch.image_sizes_hw)
     arrays: list[Any] = [each[0].cpu().numpy() for each in found]
     boxes, scores, category_index, valid, probs = arrays
     size_hw = (pixels.shape[0], pixels.shape[1])
@@ -46,34 +49,56 @@ def find_objects(model: nn.Module, pixels: Pixels, recipe: Recipe, *, scale: flo
 
 
 @torch.inference_mode()
-def find_probs(model: nn.Module, pixels: Pixels, recipe: Recipe, *, scale: float) -> Floats:
+def find_probs(
+    model: nn.Module,
+    pixels: Pixels,
+    config: DataConfig,
+    *,
+    scale: float,
+    window_px: int | None = None,
+) -> Floats:
     """Compute the probability of each class at each pixel of a photo, (K, H, W).
 
     Args:
-        model: of label maps, in evaluation mode.
+        model: of label maps; its mode is restored.
         pixels: (H, W, 3) RGB.
-        recipe: of the model.
+        config: of the model's recipe.
         scale: of the size that the recipe tests at.
+        window_px: side of the recipe's sliding window.
 
     Raises:
         RecipeError: the recipe has a sliding window, which has labels but no probabilities.
     """
-    side = recipe.evaluation.window_px
-    if side is not None and max(pixels.shape[:2]) > side:
+    if window_px is not None and max(pixels.shape[:2]) > window_px:
         raise RecipeError(
-            f"the model predicts in windows of {side} pixels, whose views cannot be merged; add: "
-            f"--tile {side}"
+            f"the model predicts in windows of {window_px} pixels, whose views cannot be merged; "
+            f"add: --tile {window_px}"
         )
-    size_hw = recipe.data.test_size_hw or (pixels.shape[0], pixels.shape[1])
+    size_hw = config.test_size_hw or (pixels.shape[0], pixels.shape[1])
     height, width = (max(1, round(scale * each)) for each in size_hw)
-    data = replace(recipe.data, test_size_hw=(height, width))
-    batch = collate_semantic.collate_images([pixels], data).to(next(model.parameters()).device)
-    logits = model(batch.images, batch.image_sizes_hw)[:, :, :height, :width]
+    data = replace(config, test_size_hw=(height, width))
+    batch = collate_semantic.collate_images([pixels], data).to(_find_device(model))
+    with _evaluating(model):
+        logits = model(batch.images, batch.image_sizes_hw)[:, :, :height, :width]
     size = (pixels.shape[0], pixels.shape[1])
     if (height, width) != size:
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     probs: Floats = logits[0].softmax(dim=0).cpu().numpy().astype(np.float32)
     return probs
+
+
+def _find_device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _scale_edges(data: DataConfig, scale: float) -> DataConfig:

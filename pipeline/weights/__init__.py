@@ -1,0 +1,1 @@
+"""Weights that others publish: their names, where they are, and what model they belong to."""

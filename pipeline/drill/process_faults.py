@@ -23,6 +23,7 @@ from pipeline.drill.scene import (
     seconds_to_next_step,
 )
 from pipeline.errors import DrillError, DrillSkippedError
+from pipeline.recipe import Recipe
 
 SAVED = 2 * CHECKPOINT_EVERY
 AFTER_SAVED = STEP.format(step=SAVED + 3)
@@ -54,7 +55,7 @@ def terminate(scene: Scene) -> Outcome:
 def kill_driver(scene: Scene) -> Outcome:
     """Go on from the last checkpoint, by the same command."""
     recipe = scene.recipe()
-    fault_s = _kill_after_checkpoint(scene)
+    fault_s = _kill_after_checkpoint(scene, recipe)
     job, result = scene.finish(recipe)
     saw = job.wait_for("^taking over ").text
     return Outcome(saw, seconds_to_next_step(job, fault_s), result)
@@ -161,34 +162,34 @@ def make_loss_infinite(scene: Scene) -> Outcome:
     return Outcome(bad.text, None, result)
 
 
-def _kill_after_checkpoint(scene: Scene) -> float:
-    with scene.train(scene.recipe()) as job:
+def _kill_after_checkpoint(scene: Scene, recipe: Recipe) -> float:
+    with scene.train(recipe) as job:
         job.wait_for(AFTER_SAVED)
         return job.send(signal.SIGKILL)
 
 
 def _damage_checkpoint(scene: Scene, damage: Callable[[bytes], bytes]) -> Outcome:
-    fault_s = _kill_after_checkpoint(scene)
+    recipe = scene.recipe()
+    fault_s = _kill_after_checkpoint(scene, recipe)
     run = scene.folder / "runs" / scene.name
     newest = run / "checkpoints" / f"step-{SAVED:08d}" / "checkpoint.pt"
     newest.write_bytes(damage(newest.read_bytes()))
-    job, result = scene.finish(scene.recipe())
+    job, result = scene.finish(recipe)
     saw = job.wait_for(f"passed over .*step-{SAVED:08d}").text
     job.wait_for(rf"resuming from step {SAVED - CHECKPOINT_EVERY}\b")
     return Outcome(saw, seconds_to_next_step(job, fault_s), result)
 
 
 def _damage_shard(scene: Scene, damage: Callable[[Path], object]) -> Outcome:
+    """Damage a shard between two starts: a run of so few images has read them all at once."""
     shards = scene.folder / "shards"
     copytree(scene.shards, shards)
-    # On a worker of Ray, which reads the shards anew after each checkpoint.
-    recipe = scene.recipe(shards=str(shards), workers=1)
+    recipe = scene.recipe(shards=str(shards))
     shard = sorted((shards / "train").glob("*.parquet"))[0]
+    fault_s = _kill_after_checkpoint(scene, recipe)
+    damage(shard)
     with scene.train(recipe) as job:
-        job.wait_for(AFTER_SAVED)
-        damage(shard)
-        fault_s = time.monotonic()
-        saw = job.wait_for(rf"Error: .*{shard.name}").text
+        saw = job.wait_for(shard.name).text.strip()
         if job.wait() == 0:
             raise DrillError(f"the job did not fail:\n{job.tail}")
     shard.with_suffix(".gone").replace(shard)

@@ -14,7 +14,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.run import feed, format_findings, format_table, make_input, run_apart
+from tests.fuzz.run import format_findings, format_table, make_input, run_apart
 
 
 def main() -> None:
@@ -51,8 +51,6 @@ def main() -> None:
     print(format_table(reports))
     raise SystemExit(any(each.findings for each in reports))
 
-
-__all__ = ["feed"]
 
 if __name__ == "__main__":
     main()

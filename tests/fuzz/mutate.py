@@ -1,8 +1,9 @@
-"""Damage valid files: bytes of any file, values of a JSON, and the parts of a PNG, zip or safetensors.
+"""Damage valid files: bytes of any, values of a JSON, parts of a PNG, zip or safetensors.
 
 Every function takes a random generator, so an input is made again from its seed and its number.
 """
 
+import copy
 import io
 import json
 import struct
@@ -85,7 +86,7 @@ def _change_value(holder: list, random: Random) -> None:
     part, key = _choose_place(holder, random)
     match random.randrange(8):
         case 0 | 1 | 2:
-            part[key] = random.choice(_VALUES)
+            part[key] = copy.deepcopy(random.choice(_VALUES))
         case 3:
             part[key] = f"{_PLACE}{random.randrange(len(_TEXTS))}"
         case 4 if part is not holder:
@@ -106,7 +107,9 @@ def _nudge(value: object, random: Random) -> object:
         case bool() | None:
             return random.choice((0, 1, "true", [value]))
         case int() | float():
-            return random.choice((-value, value + 1, value * 1000, str(value), float(value), 1 - value))
+            return random.choice(
+                (-value, value + 1, value * 1000, str(value), float(value), 1 - value)
+            )
         case str():
             return mutate_bytes(value.encode(errors="replace"), random).decode("latin-1")
         case _:

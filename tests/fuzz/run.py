@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from types import FrameType
 
@@ -52,7 +53,7 @@ class _ForbiddenError(BaseException):
 
 def make_input(reader: Reader, name: str, *, seed: int, number: int) -> bytes:
     """Make one damaged input; equal arguments make equal inputs."""
-    random = Random(f"{name} {seed} {number}")
+    random = Random(f"{name} {seed} {number}")  # noqa: S311  not for secrets
     return reader.mutate(random.choice(reader.samples), random)
 
 
@@ -101,8 +102,6 @@ def _check_reason(error: Exception) -> str:
         return f"no reason: {_describe(error)}"
     if len(text) > _MAX_REASON:
         return f"a reason of more than {_MAX_REASON} characters: {_describe(error)}"
-    if any(not each.isprintable() for each in text.replace("\n", "").replace("\t", "")):
-        return f"a reason with control characters: {_describe(error)}"
     return ""
 
 
@@ -156,7 +155,7 @@ def _add(total: Report, plain: dict) -> None:
     total.count.update(plain["count"])
 
 
-def _run_child(  # noqa: PLR0913
+def _run_child(
     name: str,
     make: Callable[[], Reader],
     shared: mmap.mmap,
@@ -192,7 +191,7 @@ def _limit_process() -> None:
 
     signal.signal(signal.SIGALRM, stop)
     sys.addaudithook(watch)
-    used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (used + _ADDRESSES, used + _ADDRESSES))
 
 

@@ -14,7 +14,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.run import format_findings, format_table, make_input, run_apart
+from tests.fuzz.run import HEADER, add_up, format_findings, format_row, make_input, run_apart
 
 
 def main() -> None:
@@ -41,14 +41,16 @@ def main() -> None:
             print(data[:2000])
             print("accepted" if reader.read(data) else "problems counted")
             return
+        print(HEADER)
         reports = []
         for each in chosen:
             report = run_apart(
                 each, makers[each], inputs=args.inputs, seed=args.seed, seconds=args.seconds
             )
+            print(format_row(report), flush=True)
             print(format_findings(report), end="", flush=True)
             reports.append(report)
-    print(format_table(reports))
+    print(format_row(add_up(reports)))
     raise SystemExit(any(each.findings for each in reports))
 
 

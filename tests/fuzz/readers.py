@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -83,21 +84,22 @@ class Reader:
     refusals: tuple[type[Exception], ...] = (PipelineError,)
 
 
+NAMES = (
+    *("coco", "lvis", "results", "truth", "mask-file", "photo", "label-png", "polygons"),
+    *("submission", "class-list", "archive", "safetensors", "torch-file", "pickle", "checkpoint"),
+    *("checkpoint-info", "recipe", "categories", "export-info", "record", "manifest", "shard"),
+    *("form", "json-request"),
+)
+
+
 def make_readers(folder: Path) -> dict[str, Callable[[], Reader]]:
     """Return the readers by name, each made when it is called.
 
     Args:
         folder: for the files that they read.
     """
-    makers = (
-        *(_coco, _lvis, _results, _truth, _mask_file, _photo, _label_png, _polygons, _submission),
-        *(_class_list, _archive, _safetensors, _torch_file, _pickle, _checkpoint, _checkpoint_info),
-        *(_recipe, _categories, _export_info, _record, _manifest, _shard, _form, _json_request),
-    )
-    return {
-        make.__name__.removeprefix("_").replace("_", "-"): (lambda make=make: make(folder))
-        for make in makers
-    }
+    makers = {name: globals()[f"_{name.replace('-', '_')}"] for name in NAMES}
+    return {name: partial(make, folder) for name, make in makers.items()}
 
 
 def _to_json(value: object) -> bytes:

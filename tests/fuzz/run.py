@@ -174,8 +174,11 @@ def _run_child(
             break
         shared[:8] = struct.pack("<q", number)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        # A handler waits for Python's next step, and C may never take one: then the process dies.
+        signal.setitimer(signal.ITIMER_VIRTUAL, 3 * SECONDS)
         _feed_one(reader, report, seed=seed, number=number)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     plain = {key: getattr(report, key) for key in ("inputs", "refused", "accepted", "findings")}
     with os.fdopen(send, "wb") as stream:
         stream.write(json.dumps({**plain, "count": report.count}).encode())
@@ -203,13 +206,23 @@ def format_findings(report: Report) -> str:
     )
 
 
-def format_table(reports: list[Report]) -> str:
-    """Lay out the counts of all readers."""
-    rows = [("reader", "inputs", "refused", "accepted", "findings")]
-    rows += [
-        (each.reader, *map(str, (each.inputs, each.refused, each.accepted, len(each.findings))))
-        for each in reports
-    ]
-    sums = [sum(int(row[at]) for row in rows[1:]) for at in range(1, 5)]
-    rows.append(("all", *map(str, sums)))
-    return "\n".join(f"{row[0]:18}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
+def format_row(report: Report) -> str:
+    """Lay out the counts of a reader, below HEADER."""
+    counts = (report.inputs, report.refused, report.accepted, len(report.findings))
+    return f"{report.reader:18}" + "".join(f"{count:>10}" for count in counts)
+
+
+HEADER = f"{'reader':18}" + "".join(
+    f"{name:>10}" for name in ("inputs", "refused", "accepted", "findings")
+)
+
+
+def add_up(reports: list[Report]) -> Report:
+    """Add the counts of all readers; what they found has the reader's name."""
+    total = Report("all")
+    for each in reports:
+        total.inputs += each.inputs
+        total.refused += each.refused
+        total.accepted += each.accepted
+        total.findings |= {f"{each.reader}: {k}": v for k, v in each.findings.items()}
+    return total

@@ -7,10 +7,10 @@ import copy
 import io
 import json
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from random import Random
 
 Mutator = Callable[[bytes, Random], bytes]
@@ -175,7 +175,8 @@ def mutate_zip(data: bytes, random: Random) -> bytes:
         members.append((random.choice(names), content))
     out = io.BytesIO()
     method = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-    with zipfile.ZipFile(out, "w", method) as archive, suppress(UserWarning):
+    with zipfile.ZipFile(out, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may be there twice
         for each, member in members:
             archive.writestr(each, member)
     return out.getvalue()

@@ -78,11 +78,11 @@ def find_unusable(plain: Mapping[str, Any]) -> list[str]:
     They are looked for first and without recursion, as nothing else could copy or show them.
     """
     problems: list[str] = []
-    parts: list[tuple[str, object]] = [("", plain)]
+    parts: list[tuple[str, Any]] = [("", plain)]
     for _ in range(_MAX_LEVELS):
-        inside = []
+        inside: list[tuple[str, Any]] = []
         for path, part in parts:
-            items = part.items() if isinstance(part, dict) else enumerate(part)  # type: ignore[arg-type]
+            items = part.items() if isinstance(part, dict) else enumerate(part)
             for key, value in items:
                 where = f"{path}.{key}".removeprefix(".")
                 if isinstance(value, dict | list):

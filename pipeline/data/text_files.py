@@ -60,12 +60,15 @@ def to_typed(kind: type[Kind], plain: object) -> Kind:
     """
     try:
         # In strict mode only JSON's lists become tuples, Python's do not.
-        return _adapter(kind).validate_json(json.dumps(plain), strict=True, extra="forbid")  # type: ignore[no-any-return]
+        typed: Kind = _adapter(kind).validate_json(  # type: ignore[arg-type]
+            json.dumps(plain), strict=True, extra="forbid"
+        )
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         shown = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors]
         more = f" and {len(shown) - _MAX_ERRORS} more" if len(shown) > _MAX_ERRORS else ""
         raise ValueError("; ".join(shown[:_MAX_ERRORS]) + more) from error
+    return typed
 
 
 @functools.cache

@@ -116,7 +116,8 @@ def truth_from_shards(
         except (ValueError, IndexError, TypeError) as error:
             raise DatasetError(
                 f"{split_uri}, image {row['image_id']}: its lists of annotations do not fit "
-                f"together ({error}). Run python jobs/audit.py --deep, and ingest the split again"
+                f"together ({error}). To list all, type: python jobs/audit.py --data {split_uri} "
+                "--deep. Then ingest the split again"
             ) from error
     return {
         "images": images,

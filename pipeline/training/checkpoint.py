@@ -245,7 +245,7 @@ def load(ref: CheckpointRef) -> dict[str, Any]:
             f"{ref.uri}: checkpoint format {found!r:.40}, this version reads {FORMAT}. "
             "Train under another --name, or resume with the version that wrote it."
         )
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def check_start_weights(uri: str) -> None:

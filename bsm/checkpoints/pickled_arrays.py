@@ -61,8 +61,8 @@ def _check_program(content: mmap.mmap) -> None:
     pickletools does the same for the sizes of texts and bytes, with a ValueError.
     """
     for opcode, argument, _ in pickletools.genops(content):  # type: ignore[arg-type]
-        is_position = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None
-        if is_position and argument > len(content):
+        is_position = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if is_position and (argument or 0) > len(content):
             raise UnsupportedPickleError(f"it stores an object at position {argument}")
 
 

@@ -156,7 +156,7 @@ def _repair(plain: Plain, errors: list[ErrorDetails]) -> Plain:
         *parents, name = itertools.takewhile(lambda key: isinstance(key, str), error["loc"])
         part = functools.reduce(operator.getitem, parents, repaired)
         part.pop(name, None)
-        if error["type"] in ("missing", "string_type"):
+        if error["type"] in ("missing", "string_type") and error["loc"][-1] == name:
             part[name] = ""  # fields without a default are texts
     return repaired
 

@@ -224,7 +224,11 @@ def _find_in_zips(root: str, names: Sequence[str], fits: Callable[[str, str], bo
 
 def _list_members(archive_uri: str) -> dict[str, int]:
     with _open_zip(archive_uri) as archive:
-        return {each.filename: each.file_size for each in archive.infolist() if not each.is_dir()}
+        return {
+            each.filename: each.file_size
+            for each in archive.infolist()
+            if not each.filename.endswith("/")
+        }
 
 
 @contextmanager

@@ -300,7 +300,7 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, dict[str, Any]] | None:
             metadata = pq.read_metadata(stream)
         metadata.schema.to_arrow_schema()  # its names may not be text
         stored = parse_json((metadata.metadata or {})[FOOTER_KEY])
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
     is_ours = isinstance(stored, dict) and isinstance(stored.get("info"), dict)
     return (metadata, stored) if is_ours else None  # type: ignore[return-value]

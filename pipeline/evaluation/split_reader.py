@@ -153,7 +153,14 @@ def _read_truth_rows(split_uri: str, manifest: Manifest) -> Iterator[dict[str, A
     columns = [*_TRUTH_COLUMNS, *(FEDERATED.values() if manifest.federated else ())]
     for each in manifest.shards:
         for table in _read_row_groups(split_uri, each, columns=columns):
-            yield from table.to_pylist()
+            try:
+                rows = table.to_pylist()
+            except UnicodeDecodeError as error:
+                raise DatasetError(
+                    f"{storage.join(split_uri, each.file)}: a file name is not text ({error}); "
+                    "ingest the split again"
+                ) from error
+            yield from rows
 
 
 def _read_row_groups(split_uri: str, shard: ShardInfo, *, columns: list[str]) -> Iterator[pa.Table]:

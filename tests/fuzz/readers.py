@@ -533,7 +533,7 @@ def _record(_: Path) -> Reader:
     return Reader([_to_json(each) for each in samples.values()], mutate_json, read)
 
 
-def _make_shards(folder: Path) -> tuple[Path, Manifest]:
+def write_shards(folder: Path) -> tuple[Path, Manifest]:
     photos, out = folder / "photos", folder / "shards"
     photos.mkdir(parents=True, exist_ok=True)
     coco = draw_coco()
@@ -575,7 +575,7 @@ def _read_shards(folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> Reader:
-    out, _ = _make_shards(folder / "manifest")
+    out, _ = write_shards(folder / "manifest")
     file = out / "dataset.json"
 
     def read(data: bytes) -> bool:
@@ -588,7 +588,7 @@ def _manifest(folder: Path) -> Reader:
 
 
 def _shard(folder: Path) -> Reader:
-    out, manifest = _make_shards(folder / "shard")
+    out, manifest = write_shards(folder / "shard")
     file = out / "0.parquet"
     table = pq.read_table(file)
 

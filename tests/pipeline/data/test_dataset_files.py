@@ -154,3 +154,7 @@ def test_links_in_a_zip_are_not_followed(tmp_path):
     with FileReader() as reader:
         found = reader.read(f"{tmp_path}/f.zip!", "a", max_bytes=999)
     assert found.data == str(tmp_path / "secret").encode()
+
+
+def test_a_member_without_a_name_is_listed_as_it_is(tmp_path):
+    assert list_files(f"{archive(tmp_path / 'f.zip', {'': b'1', 'a': b'22'})}!") == {"": 1, "a": 2}

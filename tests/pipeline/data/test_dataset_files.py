@@ -157,4 +157,9 @@ def test_links_in_a_zip_are_not_followed(tmp_path):
 
 
 def test_a_member_without_a_name_is_listed_as_it_is(tmp_path):
-    assert list_files(f"{archive(tmp_path / 'f.zip', {'': b'1', 'a': b'22'})}!") == {"": 1, "a": 2}
+    path = archive(tmp_path / "f.zip", {"a": b"22", "b": b"1"})
+    data = bytearray((tmp_path / "f.zip").read_bytes())
+    at = data.rindex(b"PK\x01\x02") + 28
+    data[at : at + 4] = b"\0\0\1\0"  # a name of no byte, and one byte more of other fields
+    (tmp_path / "f.zip").write_bytes(data)
+    assert list_files(f"{path}!") == {"": 1, "a": 2}

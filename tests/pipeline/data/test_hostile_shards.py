@@ -7,7 +7,7 @@ import pytest
 from pipeline.data.read_rows import make_plan
 from pipeline.data.repeat_factors import repeat_factors
 from pipeline.errors import DatasetError
-from tests.fuzz.readers import write_shards
+from tests.fuzz.model_readers import write_shards
 
 
 @pytest.mark.parametrize("index", [-1, 2**40])

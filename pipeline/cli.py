@@ -35,7 +35,7 @@ from pipeline.recipe import (
 )
 from pipeline.recipe_json import leaves, to_plain
 from pipeline.rows import NOT_RUN, Row, compare_with_paper, format_rows
-from pipeline.text import suggest
+from pipeline.text import escape_controls, suggest
 from pipeline.training.schedule import Fit, find_misfits, follow_steps
 from pipeline.tuning.space import Sweep
 
@@ -422,7 +422,9 @@ def _fail(error: PipelineError) -> NoReturn:
     cause = getattr(error, "cause", None) or error
     _stop_ray()
     sys.stdout.flush()
-    print(f"{type(cause).__name__}: {cause}", file=sys.stderr, flush=True)  # noqa: T201
+    # Errors quote names and values of files from outside.
+    text = escape_controls(f"{type(cause).__name__}: {cause}")
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
     if isinstance(cause, ClusterError):
         print("RESULT " + json.dumps(cause.result), flush=True)  # noqa: T201
     sys.exit(error.exit_code)

@@ -30,7 +30,7 @@ from bsm.configs.rules import (
 )
 from bsm.configs.semantic import DeepLabConfig
 from pipeline.errors import RecipeError
-from pipeline.recipe_json import from_plain, leaves, to_plain
+from pipeline.recipe_json import find_unusable, from_plain, leaves, to_plain
 
 _EdgePx: TypeAlias = Annotated[int, Ge(32)]
 _Jitter: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
@@ -477,7 +477,8 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
         RecipeError: see `from_json`.
     """
     if not isinstance(plain, dict):
-        raise RecipeError(f"the recipe needs an object with fields, got {plain!r}")
+        raise RecipeError(f"the recipe needs an object with fields, got {plain!r:.60}")
+    raise_problems(find_unusable(plain))
     values = copy.deepcopy(plain)
     problems = rename_old_fields(values)
     model, tag = values.get("model"), MaskRCNNConfig.task

@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeAlias, TypeVar, get_args, get_type_hints
@@ -28,6 +29,12 @@ _TAG = "task"
 
 _UNKNOWN = "unexpected_keyword_argument"
 """pydantic's error type for an unknown field."""
+
+_MAX_LEVELS = 32
+
+_INT64 = range(-(2**63), 2**63)
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _NEEDS = {
     "int_type": "a whole number",
@@ -64,6 +71,31 @@ def leaves(plain: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def find_unusable(plain: Mapping[str, Any]) -> list[str]:
+    """List the values that JSON may hold and no config: too deep, too large, or not text.
+
+    They are looked for first and without recursion, as nothing else could copy or show them.
+    """
+    problems: list[str] = []
+    parts: list[tuple[str, Any]] = [("", plain)]
+    for _ in range(_MAX_LEVELS):
+        inside: list[tuple[str, Any]] = []
+        for path, part in parts:
+            items = part.items() if isinstance(part, dict) else enumerate(part)
+            for key, value in items:
+                where = f"{path}.{key}".removeprefix(".")
+                if isinstance(value, dict | list):
+                    inside.append((where, value))
+                elif isinstance(value, int) and value not in _INT64:
+                    problems.append(f"{where:.60}: does not fit into 64 bits")
+                if any(_SURROGATE.search(each) for each in (key, value) if isinstance(each, str)):
+                    problems.append(f"{where!r:.60}: is not valid Unicode")
+        parts = inside
+    if parts:
+        problems.append(f"{parts[0][0]:.60}: is nested more than {_MAX_LEVELS} levels deep")
+    return problems
 
 
 def from_plain(kind: type[Kind], plain: dict[str, Any]) -> tuple[Kind, list[str]]:
@@ -137,7 +169,7 @@ def _repair(plain: Plain, errors: list[ErrorDetails]) -> Plain:
         *parents, name = itertools.takewhile(lambda key: isinstance(key, str), error["loc"])
         part = functools.reduce(operator.getitem, parents, repaired)
         part.pop(name, None)
-        if error["type"] == "missing":
+        if error["type"] in ("missing", "string_type") and error["loc"][-1] == name:
             part[name] = ""  # fields without a default are texts
     return repaired
 
@@ -156,4 +188,4 @@ def _describe(error: ErrorDetails, config: Config) -> str:
         known = [f.name for f in fields(part)]
         near = difflib.get_close_matches(name, known, n=1)
         return "unknown field" + (f"; perhaps you meant {near[0]}" if near else "")
-    return f"needs {_NEEDS[error['type']]}, got {error['input']!r}"
+    return f"needs {_NEEDS[error['type']]}, got {error['input']!r:.60}"

@@ -277,6 +277,8 @@ def _wrap_errors(uri: str, verb: str) -> Iterator[None]:
     """Raise file system errors as StorageError, with the action and a hint."""
     try:
         yield
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"cannot {verb} {uri!r}: {error}; correct the path") from error
     except OSError as error:
         if found := _NO_CONNECTION.search(str(error)):
             reason = _explain_no_connection(uri, found[1])

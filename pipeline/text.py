@@ -63,3 +63,11 @@ def suggest(word: str, known: Collection[str]) -> str:
     """Return ", perhaps you meant NAME" for a word that is similar to a known one, or ""."""
     near = difflib.get_close_matches(word, known, n=1)
     return f", perhaps you meant {near[0]}" if near else ""
+
+
+def escape_controls(text: str) -> str:
+    """Escape what a terminal would obey, such as colors or a cleared line, but not line ends."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode()
+        for each in text
+    )

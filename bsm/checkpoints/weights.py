@@ -71,7 +71,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             content = read_pickled_arrays(file)
         else:
             content = _load_torch_file(file)
-    except _DamagedFileError:
+    except (_DamagedFileError, _UnfitFileError):
         raise
     except UnsupportedPickleError as error:
         raise ValueError(
@@ -88,10 +88,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _load_torch_file(file: Path) -> object:
+    if zipfile.is_zipfile(file):
+        _check_members(file)
     with warnings.catch_warnings():
         # For files of old versions, torch asks to report its own limits to its developers.
         warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_members(file: Path) -> None:
+    """Refuse a zip that unpacks to more than its size; torch.save does not compress."""
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(each.file_size for each in archive.infolist())
+    if unpacked > file.stat().st_size:
+        raise _UnfitFileError(
+            f"weights {file}: its content would unpack to {unpacked} bytes, more than the file "
+            f"has ({file.stat().st_size}); torch.save does not compress. {_CONVERT}"
+        )
+
+
+class _UnfitFileError(ValueError):
+    """A file whose content cannot be that of torch.save."""
 
 
 class _DamagedFileError(ValueError):
@@ -144,7 +161,23 @@ def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
             ".safetensors."
         )
     tensors = cast(Mapping[str, Tensor], content)
+    odd = [key for key, value in tensors.items() if not _is_plain(value, file)]
+    if odd:
+        raise ValueError(
+            f"weights {file}: {len(odd)} of {len(tensors)} tensors "
+            "are sparse, quantized, without values, or claim more values than the file holds: "
+            f"{', '.join(odd[:_MAX_NAMES])}. Save dense tensors: "
+            "{name: value.cpu().to_dense().contiguous(), ...}"
+        )
     return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _is_plain(value: Tensor, file: Path) -> bool:
+    """Tell whether a tensor has all of its values in memory, each as a number."""
+    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        return False
+    stored = max(value.untyped_storage().nbytes(), file.stat().st_size)
+    return value.numel() * value.element_size() <= stored
 
 
 def copy_state(

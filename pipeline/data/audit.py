@@ -133,7 +133,7 @@ def _audit_footer(uri: str, shard: ShardInfo, manifest: Manifest) -> list[str]:
             f"dataset.json says {_shorten_list(shard.row_groups)}",
         ),
         (
-            not shard.digest or stored["info"]["digest"] == shard.digest,
+            not shard.digest or stored["info"].get("digest") == shard.digest,
             "its rows are not those of dataset.json",
         ),
         (
@@ -190,7 +190,7 @@ def _read_rows(uri: str, shard: ShardInfo, problems: list[str]) -> Iterator[dict
             reader = pq.ParquetFile(stream, page_checksum_verification=True)
             for number in range(reader.num_row_groups):
                 yield from reader.read_row_group(number).to_pylist()
-    except (OSError, pa.ArrowException, StorageError) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException, StorageError) as error:
         problems.append(f"{shard.file} cannot be read: {str(error).splitlines()[0][:200]}")
 
 

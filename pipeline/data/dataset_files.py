@@ -28,6 +28,11 @@ _BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError,
 _BROKEN_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error)
 """Raised on opening a file that is not a complete zip."""
 
+_MAX_RATIO = 100
+"""Of a file that is read whole; annotations shrink to a third or a tenth."""
+_SMALL_BYTES = 2**17
+"""Smaller members may shrink as they like."""
+
 _RETRY = "is the download complete? Download it again, or unpack it to check"
 
 
@@ -80,6 +85,8 @@ class FileReader:
         except _BROKEN_MEMBER as error:
             reason = str(error) or type(error).__name__
             return FileContent(None, error=f"{reason}, in {archive_uri.rsplit('/', 1)[-1]}")
+        except ValueError as error:  # an offset beyond the file
+            return FileContent(None, error=f"{error}, in {archive_uri.rsplit('/', 1)[-1]}")
         except OSError as error:
             raise _read_error(f"{name} in {archive_uri}", error) from error
 
@@ -132,8 +139,15 @@ def read_file(uri: str) -> bytes:
         return storage.read_bytes(uri)
     with _open_zip(archive_uri) as archive:
         try:
+            member = archive.getinfo(inner)
+            if member.file_size > _MAX_RATIO * max(member.compress_size, _SMALL_BYTES):
+                raise StorageError(
+                    f"{inner} in {archive_uri} would unpack to {member.file_size} bytes from "
+                    f"{member.compress_size}, more than {_MAX_RATIO} times as many: no annotations "
+                    "do. Download it again, or unpack it and name the file"
+                )
             return archive.read(inner)
-        except (KeyError, *_BROKEN_MEMBER) as error:
+        except (KeyError, OSError, ValueError, *_BROKEN_MEMBER) as error:
             raise StorageError(
                 f"cannot read {inner} in {archive_uri}: {error}; {_RETRY}"
             ) from error
@@ -210,7 +224,11 @@ def _find_in_zips(root: str, names: Sequence[str], fits: Callable[[str, str], bo
 
 def _list_members(archive_uri: str) -> dict[str, int]:
     with _open_zip(archive_uri) as archive:
-        return {each.filename: each.file_size for each in archive.infolist() if not each.is_dir()}
+        return {
+            each.filename: each.file_size
+            for each in archive.infolist()
+            if not each.filename.endswith("/")
+        }
 
 
 @contextmanager

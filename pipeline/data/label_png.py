@@ -126,6 +126,15 @@ def read_values(
     return values.astype(np.uint16) if header.bits == 16 else values
 
 
+def has_false_lengths(data: bytes | memoryview) -> bool:
+    """Tell whether a chunk claims to be longer than the file; OpenCV reserves what it claims."""
+    start = len(_SIGNATURE)
+    while start + 8 <= len(data) and bytes(data[start + 4 : start + 8]) != b"IEND":
+        (length,) = struct.unpack_from(">I", data, start)
+        start += 12 + length
+    return start > len(data)
+
+
 def check_chunks(data: bytes) -> None:
     """Verify the checksum of every chunk up to the last one.
 
@@ -141,6 +150,9 @@ def check_chunks(data: bytes) -> None:
         (checksum,) = struct.unpack_from(">I", data, stop)
         if zlib.crc32(data[start + 4 : stop]) != checksum:
             raise LabelError("label_unreadable", f"the checksum of chunk {name!r} is wrong")
+        if name == b"IHDR" and start > len(_SIGNATURE):
+            # Pillow takes the last header, and every rule was checked on the first.
+            raise LabelError("label_unreadable", "it has a second header")
         if name == b"IEND":
             return
         start = stop + 4

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from pipeline import storage
+from pipeline.data.dataset_files import describe_unsafe_name
 from pipeline.data.schema import FIELD_SIDE, READ_VERSIONS, SCHEMA_VERSION, Task
-from pipeline.data.text_files import parse_json
+from pipeline.data.text_files import parse_json, to_typed
 from pipeline.errors import DatasetError
 
 MANIFEST_FILE = "dataset.json"
@@ -122,20 +123,12 @@ def _parse(plain: object, path: str) -> Manifest:
     version = plain.get("schema_version")
     if version not in READ_VERSIONS:
         raise DatasetError(
-            f"{path} has schema version {version}, this version reads "
+            f"{path} has schema version {version!r:.40}, this version reads "
             f"{' and '.join(map(str, READ_VERSIONS))}; ingest again"
         )
     try:
-        manifest = Manifest(
-            **{
-                **plain,
-                "categories": tuple(Category(**each) for each in plain["categories"]),
-                "category_images": tuple(plain.get("category_images", ())),
-                "category_px": tuple(plain.get("category_px", ())),
-                "shards": tuple(parse_shard_info(each) for each in plain["shards"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
+        manifest = to_typed(Manifest, plain)
+    except ValueError as error:
         raise DatasetError(f"{path} is damaged ({error}); ingest again to write it") from error
     problems = _find_contradictions(manifest)
     if problems:
@@ -157,6 +150,10 @@ def _find_contradictions(manifest: Manifest) -> list[str]:
             "category_index does not count 0, 1, 2, ...",
         ),
         (
+            min((min(shard.row_groups, default=0) for shard in manifest.shards), default=0) >= 0,
+            "a row group has a negative number of rows",
+        ),
+        (
             sum(shard.rows for shard in manifest.shards) == manifest.images,
             f"the shards' rows do not add up to {manifest.images} images",
         ),
@@ -165,7 +162,9 @@ def _find_contradictions(manifest: Manifest) -> list[str]:
             "the row groups of a shard do not add up to its rows",
         ),
         (
-            all("/" not in shard.file and "\\" not in shard.file for shard in manifest.shards),
+            not any(
+                "/" in each.file or describe_unsafe_name(each.file) for each in manifest.shards
+            ),
             "a shard is outside the folder",
         ),
     ]

@@ -6,6 +6,7 @@ as another. What the decoder changes (bits, palette, alpha, orientation) is a no
 
 import struct
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from bsm.checkpoints.foreign_files import describe_foreign_file
-from pipeline.data.label_png import LabelError, check_chunks, open_image, read_header
+from pipeline.data.label_png import (
+    LabelError,
+    check_chunks,
+    has_false_lengths,
+    open_image,
+    read_header,
+)
 from pipeline.errors import DatasetError
 
 Pixels = NDArray[np.uint8]
@@ -55,6 +62,17 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN = 0xDA
 # APP1 (EXIF, XMP) to APP13; APP0 is JFIF's, and APP14 Adobe's, which counts with four channels.
 _JPEG_METADATA = frozenset(range(0xE1, 0xEE)) | {0xEF}
+
+
+_OLD_BMP_BYTES = 12
+"""Size of OS/2's header, with sides of 16 bits."""
+
+_BIG_TIFF = 43
+_TIFF_ENTRIES = 4096
+_TIFF_SIDES = (256, 257, 322, 323)
+"""Tags: width, height, and those of a tile."""
+_TIFF_KINDS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
+_TILE_SIDE = 4096
 
 
 class PhotoError(DatasetError):
@@ -192,21 +210,21 @@ def read_size_hw(data: bytes) -> tuple[int, int]:
     if photo_format == "PNG":
         with suppress(LabelError):
             return read_header(data).size_hw
-    size_hw = _read_jpeg_size_hw(data) if photo_format == "JPEG" else None
-    if size_hw is not None:
-        return size_hw
+    # Not with the decoder: what it would need is known only after this.
+    with suppress(struct.error, IndexError):
+        if (reader := _SIZE_READERS.get(photo_format)) and (size_hw := reader(data)):
+            return size_hw
     with suppress(Exception), open_image(data) as image:  # decoders raise many types
         return image.height, image.width
-    pixels = _decode(data, _DECODE)
-    if pixels is None:
-        raise PhotoError("image_unreadable", _explain(data))
-    return pixels.shape[0], pixels.shape[1]
+    raise PhotoError("image_unreadable", _explain(data))
 
 
 def _decode(data: bytes | memoryview, flags: int) -> NDArray[Any] | None:
     encoded = np.frombuffer(data, dtype=np.uint8)
+    if len(encoded) == 0 or (find_format(bytes(data[:16])) == "PNG" and has_false_lengths(data)):
+        return None
     try:
-        return cv2.imdecode(encoded, flags) if len(encoded) else None
+        return cv2.imdecode(encoded, flags)
     except cv2.error:  # the header asks for more than OpenCV's limits
         return None
 
@@ -221,6 +239,40 @@ def _read_jpeg_size_hw(data: bytes) -> tuple[int, int] | None:
         # 0xFF may be repeated before a marker.
         at += 1 if data[at + 1] == 0xFF else 2 + struct.unpack_from(">H", data, at + 2)[0]
     return None
+
+
+def _read_bmp_size_hw(data: bytes) -> tuple[int, int]:
+    """Read the size in a BMP's header; a negative height means that rows start at the top."""
+    is_old = struct.unpack_from("<I", data, 14)[0] == _OLD_BMP_BYTES
+    width, height = struct.unpack_from("<HH" if is_old else "<ii", data, 18)
+    return abs(height), abs(width)
+
+
+def _read_tiff_size_hw(data: bytes) -> tuple[int, int] | None:
+    """Read the size in a TIFF's first directory, the largest if it has several.
+
+    Pillow takes the last and OpenCV the first. A tile counts if it is larger than the limits of
+    real ones, as OpenCV reserves memory for it.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = struct.unpack_from(order + "H", data, 2)[0] == _BIG_TIFF
+    start, count, entry, value = ("Q", "Q", 20, 12) if is_big else ("I", "H", 12, 8)
+    (at,) = struct.unpack_from(order + start, data, 8 if is_big else 4)
+    (entries,) = struct.unpack_from(order + count, data, at)
+    at += struct.calcsize(order + count)
+    sizes: dict[int, int] = {}
+    for number in range(min(entries, _TIFF_ENTRIES)):
+        tag, kind = struct.unpack_from(order + "HH", data, at + number * entry)
+        if tag in _TIFF_SIDES and kind in _TIFF_KINDS:
+            place = at + number * entry + value
+            if struct.calcsize(_TIFF_KINDS[kind]) > struct.calcsize(start):
+                (place,) = struct.unpack_from(order + start, data, place)
+            (side,) = struct.unpack_from(order + _TIFF_KINDS[kind], data, place)
+            sizes[tag] = max(side, sizes.get(tag, 0))
+    width, height, *tile = (sizes.get(tag, 0) for tag in _TIFF_SIDES)
+    if max(tile) > _TILE_SIDE:
+        width, height = max(width, tile[0]), max(height, tile[1])
+    return (height, width) if width and height else None
 
 
 def _is_bare_jpeg(data: bytes) -> bool:
@@ -317,3 +369,11 @@ def _compare_stored(data: bytes, pixels: Pixels) -> list[tuple[str, str]]:
         if share > 0:
             notices.append(("image_alpha", f"{100 * share:.3g} % of the pixels are not opaque"))
     return notices
+
+
+_SIZE_READERS: dict[str, Callable[[bytes], tuple[int, int] | None]] = {
+    "JPEG": _read_jpeg_size_hw,
+    "BMP": _read_bmp_size_hw,
+    "TIFF": _read_tiff_size_hw,
+}
+"""By format; the others are read by Pillow, or here where Pillow and OpenCV agree on the header."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.annotation_rules import DEFAULTS
-from pipeline.text import format_table
+from pipeline.text import escape_controls, format_table
 
 EXAMPLES = 3
 """Examples shown of each kind; rejects.parquet has them all."""
@@ -146,7 +146,8 @@ def make_problem(kind: str, reason: str, entry: object, *, image: Entry | None =
     image_id = owner.get("id", None if is_image else mine.get("image_id"))
     return Problem(
         kind=kind,
-        reason=shorten(reason),
+        # A reason quotes the file, and a lone surrogate in it cannot be written.
+        reason=shorten(escape_controls(reason)),
         image_id=image_id if is_id(image_id) else None,
         annotation_id=None if is_image or not is_id(mine.get("id")) else mine["id"],
         file_name=owner["file_name"] if is_name(owner.get("file_name")) else None,

@@ -17,7 +17,7 @@ from pipeline import errors, storage
 from pipeline.data.manifest import Manifest
 from pipeline.data.plan import ROWS_PER_ITEM, Ints, Item, Plan, RowGroup
 from pipeline.data.repeat_factors import Repeats, repeat_factors
-from pipeline.data.schema import PLANES, Task
+from pipeline.data.schema import PLANES, Task, check_columns
 from pipeline.errors import DatasetError, PipelineError
 
 _log = logging.getLogger(__name__)
@@ -181,6 +181,11 @@ def _read_repeats(split_uri: str, manifest: Manifest, threshold: float) -> Repea
     if has_crowds:
         # Crowds are not trained, so they do not count.
         crowd = table["is_crowd"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if len(crowd) != len(category):
+            raise DatasetError(
+                f"{split_uri}: rows have {len(category)} categories and {len(crowd)} crowd flags; "
+                "ingest the split again"
+            )
         row, category = row[~crowd], category[~crowd]
     factors = repeat_factors(row, category, rows=len(table), threshold=threshold)
     _log.info(
@@ -191,7 +196,7 @@ def _read_repeats(split_uri: str, manifest: Manifest, threshold: float) -> Repea
 
 
 def _read_columns(uri: str, columns: list[str]) -> pa.Table:
-    with _open_shard(uri, "categories") as shard:
+    with _open_shard(uri, "categories", columns) as shard:
         return shard.read(columns=columns, use_threads=False)
 
 
@@ -202,7 +207,7 @@ def read_rows(uri: str, row_group: int, rows: Ints, *, columns: Sequence[str]) -
         DatasetError: the shard cannot be read, or the row group has too few rows.
     """
     parts, first = [], 0
-    with _open_shard(uri, f"row group {row_group}") as shard:
+    with _open_shard(uri, f"row group {row_group}", columns) as shard:
         for batch in shard.iter_batches(
             batch_size=_ROWS_AT_ONCE,
             row_groups=[row_group],
@@ -218,13 +223,14 @@ def read_rows(uri: str, row_group: int, rows: Ints, *, columns: Sequence[str]) -
 
 
 @contextmanager
-def _open_shard(uri: str, part: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard; an error names the part that was read."""
+def _open_shard(uri: str, part: str, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    """Open a shard that has the columns; an error names the part that was read."""
     fs, path = storage.resolve(uri)
     try:
         with fs.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as shard:
+            check_columns(shard.schema_arrow, columns)
             yield shard
-    except (OSError, IndexError, pa.ArrowException) as error:
+    except (OSError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DatasetError(
             f"{uri}, {part}: {type(error).__name__}: {error}. "
             "The shard is missing, damaged or not the one that dataset.json describes; "

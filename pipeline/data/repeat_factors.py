@@ -67,6 +67,7 @@ def repeat_factors(
     if len(row) == 0:
         return factors
     pairs = np.unique(np.stack([row, category]), axis=1)
-    frequency = np.bincount(pairs[1]) / rows
-    np.maximum.at(factors, pairs[0], np.sqrt(threshold / frequency[pairs[1]]))
+    # Not counted by the numbers themselves: in a damaged shard they are negative or huge.
+    _, which, counts = np.unique(pairs[1], return_inverse=True, return_counts=True)
+    np.maximum.at(factors, pairs[0], np.sqrt(threshold / (counts / rows)[which]))
     return factors

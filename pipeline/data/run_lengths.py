@@ -17,7 +17,8 @@ Segmentation = list[list[float]] | dict[str, Any]
 """Polygons, or an object with size and counts, as in an annotation."""
 
 MAX_OUTLINE_PX = 2**22
-"""pycocotools needs 80 bytes per pixel of outline; real outlines are far shorter."""
+"""Of all polygons of a mask. pycocotools needs 80 bytes per pixel of outline; real outlines are far
+shorter."""
 
 
 class MaskError(ValueError):
@@ -148,15 +149,17 @@ def decode_counts(encoded: bytes, size_hw: tuple[int, int]) -> Runs:
 def _check_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> None:
     if not polygons:
         raise MaskError("mask_empty", "segmentation is an empty list")
-    far = max(size_hw)
+    far, outline_px = max(size_hw), 0.0
     for number, polygon in enumerate(polygons, start=1):
         points = _points(polygon, number)
         if points.min() < -far or points.max() > 2 * far:
             worst = points.flat[np.abs(points).argmax()]
             raise MaskError("mask_format", f"polygon {number} has a point at {worst:g}")
         length = np.abs(np.diff(points, axis=0)).sum() + np.abs(points[0] - points[-1]).sum()
-        if length > MAX_OUTLINE_PX:
-            raise MaskError("mask_format", f"polygon {number} has an outline of {length:.0f} px")
+        outline_px += length
+        if outline_px > MAX_OUTLINE_PX:
+            which = f"polygon {number} has" if length > MAX_OUTLINE_PX else "the polygons have"
+            raise MaskError("mask_format", f"{which} an outline of {outline_px:.0f} px")
 
 
 def _points(polygon: list[float], number: int) -> NDArray[np.float64]:

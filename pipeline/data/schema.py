@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -88,11 +89,29 @@ def get_shard_task(task: ModelTask) -> Task:
     return "semantic" if task == "semantic" else "instance"
 
 
+_FIELDS = {field.name: field for field in (*SEMANTIC_SCHEMA, *FEDERATED_SCHEMA)}
+
+
 def get_schema(task: Task, *, federated: bool) -> pa.Schema:
     """Return the columns of a row."""
     if task == "semantic":
         return SEMANTIC_SCHEMA
     return FEDERATED_SCHEMA if federated else INSTANCE_SCHEMA
+
+
+def check_columns(found: pa.Schema, columns: Iterable[str]) -> None:
+    """Check that a file has columns of shards, before they are read.
+
+    Raises:
+        ArrowInvalid: one is missing or of another type.
+    """
+    wrong = [
+        name
+        for name in columns
+        if found.get_field_index(name) < 0 or not found.field(name).equals(_FIELDS[name])
+    ]
+    if wrong:
+        raise pa.ArrowInvalid(f"{', '.join(wrong)}: missing, or not as in a shard")
 
 
 def hash_row(row: dict[str, Any]) -> bytes:

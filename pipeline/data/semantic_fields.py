@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.label_png import has_false_lengths
+
 Plane = NDArray[np.uint8]
 
 VOID = 255
@@ -73,7 +75,8 @@ def encode_plane(plane: Plane) -> bytes:
 def decode_plane(encoded: bytes | memoryview) -> Plane | None:
     """Decode the PNG of encode_plane, without a copy; None if it is broken."""
     data = np.frombuffer(encoded, dtype=np.uint8)
-    plane = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    is_whole = len(data) > 0 and not has_false_lengths(data.data)
+    plane = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if is_whole else None
     if plane is None or plane.ndim != 2 or plane.dtype != np.uint8:
         return None
     return np.asarray(plane, dtype=np.uint8)

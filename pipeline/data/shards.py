@@ -37,6 +37,7 @@ from pipeline.data.source_index import (
     Rules,
     SourceImage,
 )
+from pipeline.data.text_files import parse_json
 from pipeline.data.validate_cityscapes import validate_frame
 from pipeline.data.validate_image import ValidatedImage, validate_image
 from pipeline.data.validate_label_map import validate_label_map
@@ -297,9 +298,12 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, dict[str, Any]] | None:
     try:
         with fs.open_input_file(path) as stream:
             metadata = pq.read_metadata(stream)
-        return metadata, json.loads((metadata.metadata or {})[FOOTER_KEY])
-    except (OSError, KeyError, ValueError):
+        metadata.schema.to_arrow_schema()  # its names may not be text
+        stored = parse_json((metadata.metadata or {})[FOOTER_KEY])
+    except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
+    is_ours = isinstance(stored, dict) and isinstance(stored.get("info"), dict)
+    return (metadata, stored) if is_ours else None  # type: ignore[return-value]
 
 
 def peak_rss_mb() -> int:

@@ -172,7 +172,8 @@ def _read_box(
     x, y, w, h = entry["bbox"]
     # Rows store float32, where a number may overflow and a box become empty.
     area = entry.get("area", 0)
-    if not np.isfinite(np.array([x, y, w, h, area], dtype=np.float32)).all():
+    limit = float(np.finfo(np.float32).max) / 2  # x + w must fit too
+    if not all(-limit <= each <= limit for each in (x, y, w, h, area)):
         reasons.append(("not_finite", f"bbox {entry['bbox']}, area {area}", "found"))
         return None
     height, width = size_hw

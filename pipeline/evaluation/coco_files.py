@@ -24,6 +24,9 @@ Entry = dict[str, Any]
 
 Size = tuple[int, int]
 
+_MAX_PIXELS = 2**30
+"""Run lengths have 32 bits, and boundaries are measured on pixels: each takes a byte."""
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedFiles:
@@ -359,7 +362,7 @@ def _show_id(entry: object) -> str:
 
 def _read_size(image: Entry) -> Size | None:
     height, width = image.get("height"), image.get("width")
-    if is_side(height) and is_side(width):
+    if is_side(height) and is_side(width) and height * width <= _MAX_PIXELS:
         return height, width
     return None
 

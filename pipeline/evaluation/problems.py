@@ -19,7 +19,8 @@ RULES = {
     "id is not an integer": "ids of images, categories and annotations are integers of at most 64 "
     "bits",
     "duplicate id": "every entry has an id of its own",
-    "image without size": "an image needs height and width, integers above 0 and below 2^31",
+    "image without size": "an image needs height and width, integers above 0, with at most 2^30 "
+    "pixels",
     "unknown image_id": "it must be the id of an image in the truth; are both files of the same "
     "split?",
     "unknown category_id": "it must be the id of a category in the truth, not an index that starts "

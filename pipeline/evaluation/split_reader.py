@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.data.manifest import Manifest, ShardInfo, read_manifest
 from pipeline.data.read_rows import read_rows
-from pipeline.data.schema import FEDERATED
+from pipeline.data.schema import FEDERATED, check_columns
 from pipeline.errors import DatasetError
 
 _TRUTH_COLUMNS = [
@@ -110,8 +110,15 @@ def truth_from_shards(
         if manifest.federated:
             image |= {k: [category_ids[i] for i in row[name]] for k, name in FEDERATED.items()}
         images.append(image)
-        for annotation in _list_annotations(row, category_ids):
-            annotations.append(annotation | {"id": len(annotations) + 1})
+        try:
+            for annotation in _list_annotations(row, category_ids):
+                annotations.append(annotation | {"id": len(annotations) + 1})
+        except (ValueError, IndexError, TypeError) as error:
+            raise DatasetError(
+                f"{split_uri}, image {row['image_id']}: its lists of annotations do not fit "
+                f"together ({error}). To list all, type: python jobs/audit.py --data {split_uri} "
+                "--deep. Then ingest the split again"
+            ) from error
     return {
         "images": images,
         "annotations": annotations,
@@ -146,7 +153,14 @@ def _read_truth_rows(split_uri: str, manifest: Manifest) -> Iterator[dict[str, A
     columns = [*_TRUTH_COLUMNS, *(FEDERATED.values() if manifest.federated else ())]
     for each in manifest.shards:
         for table in _read_row_groups(split_uri, each, columns=columns):
-            yield from table.to_pylist()
+            try:
+                rows = table.to_pylist()
+            except UnicodeDecodeError as error:
+                raise DatasetError(
+                    f"{storage.join(split_uri, each.file)}: a file name is not text ({error}); "
+                    "ingest the split again"
+                ) from error
+            yield from rows
 
 
 def _read_row_groups(split_uri: str, shard: ShardInfo, *, columns: list[str]) -> Iterator[pa.Table]:
@@ -159,8 +173,9 @@ def _read_row_group(split_uri: str, file: str, number: int, *, columns: list[str
     fs, path = storage.resolve(uri)
     try:
         with fs.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as shard:
+            check_columns(shard.schema_arrow, columns)
             return shard.read_row_group(number, columns=columns)
-    except (OSError, IndexError, pa.ArrowException) as error:
+    except (OSError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DatasetError(
             f"{uri}, row group {number}: {type(error).__name__}: {error}. The shard is missing, "
             "damaged, or not the one in dataset.json; ingest the split again"

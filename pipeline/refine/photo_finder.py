@@ -42,7 +42,7 @@ class PhotoFinder:
         where = f"image {image_id}"
         if file_name is None:
             return self._choose(self._by_id[image_id], where, problems)
-        if file_name not in self._names:
+        if not isinstance(file_name, str) or file_name not in self._names:
             problems.add("missing photo", f"{where}: {show_value(file_name)}")
             return ""
         return str(file_name)

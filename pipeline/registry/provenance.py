@@ -8,14 +8,18 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.data.manifest import Manifest
+from pipeline.data.text_files import parse_json, to_typed
+from pipeline.errors import RegistryError
 from pipeline.recipe import EvaluationConfig
 from pipeline.tracking.environment import Environment
 
 if TYPE_CHECKING:
     from pipeline.evaluation.result import Evaluation
+
+_Kind = TypeVar("_Kind")
 
 _TIMING = ("images", "seconds", "inference_ms")
 """Prefixes of timing metrics, which do not describe the model."""
@@ -53,8 +57,17 @@ class TrainingData:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "TrainingData":
-        """Parse the output of to_json."""
-        return cls(**json.loads(text))
+        """Parse the output of to_json; raises RegistryError if it is another's."""
+        return _parse(cls, text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StoredEvaluation:
+    """An EvaluationRecord as JSON holds it: None for NaN."""
+
+    evaluated_on: str
+    metrics: dict[str, float | None]
+    per_category: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +109,12 @@ class EvaluationRecord:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "EvaluationRecord":
-        """Parse the output of to_json."""
-        plain = json.loads(text)
+        """Parse the output of to_json; raises RegistryError if it is another's."""
+        plain = _parse(_StoredEvaluation, text)
         return cls(
-            evaluated_on=plain["evaluated_on"],
-            metrics=_with_nan(plain["metrics"]),
-            per_category={k: _with_nan(v) for k, v in plain["per_category"].items()},
+            evaluated_on=plain.evaluated_on,
+            metrics=_with_nan(plain.metrics),
+            per_category={k: _with_nan(v) for k, v in plain.per_category.items()},
         )
 
 
@@ -141,9 +154,8 @@ class Origin:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Origin":
-        """Parse the output of to_json."""
-        plain = json.loads(text)
-        return cls(**{**plain, "environment": Environment(**plain["environment"])})
+        """Parse the output of to_json; raises RegistryError if it is another's."""
+        return _parse(cls, text)
 
 
 def replace_nan(value: Any) -> Any:  # noqa: ANN401  any JSON value
@@ -158,6 +170,16 @@ def replace_nan(value: Any) -> Any:  # noqa: ANN401  any JSON value
 def to_json(value: TrainingData | EvaluationRecord | Origin) -> str:
     """Serialize to JSON, for from_json."""
     return json.dumps(replace_nan(asdict(value)), indent=1) + "\n"
+
+
+def _parse(kind: type[_Kind], text: str | bytes) -> _Kind:
+    try:
+        return to_typed(kind, parse_json(text))
+    except ValueError as error:
+        raise RegistryError(
+            f"a record of the model or run ({kind.__name__.strip('_')}) is damaged ({error}); "
+            "restore it from a copy, or register the run again"
+        ) from error
 
 
 def _with_nan(numbers: Mapping[str, float | None]) -> dict[str, float]:

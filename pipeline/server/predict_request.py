@@ -116,8 +116,8 @@ async def _read_form(request: Request, options: ServeOptions) -> dict[str, Any]:
     parser.spool_max_size = limit
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        text = f"the form cannot be read ({error.message}); send one file and each field once"
+    except (MultiPartException, ValueError) as error:  # a wrong charset is a ValueError
+        text = f"the form cannot be read ({str(error)[:200]}); send one file and each field once"
         raise RequestError(400, text) from error
     names = [name for name, _ in form.multi_items()]
     if not names:
@@ -139,6 +139,13 @@ async def _read_json(request: Request, options: ServeOptions) -> dict[str, Any]:
     body = b"".join([chunk async for chunk in _stream(request, limit, options)])
     if not body:
         raise RequestError(400, f'the body is empty; send {{"{PHOTO}": "BASE64"}}')
+    if sum(map(body.count, (b"[", b"{", b","))) > _FIELD_BYTES:
+        # Each could become an object of many times its size; no photo and no field has them.
+        raise RequestError(
+            400,
+            f"the body is not JSON with one photo: it has more than {_FIELD_BYTES} values; send "
+            f'{{"{PHOTO}": "BASE64"}}',
+        )
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:

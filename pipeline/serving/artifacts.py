@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from pipeline.data.manifest import Category
+from pipeline.data.text_files import parse_json, to_typed
 from pipeline.errors import RegistryError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -27,8 +28,8 @@ def categories_from_json(text: str) -> tuple[Category, ...]:
         RegistryError: the text is not such a list.
     """
     try:
-        categories = tuple(Category(**each) for each in json.loads(text))
-    except (ValueError, TypeError) as error:
+        categories = to_typed(tuple[Category, ...], parse_json(text))
+    except ValueError as error:
         raise RegistryError(
             f"categories.json of the model is damaged ({error}); register it again"
         ) from error

@@ -10,11 +10,11 @@ It needs neither torch nor Ray: pipeline/serving/onnx_predictor.py is the whole 
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from pipeline.data.manifest import Category
+from pipeline.data.text_files import parse_json, to_typed
 from pipeline.errors import RegistryError
 
 INFO_KEY = "bsm"
@@ -74,21 +74,22 @@ def info_from_json(text: str) -> ExportInfo:
         RegistryError: the text is not such JSON, or that of a later version.
     """
     try:
-        plain: Mapping[str, Any] = json.loads(text)
-        if plain["format_version"] != 1:
+        plain: Any = parse_json(text)
+        version = plain["format_version"]
+        if version != 1:
             raise RegistryError(
-                f"the model was exported in format {plain['format_version']}, this version reads "
-                "format 1; update this package, or export the model again"
+                f"the model was exported in format {version!r:.40}, this version reads format 1; "
+                "update this package, or export the model again"
             )
         known = {each.name for each in fields(ExportInfo)}
-        values = {name: _to_tuple(value) for name, value in plain.items() if name in known}
-        values["categories"] = tuple(Category(**each) for each in plain["categories"])
-        return ExportInfo(**values)
+        info = to_typed(ExportInfo, {name: plain[name] for name in plain if name in known})
     except (ValueError, TypeError, KeyError) as error:
         raise RegistryError(
             f"the description inside the model file is damaged ({error}); export it again"
         ) from error
-
-
-def _to_tuple(value: object) -> Any:  # noqa: ANN401  any JSON
-    return tuple(value) if isinstance(value, list) else value
+    if info.pad_multiple < 1:
+        raise RegistryError(
+            f"the description inside the model file is damaged (pad_multiple is "
+            f"{info.pad_multiple}, which must be 1 or more); export it again"
+        )
+    return info

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.checksums import hash_bytes
+from pipeline.data.text_files import parse_json
 from pipeline.errors import RecipeError, StorageError, TrainingError
 from pipeline.recipe import Recipe, differences, fingerprint, from_dict, to_json
 from pipeline.training.optim import FiniteOptimizer
@@ -208,13 +209,15 @@ def load_info(ref: CheckpointRef) -> dict[str, Any]:
         TrainingError: it was changed after it was written.
     """
     try:
-        info: dict[str, Any] = json.loads(
-            storage.read_bytes(storage.join(ref.uri, "checkpoint.json"))
-        )
-        is_whole = info.pop(_SELF_DIGEST, None) in {None, _digest_json(info)}
+        info = parse_json(storage.read_bytes(storage.join(ref.uri, "checkpoint.json")))
     except ValueError:
-        is_whole = False
-    if not is_whole:
+        info = None
+    digest = info.pop(_SELF_DIGEST, None) if isinstance(info, dict) else None
+    if (
+        not isinstance(info, dict)
+        or not isinstance(info.get("bytes"), int)
+        or digest not in (None, _digest_json(info))
+    ):
         raise TrainingError(f"{ref.uri}: checkpoint.json was changed after it was written")
     return info
 
@@ -232,16 +235,15 @@ def load(ref: CheckpointRef) -> dict[str, Any]:
     if problem:
         raise TrainingError(f"{ref.uri}: {problem}. {then}")
     try:
-        content: dict[str, Any] = torch.load(
-            io.BytesIO(data), map_location="cpu", weights_only=True
-        )
+        content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         raise TrainingError(
             f"{ref.uri}: checkpoint.pt cannot be read ({type(error).__name__}). {then}"
         ) from error
-    if content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise TrainingError(
-            f"{ref.uri}: checkpoint format {content.get('format')}, this version reads {FORMAT}. "
+            f"{ref.uri}: checkpoint format {found!r:.40}, this version reads {FORMAT}. "
             "Train under another --name, or resume with the version that wrote it."
         )
     return content

@@ -1,5 +1,6 @@
 """Pickles as detectron2 writes them, and some that must not run."""
 
+import codecs
 import collections
 import os
 import pickle
@@ -131,3 +132,52 @@ def test_a_truncated_pickle_raises(tmp_path, content: bytes):
 def test_files_of_torch_save_are_read_under_any_name(tmp_path):
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "model.pkl")
     assert torch.equal(read_weights(tmp_path / "model.pkl")["a"], torch.ones(2))
+
+
+def make_laughs() -> object:
+    """Return lists in lists, each used twice: 2 ** 40 texts in a few hundred bytes."""
+    value: list = ["x"]
+    for _ in range(40):
+        value = [value] * 2
+    return value
+
+
+RAW = bytes(5000)
+TEXT = "x" * 5000
+
+
+def repeat_call(call, *arguments) -> list:
+    return [Calls(call, *arguments) for _ in range(50)]
+
+
+REPEATED = {
+    "arrays": (4, repeat_call(np._core.numeric._frombuffer, RAW, np.dtype("u1"), (5000,), "C")),
+    "texts": (2, repeat_call(codecs.encode, TEXT, "latin1")),
+    "dicts": (2, repeat_call(collections.OrderedDict, [(i, i) for i in range(5000)])),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_content_that_is_repeated_to_more_than_the_file_raises(tmp_path, name: str):
+    protocol, content = REPEATED[name]
+    with pytest.raises(ValueError, match="it repeats its content, to more than the") as error:
+        read_weights(write_pickle(tmp_path, {"w": content}, protocol=protocol))
+    assert "w.pkl" in str(error.value)
+
+
+@pytest.mark.timeout(20)
+def test_an_object_that_is_used_often_is_converted_once(tmp_path):
+    path = write_pickle(tmp_path, {"w": make_laughs()})
+    with pytest.raises(ValueError, match="does not map names to tensors"):
+        read_weights(path)
+    array = ARRAYS["float"]
+    tensors = read_weights(write_pickle(tmp_path, {"a": array, "b": array}))
+    assert torch.equal(tensors["a"], tensors["b"])
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02Nr\xff\xff\xff\x0f.", b"Np99999999\n."])
+def test_a_position_beyond_the_file_raises_before_memory_is_taken(tmp_path, content: bytes):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="it stores an object at position"):
+        read_weights(path)

@@ -1,11 +1,12 @@
 import pickle
+import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bsm.checkpoints.weights import load_weights, save_weights
+from bsm.checkpoints.weights import load_weights, read_weights, save_weights
 
 
 def model(width: int = 4) -> nn.Sequential:
@@ -126,3 +127,31 @@ def test_weights_that_are_not_finite_raise_and_are_named(tmp_path):
     assert "w.safetensors: 2 of 7 tensors" in str(error.value)
     assert "0.weight, 1.running_var. Nothing was loaded" in str(error.value)
     assert all(value.isfinite().all() for value in b.state_dict().values())
+
+
+def test_a_zip_that_unpacks_to_more_than_its_size_raises_before_it_is_read(tmp_path):
+    torch.save({"a": torch.zeros(10**5)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as plain,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member))
+    with pytest.raises(ValueError, match=r"b\.pth: its content would unpack to 4\d{5} bytes"):
+        read_weights(tmp_path / "b.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(1).expand(10**6, 10**6),
+        torch.zeros(3, 3).to_sparse(),
+        torch.zeros(10**6, 10**6, device="meta"),
+    ],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_tensors_without_a_number_for_each_value_raise(tmp_path, value):
+    torch.save({"fine": torch.zeros(2), "odd": value}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: 1 of 2 tensors .*: odd\. Save dense"):
+        read_weights(tmp_path / "w.pth")

@@ -254,3 +254,25 @@ def test_without_weights_changes_nothing_else(recipe):
     backbone = replace(recipe.model.backbone, weights="timm")
     model = replace(recipe.model, backbone=backbone, weights="file", weights_leave_out=("head",))
     assert without_weights(model) == recipe.model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": null}', "name: needs a text, got None"),
+        (
+            '{"name": "x", "model": {"weights_leave_out": ["a", 7]}}',
+            r"leave_out\[1\]: needs a text",
+        ),
+        ('{"name": ' + "[" * 300 + "]" * 300 + "}", "name.*is nested more than 32 levels deep"),
+        ('{"name": "x", "seed": 1' + "0" * 400 + "}", "seed: does not fit into 64 bits"),
+        ('{"name": "\\ud800"}', "'name': is not valid Unicode"),
+        ('{"\\ud800": 1}', "is not valid Unicode"),
+        ('{"name": "x", "optim": "' + "y" * 10**5 + '"}', r"got 'y{1,60}$"),
+    ],
+    ids=["name", "in a list", "deep", "number", "text", "key", "long"],
+)
+def test_values_that_json_has_and_no_recipe_are_named(text: str, message: str):
+    with pytest.raises(RecipeError, match=message) as error:
+        from_json(text)
+    assert len(str(error.value)) < 1000

@@ -159,3 +159,9 @@ def test_absolute_does_not_depend_on_the_working_directory(tmp_path, monkeypatch
     assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
     assert storage.absolute("s3://bucket/x#2") == "s3://bucket/x#2"
     assert storage.absolute("file:///x?#2") == "/x?#2"
+
+
+@pytest.mark.parametrize("action", [storage.read_bytes, storage.exists, storage.list_files])
+def test_a_zero_byte_in_a_path_is_a_storage_error(tmp_path, action):
+    with pytest.raises(StorageError, match=r"cannot .*\\x00.*correct the path"):
+        action(f"{tmp_path}/a\0b")

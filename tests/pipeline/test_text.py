@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.text import format_count, format_score, format_table
+from pipeline.text import escape_controls, format_count, format_score, format_table
 
 
 def test_format_table() -> None:
@@ -24,3 +24,9 @@ def test_format_score() -> None:
 def test_format_count() -> None:
     counts = [format_count(1, "worker"), format_count(0, "worker"), format_count(2, "category")]
     assert counts == ["1 worker", "0 workers", "2 categories"]
+
+
+def test_escape_controls() -> None:
+    """A name in an error must not recolor or clear the terminal, or turn the text around."""
+    assert escape_controls("a\n\tb \xe9 \u56f3") == "a\n\tb \xe9 \u56f3"
+    assert escape_controls("\x1b[2J\r\0\u202e\ud800") == r"\x1b[2J\r\x00\u202e\ud800"

@@ -173,7 +173,10 @@ def _valid_categories(top: Entry) -> list[Entry]:
     return [
         each
         for each in top["categories"]
-        if isinstance(each, dict) and all(key in each for key in keys) and is_id(each["id"])
+        if isinstance(each, dict)
+        and all(key in each for key in keys)
+        and is_id(each["id"])
+        and is_name(each["synset"])
     ]
 
 

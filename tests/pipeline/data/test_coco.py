@@ -2,7 +2,12 @@ import json
 
 import pytest
 
-from pipeline.data.problems import ProblemCounts, format_problems
+from pipeline.data.problems import (
+    ProblemCounts,
+    encode_rejects,
+    format_problems,
+    make_problem,
+)
 from pipeline.data.sources.coco import read_annotations
 from pipeline.errors import DatasetError, StorageError
 
@@ -177,3 +182,10 @@ def test_entries_of_any_type_become_problems(tmp_path):
     problems = read_annotations(_write(tmp_path, doc)).problems
     assert ProblemCounts(problems).counts == {"image_entry": 6, "annotation_entry": 6}
     assert format_problems(ProblemCounts(problems))
+
+
+@pytest.mark.parametrize("reason", ["it starts with '\ud800:'", "\x1b[2J"])
+def test_a_reason_is_text_that_a_terminal_shows_and_parquet_stores(reason):
+    problem = make_problem("image_entry", reason, {"id": 1})
+    assert problem.reason.isprintable()
+    assert encode_rejects([problem])

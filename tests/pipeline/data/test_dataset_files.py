@@ -122,3 +122,44 @@ def test_names_are_not_parsed_as_queries(tmp_path):
     (tmp_path / "odd?x=1#y.txt").write_bytes(b"odd")
     with FileReader() as reader:
         assert reader.read(str(tmp_path), "odd?x=1#y.txt", max_bytes=9).data == b"odd"
+
+
+def test_a_member_outside_of_the_archive_is_a_storage_error(tmp_path):
+    path = archive(tmp_path / "f.zip", {"a": b"one"})
+    data = bytearray((tmp_path / "f.zip").read_bytes())
+    at = data.index(b"PK\x01\x02") + 42
+    data[at : at + 4] = b"\xff\xff\xff\x7f"  # the offset of its data
+    (tmp_path / "f.zip").write_bytes(data)
+    with pytest.raises(StorageError, match=r"cannot read a in .*f\.zip"):
+        read_file(f"{path}!/a")
+    with FileReader() as reader:
+        assert reader.read(f"{path}!", "a", max_bytes=9).error
+
+
+def test_a_bomb_of_a_file_that_is_read_whole_is_refused_before_it_is_unpacked(tmp_path):
+    bomb = {"a.json": bytes(70_000_000)}
+    path = archive(tmp_path / "f.zip", bomb, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(
+        StorageError, match=r"would unpack to 70000000 bytes from \d+, more than 100"
+    ):
+        read_file(f"{path}!/a.json")
+
+
+def test_links_in_a_zip_are_not_followed(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    member = zipfile.ZipInfo("a")
+    member.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as out:
+        out.writestr(member, str(tmp_path / "secret"))
+    with FileReader() as reader:
+        found = reader.read(f"{tmp_path}/f.zip!", "a", max_bytes=999)
+    assert found.data == str(tmp_path / "secret").encode()
+
+
+def test_a_member_without_a_name_is_listed_as_it_is(tmp_path):
+    path = archive(tmp_path / "f.zip", {"a": b"22", "b": b"1"})
+    data = bytearray((tmp_path / "f.zip").read_bytes())
+    at = data.rindex(b"PK\x01\x02") + 28
+    data[at : at + 4] = b"\0\0\1\0"  # a name of no byte, and one byte more of other fields
+    (tmp_path / "f.zip").write_bytes(data)
+    assert list_files(f"{path}!") == {"": 1, "a": 2}

@@ -101,6 +101,7 @@ def test_reads_equal_masks_from_all_three_formats():
         ([[1, 1, 5, 1, 5, 1e12]], "mask_format"),
         ([[1, 1, 5, 1, 5, 10**400]], "not_finite"),
         ([[0, 0, 16, 16] * 200_000], "mask_format"),
+        ([[0, 0, 16, 16] * 20_000] * 10, "mask_format"),
         ([[100, 100, 110, 100, 110, 110]], "mask_format"),
         ([[17, 17, 18, 17, 18, 18]], "mask_empty"),
         ({"size": [16, 16], "counts": [256]}, "mask_empty"),

@@ -246,3 +246,12 @@ def test_real_lvis(real_data, tmp_path):
     kept = {each["id"] for each in doc["categories"] if each["synset"] in synset}
     assert only["annotations"] == sum(e["category_id"] in kept for e in doc["annotations"])
     assert only["images"] == 7
+
+
+@pytest.mark.parametrize("synset", [{}, [], 7, None])
+def test_a_synset_that_is_no_text_is_reported(root, synset):
+    doc = load(root)
+    doc["categories"][0]["synset"] = synset
+    save(root, doc)
+    with pytest.raises(DatasetError, match="category_entry"):
+        ingest_dataset(config(root, only_coco_categories=True))

@@ -34,7 +34,7 @@ def test_a_folder_without_a_manifest_is_reported_with_the_next_command(tmp_path)
     [
         ({"images": 41}, "do not add up to 41 images"),
         ({"schema_version": 99}, "schema version 99"),
-        ({"task": "poetry"}, "unknown task 'poetry'"),
+        ({"task": "poetry"}, "task: Input should be 'instance' or 'semantic'"),
         (
             {"shards": (ShardInfo(file="part-00000.parquet", rows=40, row_groups=(32,)),)},
             "row groups of a shard",
@@ -43,6 +43,14 @@ def test_a_folder_without_a_manifest_is_reported_with_the_next_command(tmp_path)
             {"shards": (ShardInfo(file="../part-00000.parquet", rows=40, row_groups=(40,)),)},
             "outside the folder",
         ),
+        ({"shards": (ShardInfo(file="..", rows=40, row_groups=(40,)),)}, "outside the folder"),
+        (
+            {"shards": (ShardInfo(file="a", rows=40, row_groups=(41, -1)),)},
+            "a row group has a negative number of rows",
+        ),
+        ({"shards": (ShardInfo(file=7, rows=40, row_groups=(40,)),)}, "shards.0.file: "),
+        ({"images": "40"}, "images: Input should be a valid integer"),
+        ({"rejects": True}, "rejects: "),
         ({"categories": MANIFEST.categories[1:]}, "category_index"),
     ],
 )
@@ -52,7 +60,7 @@ def test_refuses_a_manifest_that_contradicts_itself(tmp_path, changes, message):
         read_manifest(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1}', "[" * 700 + "]" * 700])
 def test_a_damaged_manifest_is_a_dataset_error(tmp_path, text):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DatasetError, match="ingest again"):

@@ -340,6 +340,14 @@ def test_numbers_beyond_64_bits_are_listed(number: int) -> None:
     assert "detections: id is not an integer (2)\n    entry 0: image_id" in text
 
 
+@pytest.mark.parametrize("side", [2**31 - 1, 2**16])
+def test_an_image_with_more_pixels_than_run_lengths_can_count_is_listed(side: int) -> None:
+    truth = truth_of([(2, 2, 20)])
+    truth["images"][0] |= {"height": side, "width": side}
+    with pytest.raises(DatasetError, match=r"image without size \(1\)[^r]*rule: .* 2\^30 pixels"):
+        evaluate_detections(truth, [], metric="boundary")
+
+
 def test_scores_and_areas_beyond_a_float_are_listed() -> None:
     truth = truth_of([(2, 2, 20)])
     truth["annotations"][0]["area"] = 10**400

@@ -33,6 +33,26 @@ def change_recipe(file: Path) -> None:
     assert file.read_text() != text
 
 
+@pytest.mark.parametrize("text", ["[]", "7", "{}", '{"bytes": "7"}', "[" * 700 + "]" * 700])
+def test_a_checkpoint_json_of_something_else_is_passed_over(tmp_path, text: str):
+    folder = tmp_path / "checkpoints" / "step-00000003"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text(text)
+    (folder / "checkpoint.pt").write_bytes(b"x")
+    with pytest.raises(StorageError, match=r"checkpoint\.json was changed after it was written"):
+        checkpoint.find_latest(str(tmp_path))
+
+
+def test_a_checkpoint_of_other_content_is_an_error_with_its_format(tmp_path):
+    folder = tmp_path / "checkpoints" / "step-00000003"
+    folder.mkdir(parents=True)
+    torch.save(7, folder / "checkpoint.pt")
+    size = (folder / "checkpoint.pt").stat().st_size
+    (folder / "checkpoint.json").write_text(json.dumps({"bytes": size}))
+    with pytest.raises(TrainingError, match="checkpoint format 'int', this version reads 1"):
+        checkpoint.load(checkpoint.get_ref(str(tmp_path), step=3))
+
+
 @pytest.mark.parametrize(
     ("damage", "name", "reason"),
     [

@@ -4,7 +4,8 @@ from typing import cast
 
 from torch import nn
 
-from bsm.backbone import FpnBackbone, convert_norm
+from bsm.backbone import FpnBackbone
+from bsm.backbone_norms import convert_norm
 from bsm.configs.instance import HeadNorm
 
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor, nn
 
-from bsm.backbone import convert_norm, make_inside_mask
+from bsm.backbone import make_inside_mask
+from bsm.backbone_norms import convert_norm
 from bsm.configs.semantic import DeepLabConfig
 from bsm.semantic.backbone import DilatedBackbone
 from bsm.semantic.decoder import (

@@ -30,8 +30,8 @@ from pipeline.tracking import runs
 from pipeline.tracking.runs import RunHandle
 from pipeline.tracking.stores import format_error, redact, sqlite_path
 from pipeline.training.capacity import check_cluster, start_ray
-from pipeline.training.launch import resume_command
 from pipeline.training.preflight import prepare_run, resolve_paths
+from pipeline.training.run_header import resume_command
 from pipeline.training.run_lock import hold_run
 from pipeline.training.stop import StopRequest
 from pipeline.tuning import results

@@ -13,11 +13,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from bsm.backbone import (
     FpnBackbone,
-    InPlaceFrozenNorm,
     build_backbone,
     extract_features,
     freeze,
 )
+from bsm.backbone_norms import InPlaceFrozenNorm
 from bsm.configs.shared import FpnBackboneConfig
 from tests.no_host_tensors import fake_gpu
 
@@ -317,7 +317,7 @@ def test_norms_in_place_change_no_bit(name: str, monkeypatch):
         for key, value in fast.named_buffers():
             if key.endswith(("running_var", "running_mean")):
                 value.uniform_(0.5, 1.5)
-    monkeypatch.setattr("bsm.backbone._apply_norms_in_place", lambda _: None)
+    monkeypatch.setattr("bsm.backbone.apply_norms_in_place", lambda _: None)
     plain = backbone(name=name, norm="frozen").train()
     plain.load_state_dict(fast.state_dict())
     assert sum(isinstance(m, InPlaceFrozenNorm) for m in fast.modules()) > 8

@@ -15,7 +15,7 @@ from pipeline.errors import RecipeError, RegistryError, StorageError, TrainingEr
 from pipeline.evaluation.checkpoint_metrics import load_metrics
 from pipeline.recipe import from_json
 from pipeline.rows import Paper, Row
-from pipeline.training import checkpoint, launch, run_lock
+from pipeline.training import checkpoint, launch, run_header, run_lock
 from pipeline.training.finished_run import register_run
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
@@ -232,9 +232,9 @@ def test_a_run_starts_exactly_from_the_weights_of_a_model(shards, folder, monkey
 def test_the_resume_command_is_the_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["jobs/coco_r50.py", "--name", "two words"])
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert launch.resume_command() == "python jobs/coco_r50.py --name 'two words'"
+    assert run_header.resume_command() == "python jobs/coco_r50.py --name 'two words'"
     monkeypatch.setattr("sys.argv", ["/usr/bin/bsm", "train", "coco_r50", "--name", "two words"])
-    assert launch.resume_command() == "bsm train coco_r50 --name 'two words'"
+    assert run_header.resume_command() == "bsm train coco_r50 --name 'two words'"
     monkeypatch.setattr("sys.argv", ["jobs/coco_r50.py"])
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert launch.resume_command().startswith("ray job submit --working-dir . -- python jobs/")
+    assert run_header.resume_command().startswith("ray job submit --working-dir . -- python jobs/")

@@ -28,6 +28,8 @@ from pipeline.recipe import Recipe
 _CPUS_PER_WORKER = 2.0
 """More than half of a node's, so that each node has one worker."""
 _PAUSE_S = 20.0
+_PATIENCE_S = 30
+"""A worker that stands still for longer is restarted; a run has 180 s."""
 
 
 def kill_worker(scene: Scene) -> Outcome:
@@ -56,7 +58,9 @@ def pause_worker(scene: Scene) -> Outcome:
 
 def hang_worker(scene: Scene) -> Outcome:
     """Notice a worker that stands still for good, and restart all workers."""
-    with _train_on_workers(scene) as job:
+    patience = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(_PATIENCE_S)}
+    impatient = replace(scene, environment=scene.environment | patience)
+    with _train_on_workers(impatient) as job:
         job.wait_for(AFTER_SAVED)
         fault_s = time.monotonic()
         os.kill(max(_find_workers(job)), signal.SIGSTOP)

@@ -303,6 +303,19 @@ def scale(*, millions: tuple[int, ...] = (1, 4, 16)) -> Result:
     return bench.bench_scale(millions=millions, print_line=_print_line)
 
 
+def useful_share(*, steps: int = 240, failure_every_s: float = 30.0, seed: int = 0) -> Result:
+    """Kill a small run at random until it is finished, beside the share of time by the formula.
+
+    Args:
+        steps: of the run.
+        failure_every_s: mean of the times between two failures.
+        seed: of these times.
+    """
+    from pipeline.drill.useful_share import measure_useful_share
+
+    return measure_useful_share(steps=steps, failure_every_s=failure_every_s, seed=seed)
+
+
 def memory(*, images: int = 118_287, objects: int = 7) -> Result:
     """Measure the memory of ingest, driver, data tasks and worker as the data grows 16 times.
 
@@ -372,6 +385,7 @@ BENCHMARKS: dict[str, Verb] = {
     "train": train,
     "memory": memory,
     "scale": scale,
+    "useful-share": useful_share,
     "gpu": gpu,
     "serve": serve,
 }

@@ -15,10 +15,8 @@ from typing import Any
 from tyro.conf import Positional
 
 from pipeline import storage
-from pipeline.data.ingest import CocoIngest, ingest_dataset
-from pipeline.data.sources.shapes import write_shapes
 from pipeline.drill import cluster_faults, process_faults, store_faults
-from pipeline.drill.scene import TRAIN_IMAGES, Outcome, Scene
+from pipeline.drill.scene import TRAIN_IMAGES, Outcome, Scene, write_shards
 from pipeline.errors import DrillError, DrillSkippedError, RecipeError
 from pipeline.text import format_table, suggest
 
@@ -89,7 +87,7 @@ def drill(names: Positional[tuple[str, ...]] = (), *, folder: str = "") -> dict[
 
 def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shards = _write_shards(folder)
+    shards = write_shards(folder)
     _log.info("training the run without a fault, %d drills follow", len(names))
     calm = Scene(name="calm", folder=folder / "calm", shards=shards, environment=environment)
     _, expected = calm.finish(calm.recipe())
@@ -160,17 +158,6 @@ def _check_epochs(result: Mapping[str, Any]) -> None:
     *whole, _ = epochs.values()
     if any(len(set(images)) != TRAIN_IMAGES or len(images) != TRAIN_IMAGES for images in whole):
         raise DrillError("an epoch of the run without a fault does not have every image once")
-
-
-def _write_shards(folder: Path) -> str:
-    photos = folder / "photos"
-    write_shapes(photos, train_images=TRAIN_IMAGES, val_images=4)
-    for split in ("train", "val"):
-        out = str(folder / "shards" / split)
-        ingest_dataset(
-            CocoIngest(root=str(photos), split=split, out=out, workers=0, rows_per_shard=32)
-        )
-    return str(folder / "shards")
 
 
 def _format(rows: Sequence[Row]) -> list[str]:

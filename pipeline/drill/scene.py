@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from bsm.configs.instance import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, ProposalConfig
 from bsm.configs.shared import FpnBackboneConfig
 from pipeline import storage
+from pipeline.data.ingest import CocoIngest, ingest_dataset
 from pipeline.data.manifest import read_manifest
+from pipeline.data.sources.shapes import write_shapes
 from pipeline.drill.command import Command
 from pipeline.errors import DrillError
 from pipeline.recipe import (
@@ -140,6 +142,18 @@ def read_result(job: Command) -> dict[str, Any]:
 def seconds_to_next_step(job: Command, fault_s: float, *, after: int = -1) -> float:
     """Return the seconds from a fault to the next progress line of a job."""
     return job.wait_for(STEP.format(step=r"\d+"), after=after).at_s - fault_s
+
+
+def write_shards(folder: Path) -> str:
+    """Draw and ingest the images of all drills; return the folder of their shards."""
+    photos = folder / "photos"
+    write_shapes(photos, train_images=TRAIN_IMAGES, val_images=4)
+    for split in ("train", "val"):
+        out = str(folder / "shards" / split)
+        ingest_dataset(
+            CocoIngest(root=str(photos), split=split, out=out, workers=0, rows_per_shard=32)
+        )
+    return str(folder / "shards")
 
 
 def tiny_recipe(

@@ -1,5 +1,7 @@
 """Write one HTML page with several models on the same photos (Fig. 7 and 8 of the paper)."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from pipeline.report.label_picture import assign_colors, draw_label_map
 from pipeline.run_report.page import Page, Picture, Section, encode_picture, write_page
 from pipeline.run_report.pictures import join_panels
 from pipeline.text import format_count
+
+_log = logging.getLogger(__name__)
 
 
 def view_models(
@@ -52,6 +56,9 @@ def view_models(
         raise RecipeError("no model is given; type: bsm view models models:/NAME@champion ...")
     loaded = [load_registered_model(each, tracking=tracking) for each in models]
     _check_tasks(loaded, truth)
+    for uri, count in Counter(each.uri for each in loaded).items():
+        if count > 1:
+            _log.warning("view: %s is shown %d times: an alias is a name of a version", uri, count)
     known = Truth(truth) if truth else None
     photos = read_photos(images, limit=options.photos)
     pictures = [

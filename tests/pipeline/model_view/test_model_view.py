@@ -205,7 +205,7 @@ def write_truth(folder: Path) -> str:
     return str(file)
 
 
-def test_models_and_the_truth_are_side_by_side(tiny, photos, tmp_path):
+def test_models_and_the_truth_are_side_by_side(tiny, photos, tmp_path, caplog):
     uri, tracking, predictor = tiny
     options = CompareOptions(score=0.0, width=200)
     result = view_models(
@@ -217,6 +217,7 @@ def test_models_and_the_truth_are_side_by_side(tiny, photos, tmp_path):
         tracking=tracking,
     )
     assert result["photos"] == 2
+    assert "models:/tiny/1 is shown 2 times" in caplog.text
     page = Path(result["out"]).read_text()
     assert "The truth does not list b.png." in page
     count = len(predictor.predict_photo(PIXELS))

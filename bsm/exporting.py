@@ -1,4 +1,4 @@
-"""What a model computes differently while torch.export traces it: only shapes that are known.
+"""The other computations of a model while torch.export traces it: only shapes that are known.
 
 A graph has no loop over objects and no branch on a value, so an exported model takes the paths that
 a GPU takes: every slot is computed, and none is counted. Bilinear samples are sums of four gathers,

@@ -28,7 +28,7 @@ _NEEDED = {"--from": "models:/NAME@champion", "--data.root": "SHARDS"}
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What the recipe is made from, before its flags are known."""
+    """The flags that the recipe is made from, before its own are known."""
 
     values: dict[str, str]
     others: tuple[str, ...]

@@ -21,7 +21,7 @@ _COUNTED_BY = (
 
 
 class CategoryAxis(NamedTuple):
-    """How an axis of a tensor holds the categories."""
+    """The layout of the categories along an axis of a tensor."""
 
     axis: int
     per_category: int

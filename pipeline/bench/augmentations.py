@@ -1,4 +1,4 @@
-"""What each augmentation costs the feed of instances, in images per CPU second.
+"""Measure the cost of each augmentation in the feed of instances, in images per CPU second.
 
 The feed is that of training without Ray, from shards to batches of two. What a GPU does in training
 (colors and damage) is measured here on the CPU, after the feed.

@@ -37,7 +37,7 @@ _OPTIM = OptimConfig(clip_norm=35.0, lr_per_image=1e-9)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuBench:
-    """What to measure."""
+    """The parts to measure."""
 
     heads: Sequence[str]
     images: Sequence[int]

@@ -40,7 +40,7 @@ _RATE = re.compile(r"step (\d+)/\d+ .* ([\d.]+) img/s")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRun:
-    """What a run took, in seconds of wall time."""
+    """The wall time of a run, in seconds."""
 
     first_step_s: float
     """From the start of the command."""

@@ -1,4 +1,4 @@
-"""What an annotation's optional values mean; ingest and evaluation share these rules."""
+"""The rules for an annotation's optional values, shared by ingest and evaluation."""
 
 from collections.abc import Mapping
 

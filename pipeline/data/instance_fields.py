@@ -18,7 +18,7 @@ FARTHEST = 127
 
 
 class Taps(NamedTuple):
-    """Where centers along one axis lie between the pixels of a mask."""
+    """The place of centers along one axis between the pixels of a mask."""
 
     left: NDArray[np.int64]
     """The pixel left of each center, or above it."""

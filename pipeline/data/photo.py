@@ -93,7 +93,7 @@ class Photo(NamedTuple):
 
 
 class _Metadata(NamedTuple):
-    """What Pillow says about a photo; the defaults where it says nothing."""
+    """The properties of a photo that Pillow reads; defaults where it finds none."""
 
     mode: str = ""
     pictures: int = 1

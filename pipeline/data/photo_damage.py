@@ -25,7 +25,7 @@ _LONGEST_SHAPE = 3.0
 
 
 class PhotoDamage(NamedTuple):
-    """How a photo is damaged, in this order."""
+    """The damage of a photo, in this order."""
 
     size_hw: tuple[int, int]
     """Of the photo without padding."""

@@ -56,7 +56,7 @@ FAULTS: Mapping[str, Fault] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a fault did."""
+    """The result of a drill."""
 
     fault: str
     verdict: str

@@ -34,7 +34,7 @@ STEP = r"^step {step}/"
 
 
 class Outcome(NamedTuple):
-    """What a fault did, for the table."""
+    """The course of a fault, for the table."""
 
     saw: str
     """The line that tells the user."""
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Where a fault takes place; each has a run of its own."""
+    """The place of a fault, with a run of its own."""
 
     name: str
     folder: Path

@@ -16,7 +16,7 @@ from pipeline.serving.predictor import Predictor
 
 
 class Parity(NamedTuple):
-    """How far an exported model is from its original."""
+    """The distance of an exported model from its original."""
 
     photos: int
     objects: int

@@ -30,7 +30,7 @@ from pipeline.serving.predictor import Predictor
 
 
 class SqueezeView(NamedTuple):
-    """What the squeeze makes of an object, over its RoI, or of a frame."""
+    """The results of the squeeze for an object, over its RoI, or for a frame."""
 
     title: str
     box_xyxy: tuple[float, float, float, float]

@@ -1,4 +1,4 @@
-"""How to predict, and what to write."""
+"""Options of prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _MIN_TILE_PX = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictOptions:
-    """How to predict a photo, and the files to write."""
+    """Options of prediction, and the files to write."""
 
     format: tuple[Format, ...] = ()
     """Files to write, several at once: coco is detections.json, label-png a PNG per photo with

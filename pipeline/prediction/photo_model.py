@@ -1,4 +1,4 @@
-"""What prediction needs of a model: registered ones and exported files both have it."""
+"""The interface of a model in prediction: registered ones and exported files both have it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol

@@ -57,14 +57,14 @@ _log = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """What one version finds in a photo."""
+    """The findings of one version in a photo."""
 
     version: LoadedVersion
     rows: list[dict[str, Any]]
 
 
 class Backend(Protocol):
-    """What predicts for the application."""
+    """The interface of what predicts for the application."""
 
     options: ServeOptions
     models: Mapping[str, LiveModel]

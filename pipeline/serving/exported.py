@@ -1,4 +1,4 @@
-"""What an exported model says about itself: JSON inside its file, to use it without this package.
+"""The description inside an exported model: JSON, to use it without this package.
 
 The graph takes one photo, resized and padded by its user, and normalizes it itself:
 
@@ -32,7 +32,7 @@ OUTPUTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportInfo:
-    """How to prepare photos for an exported model, and what its outputs mean."""
+    """The preparation of photos for an exported model, and the meaning of its outputs."""
 
     format_version: int = 1
     model: str

@@ -108,7 +108,7 @@ class FiniteAdamW(FiniteOptimizer, torch.optim.AdamW):
 
 
 class _Rule(NamedTuple):
-    """How a group of parameters is updated."""
+    """The settings of a group of parameters."""
 
     lr_scale: float
     decays: bool

@@ -1,4 +1,4 @@
-"""What a run prints first: its data, workers, schedule, model, and the command that resumes it."""
+"""The first lines of a run: its data, workers, schedule, model, and the command that resumes it."""
 
 import os
 import shlex

@@ -155,7 +155,7 @@ def test_every_part_of_the_memory_benchmark_runs(monkeypatch, tmp_path):
 
 
 def test_memory_that_grows_is_named(monkeypatch, tmp_path, capsys):
-    def run_part(part, arguments):
+    def run_part(probe, part, arguments):
         folder = Path(arguments[0] if part == "ingest" else Path(arguments[0]).parent)
         images = len(list((folder / coco_folder.SPLIT).iterdir()))
         return {"peak_mb": 100 + images * (part == "ingest"), "cpu_s": 1.0}

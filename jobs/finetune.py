@@ -5,9 +5,14 @@ r"""Fine-tune a trained model on data of your own.
     python jobs/finetune.py --data.root ~/shards/photos \
         --from torchvision:MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1
 
+--data.root is a folder with the shards of a training and a validation split. --from is a registered
+model (models:/NAME@ALIAS or models:/NAME/VERSION) or a published one (torchvision:NAME or
+detectron2:NAME); a wrong name is answered with those that there are.
+
 Categories continue those of the same name; others start at random. Batch, steps and learning rate
 are derived from the number of images, and printed with the reason. Any field of the recipe can be
-set as in jobs/coco_r50.py, and then stays. The same command resumes.
+set as in jobs/coco_r50.py, and then stays; --help shows the values of that recipe, of which a run
+takes the model's instead. The same command resumes.
 """
 
 import argparse

@@ -51,9 +51,14 @@ def delete_after(run_uri: str, *, step: int) -> None:
 
 
 def choose_best(found: MetricsByStep, metric: str) -> int | None:
-    """Return the step with the best value of a metric, the first of equal ones, or None."""
+    """Return the step with the best value of a metric, the first of equal ones, or None.
+
+    Of models that find nothing yet, all with a score of 0, the last has learned the most.
+    """
     values = _values(found, metric)
-    return max(values, key=lambda step: (values[step], -step), default=None)
+    return max(
+        values, key=lambda step: (values[step], -step if values[step] else step), default=None
+    )
 
 
 def has_stalled(found: MetricsByStep, config: CheckpointConfig, *, step: int) -> bool:
@@ -84,10 +89,10 @@ def describe_choice(
         return ""
     value = found[best][config.best_metric]
     evaluations = format_count(len(_values(found, config.best_metric)), "evaluation")
-    text = (
-        f"The model is the checkpoint of step {best}: {config.best_metric} {value:.4f} is the best "
-        f"of {evaluations}."
-    )
+    reason = f"{value:.4f} is the best of {evaluations}"
+    if value == 0:
+        reason = f"is 0 in all of {evaluations}, so the last one counts"
+    text = f"The model is the checkpoint of step {best}: {config.best_metric} {reason}."
     last = max(found)
     if last < steps and has_stalled(found, config, step=last):
         text += (

@@ -101,6 +101,8 @@ def find_start(reference: str, *, tracking: str, storage_uri: str, name: str) ->
     if reference not in MODELS:
         if is_published(reference):
             find_file(reference)  # a name that does not exist has an error of its own
+        if reference.startswith("model:/"):
+            raise RecipeError(f"--from {reference}: perhaps you meant models{reference[5:]}")
         raise RecipeError(
             f"--from {reference}: no whole model is known by this name"
             f"{suggest(reference, MODELS)}; give models:/NAME@champion or one of: "
@@ -122,6 +124,16 @@ def choose_split(root: str, word: str) -> str:
     Raises:
         RecipeError: there is none, or there are several.
     """
+    if storage.exists(storage.join(root, MANIFEST_FILE)):
+        folder, _, name = root.rstrip("/").rpartition("/")
+        raise RecipeError(
+            f"--data.root {root}: is a split itself; give the folder that it is in, "
+            f"--data.root {folder or '.'}, and to train on it, --data.train-split {name}"
+        )
+    if not storage.is_folder(root):
+        raise RecipeError(
+            f"--data.root {root}: there is no such folder; make shards in it with: bsm ingest"
+        )
     folders: list[str] = [info.base_name for info in storage.list_folder(root) if not info.is_file]
     splits = [
         name for name in sorted(folders) if storage.exists(storage.join(root, name, MANIFEST_FILE))
@@ -130,10 +142,15 @@ def choose_split(root: str, word: str) -> str:
     exact = [name for name in found if name == word]
     if len(exact or found) != 1:
         flag = f"--data.{word}-split"
+        if not splits:
+            raise RecipeError(
+                f"--data.root {root}: holds no shards; make them with: bsm ingest ... --out "
+                f"{storage.join(root, word)}"
+            )
         raise RecipeError(
             f"--data.root {root}: {format_count(len(found), 'split')} with a name that starts with "
-            f"{word!r}, among: {', '.join(splits) or 'no splits of shards at all'}. Name one: "
-            f"{flag} NAME. If there is none yet, make it with: bsm ingest"
+            f"{word!r}, among: {', '.join(splits)}. Name one: {flag} NAME. If there is none yet, "
+            "make it with: bsm ingest"
         )
     return (exact or found)[0]
 
@@ -268,9 +285,10 @@ def _derive_rate(optim: OptimConfig, *, batch: int, start: OptimConfig) -> tuple
         )
     if optim.optimizer == "adamw":
         value = start.lr * ADAM_SHARE / batch
-        return value, f"{ADAM_SHARE:g} of the model's own rate {start.lr:.3g}"
+        whole = f"{ADAM_SHARE:g} of the model's own rate {start.lr:.3g} for a whole batch"
+        return value, f"{whole}, divided by {batch} images"
     value = start.lr_per_image * SGD_SHARE
-    return value, f"{SGD_SHARE:g} of the model's own {start.lr_per_image:.3g}"
+    return value, f"{SGD_SHARE:g} of the model's own {start.lr_per_image:.3g} per image"
 
 
 def _set_field(config: Any, path: str, value: object) -> Any:  # noqa: ANN401  of any class

@@ -5,6 +5,7 @@ user does not find them one launch at a time.
 """
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,7 +160,8 @@ def _try_build(start: StartWeights, *, checkpoints_activations: bool) -> tuple[i
             f"model: {start.version} was trained by other rules. Type: {' '.join(conflicts)}"
         )
     try:
-        with SkipRandomInit():
+        # Categories that the file does not have keep their random values, which are checked too.
+        with nullcontext() if start.continues_categories else SkipRandomInit():
             model = build_model(start.local_model)
         if checkpoints_activations:
             checkpoint_activations(model)

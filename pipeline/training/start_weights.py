@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bsm.configs.models import ModelConfig
+from bsm.configs.refine import RefinerConfig
 from pipeline import checksums, storage
 from pipeline.data.manifest import Category
 from pipeline.recipe import Recipe
@@ -55,6 +56,11 @@ class StartWeights:
     """Categories of the registered version."""
     pin: Callable[[], None] = lambda: None
     """Records the version, and copies its weights, in the run's folder."""
+
+    @property
+    def continues_categories(self) -> bool:
+        """Whether some categories may start at random."""
+        return not isinstance(self.model, RefinerConfig) and bool(self.model.weights_categories)
 
     def name_version(self, text: str) -> str:
         """Replace the name of the weights file by that of the version."""

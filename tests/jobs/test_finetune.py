@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
 
+from bsm.build import _RANDOM_FUNCTIONS
 from jobs import finetune
 from pipeline.data.ingest import CocoIngest, ingest_dataset
 from pipeline.data.manifest import read_manifest
 from pipeline.recipe import from_json
-from pipeline.training import launch
+from pipeline.training import launch, preflight
 from tests.pipeline.evaluation.tiny_maps_split import write_maps_split
 from tests.pipeline.training.tiny_run import write_shards
 
@@ -98,6 +101,23 @@ def test_categories_continue_by_name(print_recipe, notices, shards, registered_m
     )
 
 
+class FillWithNan(TorchFunctionMode):
+    """Leave NaN where random values would be, as memory that was used before may hold it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in _RANDOM_FUNCTIONS:
+            result.data.fill_(torch.nan)
+        return result
+
+
+def test_categories_that_start_at_random_are_not_taken_for_a_damaged_file(run_job, monkeypatch):
+    monkeypatch.setattr(preflight, "SkipRandomInit", FillWithNan)
+    monkeypatch.setattr(launch, "_write_report", lambda *_: "")  # it takes seconds
+    words = ("--from", "models:/tiny@champion", "--optim.steps", "1", "--optim.global-batch", "1")
+    assert '"steps": 1' in run_job(*words)
+
+
 def test_a_model_without_a_common_category_is_a_notice(notices, print_recipe):
     assert set(print_recipe("--from", COCO).model.weights_categories) == {-1}
     assert notices("--from", COCO)[0].startswith(
@@ -175,6 +195,7 @@ def test_a_model_of_another_task_is_refused(tmp_path, run_job):
         ("torchvision:MaskRCNN_Weights.COCO_V1", "torchvision has no such weights"),
         ("torchvision:ResNet50_Weights.IMAGENET1K_V2", "no whole model is known by this name"),
         ("model.pth", "no whole model is known by this name"),
+        ("model:/tiny@champion", "perhaps you meant models:/tiny@champion"),
     ],
 )
 def test_a_model_that_does_not_exist_is_refused(run_job, start, problem):
@@ -183,7 +204,14 @@ def test_a_model_that_does_not_exist_is_refused(run_job, start, problem):
 
 def test_a_folder_without_splits_is_refused(run_job, tmp_path):
     error = run_job.expect_error("--from", COCO, root=tmp_path)
-    assert "0 splits with a name that starts with 'train'" in error
+    assert "holds no shards; make them with: bsm ingest" in error
+    error = run_job.expect_error("--from", COCO, root=tmp_path / "none")
+    assert "there is no such folder" in error
+
+
+def test_a_split_is_no_folder_of_splits(run_job, shards):
+    error = run_job.expect_error("--from", COCO, root=shards / "train")
+    assert f"is a split itself; give the folder that it is in, --data.root {shards}" in error
 
 
 def test_both_flags_are_needed(monkeypatch, capsys):

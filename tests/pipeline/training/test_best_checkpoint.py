@@ -126,6 +126,16 @@ def test_a_model_that_finds_nothing_yet_does_not_stop():
     assert [has_stalled(found, config, step=step) for step in found] == [False] * 5 + [True]
 
 
+def test_of_models_that_find_nothing_the_last_counts():
+    config = CheckpointConfig(best_metric="mask_ap")
+    found = {step: {"mask_ap": 0.0} for step in (8, 16, 24)}
+    assert choose_best(found, "mask_ap") == 24
+    assert describe_choice(found, config, steps=24) == (
+        "The model is the checkpoint of step 24: mask_ap is 0 in all of 3 evaluations, so the last "
+        "one counts."
+    )
+
+
 def test_the_choice_is_told_in_words():
     config = CheckpointConfig(best_metric="val_loss", patience=1)
     found = {5: {"val_loss": 2.0}, 10: {"val_loss": 2.5}}

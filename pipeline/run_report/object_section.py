@@ -88,14 +88,20 @@ def _draw_photos(predictions: Predictions) -> Iterator[Picture]:
     found = _group_by_image(best_first)
     for image_id in [each for each in predictions.files if true.get(each)][:_PICTURES]:
         best = found.get(image_id, [])[:_DETECTIONS]
+        masks = [decode_mask(each["segmentation"]) for each in best]
         drawn = draw_objects(
             predictions.read_photo(image_id),
             [decode_mask(each["segmentation"]) for each in true[image_id]],
-            [decode_mask(each["segmentation"]) for each in best],
+            masks,
         )
-        score = f"best score {best[0]['score']:.2f}" if best else "nothing detected"
-        count = format_count(len(true[image_id]), "object")
-        yield encode_picture(drawn, f"{count}, {score}, {predictions.files[image_id]}")
+        text = f"{format_count(len(true[image_id]), 'true object')}; "
+        if best:
+            text += f"{format_count(len(best), 'detection')}, best score {best[0]['score']:.2f}"
+        else:
+            text += "nothing detected"
+        if empty := sum(not mask.any() for mask in masks):
+            text += f", {empty} with an empty mask"
+        yield encode_picture(drawn, f"{text}, {predictions.files[image_id]}")
 
 
 def _group_by_image(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:

@@ -154,4 +154,7 @@ def open_relay(stop: StopRequest) -> Iterator[Any]:
         thread.join(timeout=10)
     finally:
         closed.set()
-        ray.kill(relay)
+        # In a thread: without Ray's head this never returns.
+        killer = threading.Thread(target=ray.kill, args=(relay,), name="kill relay", daemon=True)
+        killer.start()
+        killer.join(timeout=10)

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
@@ -16,6 +16,7 @@ _LOST_AFTER_S = 20.0
 """A head node that comes back within this time, with its state, continues the run."""
 _LOST_AFTER_SIGTERM_S = 2.0
 """A signal that stops the run may have stopped Ray as well, which then does not come back."""
+_INTERRUPTED_AFTER_S = 10.0
 
 
 class RayLostError(Exception):
@@ -23,13 +24,19 @@ class RayLostError(Exception):
 
 
 class RayLoss:
-    """Whether Ray was lost during a run."""
+    """Whether Ray was lost during a run.
 
-    def __init__(self, stop: StopRequest) -> None:
+    Args:
+        stop: of the run.
+        give_up: ends this process with a message. Called in another thread, if Ray's own code does
+            not let the main thread be interrupted.
+    """
+
+    def __init__(self, stop: StopRequest, *, give_up: Callable[[Exception], None]) -> None:
         self.error: RayLostError | None = None
         """Why, once it is."""
         self.ended = threading.Event()
-        self._stop = stop
+        self._stop, self._give_up = stop, give_up
 
     def watch(self, address: str, main_thread: int) -> None:
         """Look whether Ray's head accepts connections; if not, interrupt the main thread."""
@@ -41,6 +48,8 @@ class RayLoss:
             elif time.monotonic() - seen_s > limit_s:
                 self.error = RayLostError(f"its head at {address} accepts no connections")
                 signal.pthread_kill(main_thread, signal.SIGUSR1)
+                if not self.ended.wait(_INTERRUPTED_AFTER_S):
+                    self._give_up(self.error)
                 return
 
 

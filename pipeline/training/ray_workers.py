@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from pipeline import storage
 from pipeline.data.plan import Chapter, chapters
 from pipeline.data.stream import StepBatch, ray_chapters, worker_batches
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, TrainingError
 from pipeline.recipe import Recipe, reads_masks
 from pipeline.text import format_count
 from pipeline.tracking.runs import MetricLog, RunHandle
@@ -85,7 +86,7 @@ def train_on_workers(
     )
     max_failures = recipe.scale.max_failures
     stop = stop or StopRequest()
-    loss = RayLoss(stop)
+    loss = RayLoss(stop, give_up=functools.partial(_give_up, job))
     try:
         with (
             interrupt_if_ray_is_lost(loss),
@@ -119,6 +120,13 @@ def train_on_workers(
         raise to_ray_lost_error(lost, job=job) from None
     returned: dict[str, Any] = result.return_value
     return TrainResult(**returned)
+
+
+def _give_up(job: TrainJob, error: Exception) -> None:
+    """End this process: its main thread waits in Ray's code, which would end it silently."""
+    _log.error("%s", to_ray_lost_error(error, job=job))
+    sys.stdout.flush()
+    os._exit(TrainingError.exit_code)
 
 
 def _scaling_config(recipe: Recipe) -> Any:  # noqa: ANN401  a ScalingConfig

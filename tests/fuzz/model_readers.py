@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -348,7 +349,10 @@ def _ask(body: bytes, kind: str, chunk: int) -> bool:
         return messages.pop(0)
 
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}
-    raw = asyncio.run(read_raw_request(Request(scope, receive), options))
+    # In a thread: a browser that other tests have open leaves its event loop running in this one.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        reading = read_raw_request(Request(scope, receive), options)
+        raw = pool.submit(asyncio.run, reading).result()
     decode(raw.photo, options)
     return True
 

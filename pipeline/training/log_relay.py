@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+_ANSWER_S = 10.0
 
 
 class _Relay:
@@ -43,10 +45,16 @@ class _Relay:
         self._next_steps.pop(rank, None)
 
     async def request_stop(self, stop: Stop) -> bool:
-        """Ask the workers to stop; return whether any has started."""
+        """Ask the workers to stop; return whether any answers, which takes a moment.
+
+        None does before the first has started, and while a run waits for nodes.
+        """
         self._stop = stop
         self._stop_requested.set()
-        return bool(self._locations)
+        end_s = time.monotonic() + (_ANSWER_S if self._locations else 0)
+        while not self._next_steps and time.monotonic() < end_s:
+            await asyncio.sleep(_POLL_S)
+        return bool(self._next_steps)
 
     async def wait_for_stop(self) -> None:
         """Wait until the workers are asked to stop."""

@@ -127,7 +127,7 @@ def stop_job(scene: Scene) -> Outcome:
         here = replace(scene, environment=nodes.environment)
         submit = here.environment | {"RAY_API_SERVER_ADDRESS": nodes.dashboard}
         del submit["RAY_ADDRESS"]
-        job_command = ["python", *here.training_command(_node_recipe(scene))]
+        job_command = [sys.executable, *here.training_command(_node_recipe(scene))]
         ray = ["-m", "ray.scripts.scripts", "job"]
         command = [
             *ray,

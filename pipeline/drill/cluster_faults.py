@@ -145,7 +145,7 @@ def stop_job(scene: Scene) -> Outcome:
             subprocess.run(
                 [sys.executable, *ray, "stop", "first"], env=submit, check=True, capture_output=True
             )
-            saw = job.wait_for("stopped by SIGTERM at step").text
+            saw = job.wait_for("SIGTERM: stopping at step").text
         command[command.index("first")] = "second"
         with here.run(*command, environment=submit) as job:
             seconds = seconds_to_next_step(job, fault_s)

@@ -3,12 +3,12 @@
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 
@@ -17,6 +17,7 @@ from pipeline.drill.process_faults import AFTER_SAVED
 from pipeline.drill.scene import (
     Outcome,
     Scene,
+    expect_exit,
     read_result,
     resume,
     seconds_to_next_step,
@@ -27,6 +28,7 @@ from pipeline.recipe import Recipe
 
 _CPUS_PER_WORKER = 2.0
 """More than half of a node's, so that each node has one worker."""
+_ROOT = Path(__file__).parents[2]
 _PAUSE_S = 20.0
 _PATIENCE_S = 30
 """A worker that stands still for longer is restarted; a run has 180 s."""
@@ -124,30 +126,27 @@ def lose_head(scene: Scene) -> Outcome:
 def stop_job(scene: Scene) -> Outcome:
     """Write a checkpoint when `ray job stop` ends the job, and go on when it is submitted again."""
     with two_nodes(_with_token(scene)) as nodes:
-        here = replace(scene, environment=nodes.environment)
-        submit = here.environment | {"RAY_API_SERVER_ADDRESS": nodes.dashboard}
-        del submit["RAY_ADDRESS"]
-        job_command = [sys.executable, *here.training_command(_node_recipe(scene))]
-        ray = ["-m", "ray.scripts.scripts", "job"]
-        command = [
-            *ray,
-            "submit",
-            "--working-dir",
-            ".",
-            "--submission-id",
-            "first",
-            "--",
-            *job_command,
-        ]
-        with here.run(*command, environment=submit) as job:
+        submitter = nodes.environment | {"RAY_API_SERVER_ADDRESS": nodes.dashboard}
+        # `ray job submit` would prefer this address to that of the API server.
+        del submitter["RAY_ADDRESS"]
+        here = replace(scene, environment=submitter)
+        ray = ("-m", "ray.scripts.scripts", "job")
+        # The source travels with the job, unless the package is installed on every node.
+        travels = ("--working-dir", str(_ROOT)) if (_ROOT / "pyproject.toml").exists() else ()
+        job_command = (sys.executable, *here.training_command(_node_recipe(scene)))
+
+        def submit(name: str) -> AbstractContextManager[Command]:
+            return here.run(
+                *(*ray, "submit", *travels, "--submission-id", name, "--", *job_command)
+            )
+
+        with submit("first") as job:
             job.wait_for(AFTER_SAVED)
             fault_s = time.monotonic()
-            subprocess.run(
-                [sys.executable, *ray, "stop", "first"], env=submit, check=True, capture_output=True
-            )
+            with here.run(*ray, "stop", "first") as stop:
+                expect_exit(stop, 0)
             saw = job.wait_for("SIGTERM: stopping at step").text
-        command[command.index("first")] = "second"
-        with here.run(*command, environment=submit) as job:
+        with submit("second") as job:
             seconds = seconds_to_next_step(job, fault_s)
             return Outcome(saw, seconds, read_result(job), is_exact=False)
 

@@ -1,9 +1,11 @@
 """Run drills, and print what each fault did."""
 
 import csv
+import inspect
 import io
 import logging
 import os
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -21,6 +23,9 @@ from pipeline.errors import DrillError, DrillSkippedError, RecipeError
 from pipeline.text import format_table, suggest
 
 _log = logging.getLogger(__name__)
+
+_SEEN = 100
+"""Characters of what the user saw in the table; the log has all of it."""
 
 WELL, LOST = "nothing lost", "LOST"
 
@@ -75,12 +80,20 @@ def drill(names: Positional[tuple[str, ...]] = (), *, folder: str = "") -> dict[
 
     Args:
         names: of faults; all by default.
-        folder: that keeps the runs; by default a temporary one, which is deleted.
+        folder: new folder that keeps the runs; by default a temporary one, which is deleted.
+
+    Raises:
+        RecipeError: there is no such fault, or the folder is not empty.
+        DrillError: a fault lost something.
     """
     if problems := [
         f"unknown fault {each}{suggest(each, FAULTS)}" for each in names if each not in FAULTS
     ]:
         raise RecipeError("\n".join([*problems, f"known are: {', '.join(FAULTS)}"]))
+    if folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
+        raise RecipeError(f"--folder {folder}: is not empty; a drill needs runs of its own")
+    # As Ctrl-C: jobs, servers and disks of a drill end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="drill-") as temporary:
         return _drill(names or tuple(FAULTS), Path(folder or temporary).absolute())
 
@@ -88,15 +101,18 @@ def drill(names: Positional[tuple[str, ...]] = (), *, folder: str = "") -> dict[
 def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     shards = write_shards(folder)
-    _log.info("training the run without a fault, %d drills follow", len(names))
+    _log.info("drill: training without a fault, for comparison; %d drills follow", len(names))
     calm = Scene(name="calm", folder=folder / "calm", shards=shards, environment=environment)
     _, expected = calm.finish(calm.recipe())
     _check_epochs(expected)
     rows = []
-    for name in names:
+    for number, name in enumerate(names, start=1):
+        does = (inspect.getdoc(FAULTS[name]) or "").splitlines()[0]
+        _log.info("drill %d of %d: %s. The run must: %s", number, len(names), name, does)
         scene = Scene(name=name, folder=folder / name, shards=shards, environment=environment)
         rows.append(_run(scene, FAULTS[name], expected))
-        _log.info("%s: %s, %.0f s. %s", name, rows[-1].verdict, rows[-1].seconds, rows[-1].saw)
+        row = rows[-1]
+        _log.info("%s after %.0f s; the user saw: %s", row.verdict, row.seconds, row.saw)
     _log.info("\n%s", "\n".join(_format(rows)))
     lost = [row.fault for row in rows if row.verdict == LOST]
     if lost:
@@ -116,6 +132,9 @@ def _run(scene: Scene, fault: Fault, expected: Mapping[str, Any]) -> Row:
         verdict, saw = "skipped", str(error)
     except DrillError as error:
         verdict, saw = LOST, str(error)
+    except Exception as error:  # one drill that breaks must not take the table of the others
+        _log.exception("%s: the drill itself failed", scene.name)
+        verdict, saw = LOST, f"the drill itself failed: {type(error).__name__}: {error}"
     return Row(
         fault=scene.name,
         verdict=verdict,
@@ -168,5 +187,5 @@ def _format(rows: Sequence[Row]) -> list[str]:
             "-" if row.samples_lost is None else str(row.samples_lost),
             "-" if row.samples_repeated is None else str(row.samples_repeated),
         )
-        cells.append((row.fault, row.verdict, *numbers, row.saw.splitlines()[0]))
+        cells.append((row.fault, row.verdict, *numbers, row.saw.splitlines()[0][:_SEEN]))
     return format_table(cells)

@@ -66,17 +66,15 @@ class Scene:
         )
 
     @contextmanager
-    def train(
-        self, recipe: Recipe, *flags: str, environment: dict[str, str] | None = None
-    ) -> Iterator[Command]:
+    def train(self, recipe: Recipe, *flags: str) -> Iterator[Command]:
         """Start the job that trains a recipe, as a user does; kill it at the end of the block."""
-        with self.run(*self.training_command(recipe, *flags), environment=environment) as command:
+        with self.run(*self.training_command(recipe, *flags)) as command:
             yield command
 
     @contextmanager
-    def run(self, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Command]:
+    def run(self, *arguments: str) -> Iterator[Command]:
         """Start Python with arguments; kill it at the end of the block."""
-        command = Command(arguments, environment or self.environment)
+        command = Command(arguments, self.environment)
         try:
             yield command
         finally:
@@ -89,11 +87,9 @@ class Scene:
         file.write_text(to_json(recipe))
         return ["-m", "jobs.train", str(file), *flags]
 
-    def finish(
-        self, recipe: Recipe, *flags: str, environment: dict[str, str] | None = None
-    ) -> tuple[Command, dict[str, Any]]:
+    def finish(self, recipe: Recipe, *flags: str) -> tuple[Command, dict[str, Any]]:
         """Run the job to its end; return it with its RESULT."""
-        with self.train(recipe, *flags, environment=environment) as job:
+        with self.train(recipe, *flags) as job:
             return job, read_result(job)
 
 

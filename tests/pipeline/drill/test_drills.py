@@ -81,6 +81,20 @@ def test_a_fault_that_is_not_told_is_lost_and_one_that_cannot_be_is_skipped(writ
     assert (row.verdict, row.saw) == ("skipped", "only root can mount a small disk")
 
 
+def test_a_drill_that_breaks_is_lost_and_the_others_go_on(write_result, tmp_path):
+    row = judge(OSError("no such command: mount"), write_result("calm"), tmp_path)
+    assert (row.verdict, row.saw) == (
+        "LOST",
+        "the drill itself failed: OSError: no such command: mount",
+    )
+
+
+def test_the_folder_of_another_drill_is_refused(tmp_path):
+    (tmp_path / "calm").mkdir()
+    with pytest.raises(RecipeError, match="is not empty"):
+        drill(("two-jobs",), folder=str(tmp_path))
+
+
 def test_an_unknown_fault_is_an_error_with_a_suggestion():
     with pytest.raises(
         RecipeError, match=r"unknown fault drver-killed, perhaps you meant driver-k"

@@ -4,10 +4,10 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import DrillError
@@ -26,12 +26,21 @@ class Line(NamedTuple):
 
 
 class Command:
-    """A running command; its standard error is read with its output."""
+    """A running command; its standard error is read with its output.
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    Args:
+        words: the program and its arguments.
+        environment: of the process.
+        folder: that it runs in; by default that of this process.
+    """
+
+    def __init__(
+        self, words: Sequence[str], environment: Mapping[str, str], *, folder: Path | None = None
+    ) -> None:
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-u", *arguments],
+            words,
+            cwd=folder,
             env=dict(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

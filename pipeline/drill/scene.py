@@ -1,6 +1,7 @@
 """The small run that every drill disturbs: drawn shapes, a tiny Mask R-CNN, and its reference."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class Scene:
     @contextmanager
     def run(self, *arguments: str) -> Iterator[Command]:
         """Start Python with arguments; kill it at the end of the block."""
-        command = Command(arguments, self.environment)
+        command = Command((sys.executable, "-u", *arguments), self.environment)
         try:
             yield command
         finally:

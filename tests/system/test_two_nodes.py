@@ -15,14 +15,12 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import psutil
 import pytest
@@ -35,6 +33,8 @@ from pycocotools import mask as mask_api
 from pipeline import storage
 from pipeline.data.sources.shapes import write_shapes
 from pipeline.data.stream import local_batches
+from pipeline.drill.command import Command
+from pipeline.drill.scene import read_result
 from pipeline.drill.two_nodes import CPUS, TwoNodes, two_nodes
 from pipeline.recipe import from_json
 from pipeline.training.sample_log import SampleLog, merge_sample_lists
@@ -66,80 +66,13 @@ print(json.dumps({
 """
 
 
-class Line(NamedTuple):
-    number: int
-    at_s: float
-    text: str
-
-
-class RunningCommand:
-    """A running command and its output, each line with its time."""
-
-    def __init__(self, command: tuple[str, ...], environment: dict[str, str]) -> None:
-        self.started_s = time.monotonic()
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines: list[Line] = []
-        self._changed = threading.Condition()
-        self._has_ended = False
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for text in self.process.stdout:
-            with self._changed:
-                self.lines.append(Line(len(self.lines), time.monotonic(), text.rstrip()))
-                self._changed.notify_all()
-        with self._changed:
-            self._has_ended = True
-            self._changed.notify_all()
-
-    def wait_for(self, pattern: str, *, after: int = -1) -> Line:
-        """Return the first line that matches a pattern, after the line with a number."""
-
-        def find() -> Line | None:
-            lines = self.lines[after + 1 :]
-            return next((line for line in lines if re.search(pattern, line.text)), None)
-
-        with self._changed:
-            self._changed.wait_for(lambda: self._has_ended or find(), timeout=TIMEOUT_S)
-            if line := find():
-                return line
-        pytest.fail(f"no line matches {pattern!r}:\n{self.tail}")
-
-    def result(self) -> dict:
-        """Wait for the end, and return the RESULT line."""
-        line = self.wait_for(r"^RESULT ")
-        assert self.process.wait(timeout=TIMEOUT_S) == 0, self.tail
-        return json.loads(line.text.removeprefix("RESULT "))
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join(timeout=10)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(line.text for line in self.lines)
-
-    @property
-    def tail(self) -> str:
-        return "\n".join(line.text for line in self.lines[-80:])
-
-
 @contextmanager
-def run_command(*command: str, environment: dict[str, str]) -> Iterator[RunningCommand]:
-    running = RunningCommand(command, environment)
+def run_command(*words: str, environment: dict[str, str]) -> Iterator[Command]:
+    command = Command(words, environment, folder=ROOT)
     try:
-        yield running
+        yield command
     finally:
-        running.kill()
+        command.kill()
 
 
 class TimingLog:
@@ -279,7 +212,7 @@ def ingest(bucket: str, nodes: TwoNodes, log: TimingLog) -> None:
         command = ["python", "jobs/ingest.py", "coco", "--root", f"{bucket}/raw/coco", "--workers",
                    workers, "--split", split, "--out", f"{bucket}/shards/{split}"]  # fmt: skip
         with run_command(*command, environment=nodes.environment) as job:
-            images = job.result()["images"]
+            images = read_result(job)["images"]
             log.add(f"ingest {split}", time.monotonic() - job.started_s, f"{images} images")
 
 
@@ -307,13 +240,13 @@ def train(bucket: str, tracking: str, nodes: TwoNodes, log: TimingLog) -> Simple
         next_step = job.wait_for(r"^step \d+/", after=resumed.number)
         log.add("kill to next step", next_step.at_s - lost_s, resumed.text.partition(": ")[0])
         after = (list_workers(nodes.head_raylet), list_workers(nodes.second_raylet))
-        result = job.result()
+        result = read_result(job)
         log.add("submit to the end", time.monotonic() - job.started_s)
         log.add("register", result["seconds_by_phase"]["register"], result["model"])
         return SimpleNamespace(
             result=result,
             lines=[line.text for line in job.lines],
-            text=job.text,
+            text="\n".join(line.text for line in job.lines),
             before=before,
             after=after,
             left=left,

@@ -84,6 +84,9 @@ def run_doctor(environment, *flags) -> SimpleNamespace:
     *lines, last = done.stdout.splitlines()
     result = json.loads(last.removeprefix("RESULT "))
     problems = {name: each for name, each in result["checks"].items() if each["level"] != "ok"}
+    # How full this machine's disk is does not belong to these tests (test_checks.py has the rule).
+    if problems.get("disk", {}).get("level") == "warning":
+        del problems["disk"]
     assert (done.returncode == 0) == result["healthy"]
     assert "Traceback" not in done.stdout + done.stderr
     return SimpleNamespace(rc=done.returncode, lines=lines, result=result, problems=problems)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import socket
 import threading
 import zipfile
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from pycocotools import mask as mask_api
 
 from pipeline.server.app import build_app
 from pipeline.server.live_model import LiveModel
-from tests.object_stores import find_free_port
 from tests.pipeline.server.direct_backend import DirectBackend
 
 BEARER = "a token that is long enough"
@@ -27,16 +27,16 @@ PHOTO = np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8)
 @contextmanager
 def run(backend):
     """Serve an application from a thread of this process; yield its address."""
-    port = find_free_port()
-    config = uvicorn.Config(build_app(backend), host="127.0.0.1", port=port, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    server = uvicorn.Server(uvicorn.Config(build_app(backend), log_level="warning"))
+    # The socket listens before the server does, so a browser that is quicker waits for it.
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="module")

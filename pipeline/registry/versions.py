@@ -323,8 +323,15 @@ def _require_connection(registry: str) -> Iterator[None]:
 
 def _list_models(registry: str) -> str:
     try:
-        models = create_client(registry).search_registered_models()
+        store = create_client(registry)
+        models = store.search_registered_models()
+        newest = {
+            m.name: max((int(v.version) for v in m.latest_versions), default=0) for m in models
+        }
     except Exception as error:
         return f"the registry does not answer ({type(error).__name__})"
-    listed = [f"{m.name} (aliases: {', '.join(m.aliases) or 'none'})" for m in models]
+    listed = [
+        f"{m.name} (newest version: {newest[m.name]}, aliases: {', '.join(m.aliases) or 'none'})"
+        for m in models
+    ]
     return f"it holds: {'; '.join(listed) or 'no model'}"

@@ -116,7 +116,7 @@ def _run(
         resume_command=stop.resume_command,
     )
     _log.info("%s", "\n".join(format_table(header_rows(prepared, handle, job))))
-    if text := schedule.describe_small_epoch(recipe, train_images=prepared.train_images):
+    if text := schedule.describe_short_run(recipe, train_images=prepared.train_images):
         _log.warning("schedule: %s", text)
     with _closing_run(handle):
         with _time_phase(seconds, "train"):

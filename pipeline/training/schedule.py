@@ -38,7 +38,7 @@ def follow_steps(
     scale = optim.steps / before.steps
     notices = []
     if "optim.warmup_steps" not in given and optim.warmup_steps:
-        optim = replace(optim, warmup_steps=round(before.warmup_steps * scale))
+        optim = replace(optim, warmup_steps=max(round(before.warmup_steps * scale), 1))
         notices.append(f"--optim.warmup-steps {optim.warmup_steps}")
     if "optim.decay_at" not in given and optim.decay_at and optim.schedule == "multistep":
         optim = replace(optim, decay_at=tuple(round(step * scale) for step in before.decay_at))
@@ -76,9 +76,16 @@ def find_misfits(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def describe_small_epoch(recipe: Recipe, *, train_images: int) -> str:
-    """Say that a step takes more images than there are; "" if it does not."""
+def describe_short_run(recipe: Recipe, *, train_images: int) -> str:
+    """Say that the run is less than an epoch, or a step more than one; "" if neither is so."""
     images = recipe.optim.global_batch
+    seen = recipe.optim.steps * images
+    if seen < train_images:
+        return (
+            f"{format_count(recipe.optim.steps, 'step')} of {format_count(images, 'image')} see "
+            f"{seen} of {train_images}, less than an epoch; one takes --optim.steps "
+            f"{-(-train_images // images)}"
+        )
     if train_images >= images:
         return ""
     return (

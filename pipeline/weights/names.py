@@ -66,14 +66,19 @@ def find_file(name: str) -> WeightsFile:
 
 
 def _find_in_torchvision(name: str) -> WeightsFile:
-    from torchvision.models import get_weight  # noqa: PLC0415  imports torch
+    from torchvision import models  # noqa: PLC0415  imports torch
 
+    member = name.removeprefix(TORCHVISION)
     try:
-        url = str(get_weight(name.removeprefix(TORCHVISION)).url)
+        url = str(models.get_weight(member).url)
     except (ValueError, KeyError, AttributeError) as error:
+        known = [
+            str(each) for model in models.list_models() for each in models.get_model_weights(model)
+        ]
         raise RecipeError(
-            f"weights {name}: torchvision has no such weights ({error}). Write the name of its "
-            f"enum and a member, such as {TORCHVISION}MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"
+            f"weights {name}: torchvision has no such weights{suggest(member, known)}. Write the "
+            "name of its enum and a member, such as "
+            f"{TORCHVISION}MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"
         ) from error
     found = _HASH_IN_NAME.search(url)
     return WeightsFile(name=name, url=url, sha256_prefix=found[1] if found else "")

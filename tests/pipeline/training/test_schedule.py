@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.recipe import CheckpointConfig, OptimConfig, Recipe
 from pipeline.training.schedule import (
-    describe_small_epoch,
+    describe_short_run,
     explain_nothing_found,
     find_misfits,
     follow_steps,
@@ -58,8 +58,15 @@ def test_a_schedule_that_cannot_work_is_told_with_what_to_type(recipe, text):
 
 
 def test_a_step_of_more_images_than_there_are_is_told():
-    assert "try --optim.global-batch 10" in describe_small_epoch(DECLARED, train_images=10)
-    assert describe_small_epoch(DECLARED, train_images=16) == ""
+    assert "try --optim.global-batch 10" in describe_short_run(DECLARED, train_images=10)
+    assert describe_short_run(DECLARED, train_images=16) == ""
+
+
+def test_a_run_of_less_than_an_epoch_is_told():
+    text = describe_short_run(change(steps=6), train_images=1000)
+    assert text.startswith("6 steps of 16 images see 96 of 1000, less than an epoch")
+    assert text.endswith("--optim.steps 63")
+    assert describe_short_run(change(steps=63), train_images=1000) == ""
 
 
 def test_reasons_for_a_model_that_finds_nothing_start_with_its_schedule():

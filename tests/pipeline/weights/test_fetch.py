@@ -218,7 +218,10 @@ def test_names_and_their_addresses():
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("torchvision:MaskRCNN_Weights.COCO", "torchvision has no such weights"),
+        (
+            "torchvision:MaskRCNN_ResNet50_FPN_Weights.COCO_V3",
+            "torchvision has no such weights, perhaps you meant MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+        ),
         (
             "detectron2:COCO-InstanceSegmentation/mask_rcnn_R50_FPN_3x",
             "perhaps you meant COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x",

@@ -256,13 +256,8 @@ def _derive(
     batch = optim.global_batch
     if "optim.global_batch" not in given:
         batch = _choose_batch(images, workers=max(recipe.scale.num_workers, 1))
-        yield (
-            "optim.global_batch",
-            batch,
-            (
-                f"one for each {IMAGES_PER_BATCH_IMAGE} of {images} images, as a power of two from 2 to {MAX_BATCH}"
-            ),
-        )
+        share = f"one for each {IMAGES_PER_BATCH_IMAGE} of {images} images"
+        yield "optim.global_batch", batch, f"{share}, as a power of two from 2 to {MAX_BATCH}"
     steps = optim.steps
     if "optim.steps" not in given:
         steps = max(MIN_STEPS, math.ceil(EPOCHS * images / batch))

@@ -220,7 +220,7 @@ def test_names_and_their_addresses():
     [
         (
             "torchvision:MaskRCNN_ResNet50_FPN_Weights.COCO_V3",
-            "torchvision has no such weights, perhaps you meant MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+            "no such weights, perhaps you meant MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
         ),
         (
             "detectron2:COCO-InstanceSegmentation/mask_rcnn_R50_FPN_3x",

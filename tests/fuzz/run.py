@@ -61,12 +61,12 @@ def feed(reader: Reader, name: str, *, seed: int, numbers: range) -> Report:
     """Read inputs in this process, and count them."""
     report = Report(name)
     for number in numbers:
-        _feed_one(reader, report, seed=seed, number=number)
+        feed_one(reader, report, make_input(reader, name, seed=seed, number=number), number=number)
     return report
 
 
-def _feed_one(reader: Reader, report: Report, *, seed: int, number: int) -> None:
-    data = make_input(reader, report.reader, seed=seed, number=number)
+def feed_one(reader: Reader, report: Report, data: bytes, *, number: int) -> str:
+    """Read an input, count it, and return what is wrong with how it was read, or ""."""
     before = _peak_bytes()
     finding = ""
     try:
@@ -89,6 +89,7 @@ def _feed_one(reader: Reader, report: Report, *, seed: int, number: int) -> None
         report.count[finding] += 1
         report.findings.setdefault(finding, []).append(number)
         del report.findings[finding][5:]
+    return finding
 
 
 def _check_warnings(caught: list[warnings.WarningMessage]) -> str:
@@ -176,7 +177,7 @@ def _run_child(
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         # A handler waits for Python's next step, and C may never take one: then the process dies.
         signal.setitimer(signal.ITIMER_VIRTUAL, 3 * SECONDS)
-        _feed_one(reader, report, seed=seed, number=number)
+        feed_one(reader, report, make_input(reader, name, seed=seed, number=number), number=number)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     plain = {key: getattr(report, key) for key in ("inputs", "refused", "accepted", "findings")}

@@ -9,6 +9,8 @@ import pytest
 
 # By default Ray's processes wait for all others of this machine, as the tests beside them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# A server of MLflow would start four processes for jobs that nobody submits.
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 RAY_TESTS = (
     "tests/pipeline/evaluation/test_evaluate_model.py::test_ray_workers",

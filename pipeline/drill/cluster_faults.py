@@ -105,7 +105,7 @@ def shrink_cluster(scene: Scene) -> Outcome:
         job.send(signal.SIGTERM)
         job.wait()
         alone = replace(scene, environment=nodes.environment)
-        outcome = resume(alone, _node_recipe(scene), saw, fault_s, "--scale.num-workers", "1")
+        outcome = resume(alone, node_recipe(scene), saw, fault_s, "--scale.num-workers", "1")
         return outcome._replace(is_exact=False)
 
 
@@ -125,7 +125,7 @@ def lose_head(scene: Scene) -> Outcome:
 
 def stop_job(scene: Scene) -> Outcome:
     """Write a checkpoint when `ray job stop` ends the job, and go on when it is submitted again."""
-    with two_nodes(_with_token(scene)) as nodes:
+    with two_nodes(with_token(scene)) as nodes:
         submitter = nodes.environment | {"RAY_API_SERVER_ADDRESS": nodes.dashboard}
         # `ray job submit` would prefer this address to that of the API server.
         del submitter["RAY_ADDRESS"]
@@ -133,7 +133,7 @@ def stop_job(scene: Scene) -> Outcome:
         ray = ("-m", "ray.scripts.scripts", "job")
         # The source travels with the job, unless the package is installed on every node.
         travels = ("--working-dir", str(_ROOT)) if (_ROOT / "pyproject.toml").exists() else ()
-        job_command = (sys.executable, *here.training_command(_node_recipe(scene)))
+        job_command = (sys.executable, *here.training_command(node_recipe(scene)))
 
         def submit(name: str) -> AbstractContextManager[Command]:
             return here.run(
@@ -158,9 +158,9 @@ def _train_on_workers(scene: Scene) -> Iterator[Command]:
 
 @contextmanager
 def _train_on_nodes(scene: Scene) -> Iterator[tuple[TwoNodes, Command]]:
-    with two_nodes(_with_token(scene)) as nodes:
+    with two_nodes(with_token(scene)) as nodes:
         here = replace(scene, environment=nodes.environment)
-        with here.train(_node_recipe(scene)) as job:
+        with here.train(node_recipe(scene)) as job:
             yield nodes, job
 
 
@@ -175,12 +175,14 @@ def _stop_job(nodes: TwoNodes, name: str) -> None:
         pass
 
 
-def _node_recipe(scene: Scene) -> Recipe:
+def node_recipe(scene: Scene) -> Recipe:
+    """Return the recipe of a run with one worker on each of two nodes."""
     recipe = scene.recipe(workers=2)
     return replace(recipe, scale=replace(recipe.scale, cpus_per_worker=_CPUS_PER_WORKER))
 
 
-def _with_token(scene: Scene) -> dict[str, str]:
+def with_token(scene: Scene) -> dict[str, str]:
+    """Return a scene's environment, with a new token for Ray."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return scene.environment | token
 

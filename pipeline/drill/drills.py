@@ -1,14 +1,11 @@
 """Run drills, and print what each fault did."""
 
-import csv
 import inspect
-import io
 import logging
 import os
 import signal
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +13,9 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from pipeline import storage
 from pipeline.drill import cluster_faults, process_faults, store_faults
-from pipeline.drill.scene import TRAIN_IMAGES, Outcome, Scene, write_shards
+from pipeline.drill.comparison import check_epochs, compare_samples, has_same_weights
+from pipeline.drill.scene import Outcome, Scene, write_shards
 from pipeline.errors import DrillError, DrillSkippedError, RecipeError
 from pipeline.text import format_table, suggest
 
@@ -90,12 +87,21 @@ def drill(names: Positional[tuple[str, ...]] = (), *, folder: str = "") -> dict[
         f"unknown fault {each}{suggest(each, FAULTS)}" for each in names if each not in FAULTS
     ]:
         raise RecipeError("\n".join([*problems, f"known are: {', '.join(FAULTS)}"]))
-    if folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
-        raise RecipeError(f"--folder {folder}: is not empty; a drill needs runs of its own")
+    check_is_new(folder)
     # As Ctrl-C: jobs, servers and disks of a drill end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="drill-") as temporary:
         return _drill(names or tuple(FAULTS), Path(folder or temporary).absolute())
+
+
+def check_is_new(folder: str) -> None:
+    """Check that a folder has no runs of another drill.
+
+    Raises:
+        RecipeError: it is not empty.
+    """
+    if folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
+        raise RecipeError(f"--folder {folder}: is not empty; a drill needs runs of its own")
 
 
 def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
     _log.info("drill: training without a fault, for comparison; %d drills follow", len(names))
     calm = Scene(name="calm", folder=folder / "calm", shards=shards, environment=environment)
     _, expected = calm.finish(calm.recipe())
-    _check_epochs(expected)
+    check_epochs(expected)
     rows = []
     for number, name in enumerate(names, start=1):
         does = (inspect.getdoc(FAULTS[name]) or "").splitlines()[0]
@@ -126,7 +132,7 @@ def _run(scene: Scene, fault: Fault, expected: Mapping[str, Any]) -> Row:
     outcome = None
     try:
         outcome = fault(scene)
-        lost, repeated = _compare_samples(outcome.result, expected)
+        lost, repeated = compare_samples(outcome.result, expected)
         verdict, saw = _judge(outcome, expected, lost=lost, repeated=repeated)
     except DrillSkippedError as error:
         verdict, saw = "skipped", str(error)
@@ -152,31 +158,9 @@ def _judge(
     """Return the verdict, and what the user saw or what was lost."""
     if lost or repeated:
         return LOST, f"{lost} samples were lost and {repeated} repeated"
-    weights = [storage.read_bytes(each["weights"]) for each in (outcome.result, expected)]
-    if outcome.is_exact and weights[0] != weights[1]:
+    if outcome.is_exact and not has_same_weights(outcome.result, expected):
         return LOST, "the weights differ from those of the run without a fault"
     return WELL, outcome.saw
-
-
-def _compare_samples(result: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many samples a run trained less often and more often than it must."""
-    found, wanted = (Counter(_read_samples(each)) for each in (result, expected))
-    return (wanted - found).total(), (found - wanted).total()
-
-
-def _read_samples(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    text = storage.read_bytes(result["samples"]).decode()
-    return [tuple(row) for row in csv.reader(io.StringIO(text))][1:]
-
-
-def _check_epochs(result: Mapping[str, Any]) -> None:
-    """Check that each whole epoch of the run without a fault has every image once."""
-    epochs: dict[str, list[str]] = {}
-    for _, epoch, _, image in _read_samples(result):
-        epochs.setdefault(epoch, []).append(image)
-    *whole, _ = epochs.values()
-    if any(len(set(images)) != TRAIN_IMAGES or len(images) != TRAIN_IMAGES for images in whole):
-        raise DrillError("an epoch of the run without a fault does not have every image once")
 
 
 def _format(rows: Sequence[Row]) -> list[str]:

@@ -5,6 +5,7 @@ main thread. It reads commands from its standard input, and stops when the input
 """
 
 import fcntl
+import itertools
 import json
 import random
 import socket
@@ -175,7 +176,7 @@ class _Machine(NamedTuple):
 
 
 def _reserve_machines(folder: Path) -> tuple[socket.socket, Iterator[_Machine]]:
-    """Return machines for nine nodes, and a socket that reserves their ports.
+    """Return machines, of which nine can run at once, and a socket that reserves their ports.
 
     Ray's servers silently share a port with another Ray on this machine, and then one cluster gets
     the messages of the other. So they must not use the system's ephemeral ports.
@@ -187,9 +188,10 @@ def _reserve_machines(folder: Path) -> tuple[socket.socket, Iterator[_Machine]]:
         except OSError:
             lock.close()
             continue
-        starts = range(first + 1, first + 900, 100)
-        ports = (range(start, start + 99) for start in starts)
-        return lock, (_Machine(str(folder / f"disk-{p[0]}"), p) for p in ports)
+        # The head has the first ports; a node that was lost leaves its own to a later one.
+        head, *others = (range(start, start + 99) for start in range(first + 1, first + 900, 100))
+        ports = itertools.chain([head], itertools.cycle(others))
+        return lock, (_Machine(str(folder / f"disk-{n}"), p) for n, p in enumerate(ports))
     raise OSError("all ports from 10000 to 32000 are taken")
 
 

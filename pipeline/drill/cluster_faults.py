@@ -42,7 +42,7 @@ def kill_worker(scene: Scene) -> Outcome:
         os.kill(max(_find_workers(job)), signal.SIGKILL)
         lost = job.wait_for("restarting all workers from the last checkpoint")
         seconds = seconds_to_next_step(job, fault_s, after=lost.number)
-        return Outcome(lost.text, seconds, read_result(job), is_exact=False)
+        return Outcome(lost.text, seconds, read_result(job), workers=2)
 
 
 def pause_worker(scene: Scene) -> Outcome:
@@ -55,7 +55,7 @@ def pause_worker(scene: Scene) -> Outcome:
         time.sleep(_PAUSE_S)
         os.kill(worker, signal.SIGCONT)
         seconds = seconds_to_next_step(job, fault_s, after=job.lines[-1].number)
-        return Outcome("nothing", seconds, read_result(job), is_exact=False)
+        return Outcome("nothing", seconds, read_result(job), workers=2)
 
 
 def hang_worker(scene: Scene) -> Outcome:
@@ -68,7 +68,7 @@ def hang_worker(scene: Scene) -> Outcome:
         os.kill(max(_find_workers(job)), signal.SIGSTOP)
         lost = job.wait_for("restarting all workers from the last checkpoint")
         seconds = seconds_to_next_step(job, fault_s, after=lost.number)
-        return Outcome(lost.text, seconds, read_result(job), is_exact=False)
+        return Outcome(lost.text, seconds, read_result(job), workers=2)
 
 
 def terminate_group(scene: Scene) -> Outcome:
@@ -80,7 +80,7 @@ def terminate_group(scene: Scene) -> Outcome:
         if job.wait() == 0:
             raise DrillError(f"the job did not stop:\n{job.tail}")
         saw = job.wait_for("Resume ").text
-    return resume(scene, recipe, saw, fault_s)._replace(is_exact=False)
+    return resume(scene, recipe, saw, fault_s)
 
 
 def lose_node(scene: Scene) -> Outcome:
@@ -92,7 +92,7 @@ def lose_node(scene: Scene) -> Outcome:
         waits = job.wait_for("The run waits until enough nodes have joined")
         nodes.add()
         seconds = seconds_to_next_step(job, fault_s, after=waits.number)
-        return Outcome(waits.text, seconds, read_result(job), is_exact=False)
+        return Outcome(waits.text, seconds, read_result(job), workers=2)
 
 
 def shrink_cluster(scene: Scene) -> Outcome:
@@ -106,7 +106,7 @@ def shrink_cluster(scene: Scene) -> Outcome:
         job.wait()
         alone = replace(scene, environment=nodes.environment)
         outcome = resume(alone, node_recipe(scene), saw, fault_s, "--scale.num-workers", "1")
-        return outcome._replace(is_exact=False)
+        return outcome._replace(workers=None)
 
 
 def lose_head(scene: Scene) -> Outcome:
@@ -120,7 +120,7 @@ def lose_head(scene: Scene) -> Outcome:
         saw = job.wait_for("Ray stopped during the run|Ray ").text
     with _train_on_nodes(scene) as (_, job):
         seconds = seconds_to_next_step(job, fault_s)
-        return Outcome(saw, seconds, read_result(job), is_exact=False)
+        return Outcome(saw, seconds, read_result(job), workers=2)
 
 
 def stop_job(scene: Scene) -> Outcome:
@@ -147,7 +147,7 @@ def stop_job(scene: Scene) -> Outcome:
             saw = job.wait_for("SIGTERM: stopping at step").text
         with submit("second") as job:
             seconds = seconds_to_next_step(job, fault_s)
-            return Outcome(saw, seconds, read_result(job), is_exact=False)
+            return Outcome(saw, seconds, read_result(job), workers=2)
 
 
 @contextmanager

@@ -2,13 +2,48 @@
 
 import csv
 import io
+import logging
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.drill.scene import TRAIN_IMAGES
+from pipeline.drill.scene import TRAIN_IMAGES, Scene
 from pipeline.errors import DrillError
+from pipeline.text import format_count
+
+_log = logging.getLogger(__name__)
+
+
+class References:
+    """Runs without a fault by number of workers, each trained when it is first needed.
+
+    Args:
+        folder: of these runs.
+        shards: that all drills train on.
+        environment: of the jobs.
+    """
+
+    def __init__(self, folder: Path, *, shards: str, environment: dict[str, str]) -> None:
+        self._folder, self._shards, self._environment = folder, shards, environment
+        self._results: dict[int, Mapping[str, Any]] = {}
+
+    def __call__(self, workers: int) -> Mapping[str, Any]:
+        """Return the RESULT of the run with a number of workers; 0 is this process alone."""
+        if workers not in self._results:
+            words = format_count(workers, "worker") if workers else "one process"
+            _log.info("drill: training with %s and without a fault, for comparison", words)
+            name = f"calm-{workers}" if workers else "calm"
+            scene = Scene(
+                name=name,
+                folder=self._folder / name,
+                shards=self._shards,
+                environment=self._environment,
+            )
+            _, self._results[workers] = scene.finish(scene.recipe(workers=workers))
+            check_epochs(self._results[workers])
+        return self._results[workers]
 
 
 def compare_samples(result: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int]:

@@ -43,9 +43,11 @@ class Outcome(NamedTuple):
     """From the fault to the next step; None if the run did not stop training."""
     result: dict[str, Any]
     """RESULT of the run that finished in the end."""
-    is_exact: bool = True
-    """Whether its weights must be those of the run without a fault; sums over several workers have
-    another order."""
+    workers: int | None = 0
+    """Of the run without a fault whose weights it must have, bit for bit; None if their number has
+    changed. Sums over other numbers of workers round differently."""
+    expected: dict[str, Any] | None = None
+    """RESULT of the run without a fault, if it is not the common one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Scene:
 def resume(scene: Scene, recipe: Recipe, saw: str, fault_s: float, *flags: str) -> Outcome:
     """Run the same command again, to the end."""
     job, result = scene.finish(recipe, *flags)
-    return Outcome(saw, seconds_to_next_step(job, fault_s), result)
+    return Outcome(saw, seconds_to_next_step(job, fault_s), result, recipe.scale.num_workers)
 
 
 def copy_results(scene: Scene, outcome: Outcome) -> Outcome:

@@ -19,7 +19,6 @@ from pipeline.training.step import WorkerContext
 from tests.pipeline.training.tiny_training import TinyModel, fake_steps, job_of
 from tests.pipeline.training.two_processes import process_group, run_in_two_processes
 
-
 EVERY = 4
 """Steps between two checkpoints."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from pipeline.drill import cluster_faults, process_faults, store_faults
+from pipeline.drill import cluster_faults, file_faults, process_faults, store_faults
 from pipeline.drill.comparison import References, compare_samples, has_same_weights
 from pipeline.drill.scene import Outcome, Scene, write_shards
 from pipeline.errors import DrillError, DrillSkippedError, RecipeError
@@ -33,11 +33,11 @@ FAULTS: Mapping[str, Fault] = {
     "driver-killed": process_faults.kill_driver,
     "two-jobs": process_faults.start_twice,
     "clock": process_faults.skew_clock,
-    "checkpoint-truncated": process_faults.truncate_checkpoint,
-    "checkpoint-byte": process_faults.flip_checkpoint_byte,
-    "shard-deleted": process_faults.delete_shard,
-    "shard-truncated": process_faults.truncate_shard,
-    "disk-full": process_faults.fill_disk,
+    "checkpoint-truncated": file_faults.truncate_checkpoint,
+    "checkpoint-byte": file_faults.flip_checkpoint_byte,
+    "shard-deleted": file_faults.delete_shard,
+    "shard-truncated": file_faults.truncate_shard,
+    "disk-full": file_faults.fill_disk,
     "loss-infinite": process_faults.make_loss_infinite,
     "store-slow": store_faults.slow_store,
     "store-503": store_faults.unavailable_store,

@@ -64,7 +64,7 @@ class FailureCallback(UserCallback):
         if self._attempts_left > 0:
             self._attempts_left -= 1
             text = f"{_describe(cause)}; restarting all workers from the last checkpoint"
-            self._relay.report_lost.remote(rank, text)
+            self._relay.report_worker.remote(rank, text)
 
 
 def to_training_error(error: Exception, relay: Any, *, job: "TrainJob") -> PipelineError:  # noqa: ANN401

@@ -22,7 +22,7 @@ class FakeRelay:
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, str]] = []
-        self.report_lost = SimpleNamespace(remote=lambda *line: self.lines.append(line))
+        self.report_worker = SimpleNamespace(remote=lambda *line: self.lines.append(line))
         self.get_location = SimpleNamespace(remote=lambda rank: f"host-{rank} (pid 7)")
 
 

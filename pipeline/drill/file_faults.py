@@ -1,0 +1,123 @@
+"""Faults of the files of a run: checkpoints, shards, and disks that are full."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copytree
+
+from pipeline.drill.process_faults import AFTER_SAVED, SAVED, kill_after_checkpoint
+from pipeline.drill.scene import (
+    CHECKPOINT_EVERY,
+    Outcome,
+    Scene,
+    copy_results,
+    resume,
+    seconds_to_next_step,
+)
+from pipeline.errors import DrillError, DrillSkippedError
+
+
+def truncate_checkpoint(scene: Scene) -> Outcome:
+    """Use the checkpoint before the one that was cut in half."""
+    return _damage_checkpoint(scene, lambda data: data[: len(data) // 2])
+
+
+def flip_checkpoint_byte(scene: Scene) -> Outcome:
+    """Use the checkpoint before the one in which a byte has changed."""
+
+    def flip(data: bytes) -> bytes:
+        at = len(data) // 2
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    return _damage_checkpoint(scene, flip)
+
+
+def delete_shard(scene: Scene) -> Outcome:
+    """Name the shard that was deleted, and go on once it is back."""
+    return _damage_shard(scene, lambda path: path.rename(path.with_suffix(".gone")))
+
+
+def truncate_shard(scene: Scene) -> Outcome:
+    """Name the shard that was cut in half, and go on once it is whole."""
+
+    def cut(path: Path) -> None:
+        data = path.read_bytes()
+        path.rename(path.with_suffix(".gone"))
+        path.write_bytes(data[: len(data) // 2])
+
+    return _damage_shard(scene, cut)
+
+
+def fill_disk(scene: Scene) -> Outcome:
+    """Say that the disk is full, and go on once it is not."""
+    recipe = scene.recipe()
+    disk = scene.folder / "runs"
+    with _small_disk(disk):
+        filler = disk / "filler"
+        with scene.train(recipe) as job:
+            job.wait_for(AFTER_SAVED)
+            _fill(filler)
+            fault_s = time.monotonic()
+            saw = job.wait_for("(?i)no space left on device").text
+            if job.wait() == 0:
+                raise DrillError(f"the job did not fail:\n{job.tail}")
+        filler.unlink()
+        outcome = resume(scene, recipe, saw, fault_s)
+        # The disk is gone at the end of the block.
+        return copy_results(scene, outcome)
+
+
+def _damage_checkpoint(scene: Scene, damage: Callable[[bytes], bytes]) -> Outcome:
+    recipe = scene.recipe()
+    fault_s = kill_after_checkpoint(scene, recipe)
+    run = scene.folder / "runs" / scene.name
+    newest = run / "checkpoints" / f"step-{SAVED:08d}" / "checkpoint.pt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    job, result = scene.finish(recipe)
+    saw = job.wait_for(f"passed over .*step-{SAVED:08d}").text
+    job.wait_for(rf"resuming from step {SAVED - CHECKPOINT_EVERY}\b")
+    return Outcome(saw, seconds_to_next_step(job, fault_s), result)
+
+
+def _damage_shard(scene: Scene, damage: Callable[[Path], object]) -> Outcome:
+    """Damage a shard between two starts: a run of so few images has read them all at once."""
+    shards = scene.folder / "shards"
+    copytree(scene.shards, shards)
+    recipe = scene.recipe(shards=str(shards))
+    shard = sorted((shards / "train").glob("*.parquet"))[0]
+    fault_s = kill_after_checkpoint(scene, recipe)
+    damage(shard)
+    with scene.train(recipe) as job:
+        saw = job.wait_for(shard.name).text.strip()
+        if job.wait() == 0:
+            raise DrillError(f"the job did not fail:\n{job.tail}")
+    shard.with_suffix(".gone").replace(shard)
+    return resume(scene, recipe, saw, fault_s)
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    """Mount a disk with place for a few checkpoints."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=800m", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+        raise DrillSkippedError("only root can mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill(filler: Path) -> None:
+    block = bytes(2**20)
+    with filler.open("wb", buffering=0) as stream:
+        while True:
+            try:
+                stream.write(block)
+            except OSError:
+                if len(block) == 1:
+                    return
+                block = b"\0"

@@ -16,6 +16,10 @@ from pipeline.drill.two_nodes import TwoNodes
 
 _SETTLE_S = 60.0
 """Ray takes a moment to end what belonged to a job."""
+_OF_RAY_DATA = {"_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor"}
+"""Actors that Ray Data starts once in a cluster, for all jobs."""
+_CACHES = ("torchinductor_",)
+"""Beginnings of the names of folders that are meant to stay."""
 
 
 def find_leaks(
@@ -53,9 +57,12 @@ def find_processes() -> list[str]:
 
 
 def _find_in_ray(nodes: TwoNodes) -> Iterator[str]:
-    for actor in _ask_ray(nodes, "actors"):
-        if actor["state"] != "DEAD":
-            yield f"actor {actor['class_name']} ({actor['state']}, job {actor['job_id']})"
+    alive = [each for each in _ask_ray(nodes, "actors") if each["state"] != "DEAD"]
+    counts = Counter(actor["class_name"] for actor in alive)
+    for actor in alive:
+        name = actor["class_name"]
+        if name not in _OF_RAY_DATA or counts[name] > 1:
+            yield f"actor {name} ({actor['state']}, job {actor['job_id']})"
     for group in _ask_ray(nodes, "placement_groups"):
         if group["state"] != "REMOVED":
             yield f"placement group {group['placement_group_id']} ({group['state']})"
@@ -78,7 +85,9 @@ def _find_unfinished(tracking: TrackingServer, runs: int) -> Iterator[str]:
 
 
 def _find_files(nodes: TwoNodes, temporary: Path) -> Iterator[str]:
-    yield from (f"temporary file {path.name}" for path in sorted(temporary.iterdir()))
+    for path in sorted(temporary.iterdir()):
+        if not path.name.startswith(_CACHES):
+            yield f"temporary file {path.name}"
     for disk in sorted(nodes.folder.glob("disk-*")):
         spilled = [path for path in disk.glob("session_*/*spill*/**/*") if path.is_file()]
         if spilled:

@@ -16,6 +16,7 @@ import psutil
 from pipeline.drill.command import Command
 from pipeline.drill.process_faults import AFTER_SAVED
 from pipeline.drill.scene import (
+    STEP,
     Outcome,
     Scene,
     read_result,
@@ -26,10 +27,14 @@ from pipeline.drill.two_nodes import TwoNodes, two_nodes
 from pipeline.errors import DrillError
 from pipeline.recipe import Recipe
 
+CONTINUES = "restarting all workers from the last checkpoint"
+"""Part of the line about a lost worker."""
 _CPUS_PER_WORKER = 2.0
 """More than half of a node's, so that each node has one worker."""
 _ROOT = Path(__file__).parents[2]
 _PAUSE_S = 20.0
+_STOPPED_S, _RUNS_S = 0.15, 0.05
+"""Pulses that make a worker four times as slow."""
 _PATIENCE_S = 30
 """A worker that stands still for longer is restarted; a run has 180 s."""
 
@@ -40,7 +45,7 @@ def kill_worker(scene: Scene) -> Outcome:
         job.wait_for(AFTER_SAVED)
         fault_s = time.monotonic()
         os.kill(max(_find_workers(job)), signal.SIGKILL)
-        lost = job.wait_for("restarting all workers from the last checkpoint")
+        lost = job.wait_for(CONTINUES)
         seconds = seconds_to_next_step(job, fault_s, after=lost.number)
         return Outcome(lost.text, seconds, read_result(job), workers=2)
 
@@ -66,9 +71,25 @@ def hang_worker(scene: Scene) -> Outcome:
         job.wait_for(AFTER_SAVED)
         fault_s = time.monotonic()
         os.kill(max(_find_workers(job)), signal.SIGSTOP)
-        lost = job.wait_for("restarting all workers from the last checkpoint")
+        lost = job.wait_for(CONTINUES)
         seconds = seconds_to_next_step(job, fault_s, after=lost.number)
         return Outcome(lost.text, seconds, read_result(job), workers=2)
+
+
+def slow_worker(scene: Scene) -> Outcome:
+    """Name the worker that the others wait for, and train on."""
+    with _train_on_workers(scene) as job:
+        job.wait_for(STEP.format(step=5))
+        worker = max(_find_workers(job))
+        while (saw := job.find("is slow: ")) is None and job.process.poll() is None:
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(_STOPPED_S)
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(_RUNS_S)
+        result = read_result(job)
+        if saw is None or f"pid {worker}" not in saw.text:
+            raise DrillError(f"the log does not name process {worker} as slow:\n{job.tail}")
+        return Outcome(saw.text, None, result, workers=2)
 
 
 def terminate_group(scene: Scene) -> Outcome:

@@ -5,45 +5,44 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from pipeline import storage
-from pipeline.drill.scene import TRAIN_IMAGES, Scene
+from pipeline.drill.scene import Outcome, Scene
 from pipeline.errors import DrillError
-from pipeline.text import format_count
+from pipeline.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 
 
 class References:
-    """Runs without a fault by number of workers, each trained when it is first needed.
+    """Runs without a fault, each trained when a drill is first compared with it.
 
     Args:
-        folder: of these runs.
-        shards: that all drills train on.
-        environment: of the jobs.
+        calm: the scene of all of them.
     """
 
-    def __init__(self, folder: Path, *, shards: str, environment: dict[str, str]) -> None:
-        self._folder, self._shards, self._environment = folder, shards, environment
-        self._results: dict[int, Mapping[str, Any]] = {}
+    def __init__(self, calm: Scene) -> None:
+        self._calm = calm
+        self._results: dict[str, Mapping[str, Any]] = {}
 
-    def __call__(self, workers: int) -> Mapping[str, Any]:
-        """Return the RESULT of the run with a number of workers; 0 is this process alone."""
-        if workers not in self._results:
-            words = format_count(workers, "worker") if workers else "one process"
-            _log.info("drill: training with %s and without a fault, for comparison", words)
-            name = f"calm-{workers}" if workers else "calm"
-            scene = Scene(
-                name=name,
-                folder=self._folder / name,
-                shards=self._shards,
-                environment=self._environment,
-            )
-            _, self._results[workers] = scene.finish(scene.recipe(workers=workers))
-            check_epochs(self._results[workers])
-        return self._results[workers]
+    def find(self, outcome: Outcome) -> Mapping[str, Any]:
+        """Return the RESULT of the run that a drill's run must equal."""
+        if outcome.is_long:
+            return self.train("long", self._calm.long_recipe(self._calm.long_shards))
+        if outcome.workers:
+            return self.train("two workers", self._calm.recipe(workers=outcome.workers))
+        return self.train("one process", self._calm.recipe())
+
+    def train(self, name: str, recipe: Recipe) -> Mapping[str, Any]:
+        """Train without a fault, unless this was done already."""
+        if name not in self._results:
+            _log.info("drill: training without a fault, for comparison: %s", name)
+            run = f"calm-{name.replace(' ', '-')}"
+            _, self._results[name] = self._calm.finish(replace(recipe, name=run))
+            check_epochs(self._results[name])
+        return self._results[name]
 
 
 def compare_samples(result: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int]:
@@ -72,9 +71,10 @@ def check_epochs(result: Mapping[str, Any]) -> None:
     epochs: dict[str, list[str]] = {}
     for _, epoch, _, image in _read_samples(result):
         epochs.setdefault(epoch, []).append(image)
-    *whole, _ = epochs.values()
-    if any(len(set(images)) != TRAIN_IMAGES or len(images) != TRAIN_IMAGES for images in whole):
-        raise DrillError("an epoch of the run without a fault does not have every image once")
+    *whole, last = (sorted(images) for images in epochs.values())
+    every = sorted(set(whole[0]))
+    if any(images != every for images in whole) or len(set(last)) != len(last):
+        raise DrillError(f"an epoch of the run {result['name']} does not have every image once")
 
 
 def _read_samples(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -7,15 +7,15 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
-from pipeline.drill import cluster_faults, file_faults, process_faults, store_faults
+from pipeline.drill import cluster_faults, file_faults, memory_faults, process_faults, store_faults
 from pipeline.drill.comparison import References, compare_samples, has_same_weights
-from pipeline.drill.scene import Outcome, Scene, write_shards
+from pipeline.drill.scene import LONG_IMAGES, Outcome, Scene, write_shards
 from pipeline.errors import DrillError, DrillSkippedError, RecipeError
 from pipeline.text import format_table, suggest
 
@@ -37,6 +37,8 @@ FAULTS: Mapping[str, Fault] = {
     "checkpoint-byte": file_faults.flip_checkpoint_byte,
     "shard-deleted": file_faults.delete_shard,
     "shard-truncated": file_faults.truncate_shard,
+    "shard-deleted-later": file_faults.delete_shard_while_read,
+    "shard-truncated-later": file_faults.truncate_shard_while_read,
     "disk-full": file_faults.fill_disk,
     "loss-infinite": process_faults.make_loss_infinite,
     "store-slow": store_faults.slow_store,
@@ -44,9 +46,13 @@ FAULTS: Mapping[str, Fault] = {
     "store-gone": store_faults.lose_store,
     "store-credentials": store_faults.expire_credentials,
     "mlflow-gone": store_faults.lose_tracking,
+    "mlflow-away": store_faults.interrupt_tracking,
     "worker-killed": cluster_faults.kill_worker,
     "worker-pauses": cluster_faults.pause_worker,
     "worker-hangs": cluster_faults.hang_worker,
+    "worker-slow": cluster_faults.slow_worker,
+    "worker-memory": memory_faults.exhaust_worker_memory,
+    "task-memory": memory_faults.exhaust_task_memory,
     "sigterm-to-all": cluster_faults.terminate_group,
     "node-lost": cluster_faults.lose_node,
     "fewer-nodes": cluster_faults.shrink_cluster,
@@ -106,15 +112,20 @@ def check_is_new(folder: str) -> None:
 
 def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shards = write_shards(folder)
-    references = References(folder, shards=shards, environment=environment)
-    references(0)
+    scene = Scene(
+        name="calm",
+        folder=folder / "calm",
+        shards=write_shards(folder),
+        long_shards=write_shards(folder / "long", train_images=LONG_IMAGES),
+        environment=environment,
+    )
+    references = References(scene)
     rows = []
     for number, name in enumerate(names, start=1):
         does = (inspect.getdoc(FAULTS[name]) or "").splitlines()[0]
         _log.info("drill %d of %d: %s. The run must: %s", number, len(names), name, does)
-        scene = Scene(name=name, folder=folder / name, shards=shards, environment=environment)
-        rows.append(_run(scene, FAULTS[name], references))
+        place = replace(scene, name=name, folder=folder / name)
+        rows.append(_run(place, FAULTS[name], references.find))
         row = rows[-1]
         _log.info("%s after %.0f s; the user saw: %s", row.verdict, row.seconds, row.saw)
     _log.info("\n%s", "\n".join(_format(rows)))
@@ -124,14 +135,14 @@ def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
     return {"faults": len(rows), "rows": [asdict(row) for row in rows]}
 
 
-def _run(scene: Scene, fault: Fault, references: Callable[[int], Mapping[str, Any]]) -> Row:
+def _run(scene: Scene, fault: Fault, find_reference: Callable[[Outcome], Mapping[str, Any]]) -> Row:
     started_s = time.monotonic()
     lost = repeated = seconds = None
     outcome = None
     try:
         outcome = fault(scene)
         seconds = time.monotonic() - started_s
-        expected = outcome.expected or references(outcome.workers or 0)
+        expected = find_reference(outcome)
         lost, repeated = compare_samples(outcome.result, expected)
         verdict, saw = _judge(outcome, expected, lost=lost, repeated=repeated)
     except DrillSkippedError as error:

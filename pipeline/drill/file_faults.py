@@ -37,18 +37,22 @@ def flip_checkpoint_byte(scene: Scene) -> Outcome:
 
 def delete_shard(scene: Scene) -> Outcome:
     """Name the shard that was deleted, and go on once it is back."""
-    return _damage_shard(scene, lambda path: path.rename(path.with_suffix(".gone")))
+    return _damage_shard(scene, _move_away)
 
 
 def truncate_shard(scene: Scene) -> Outcome:
     """Name the shard that was cut in half, and go on once it is whole."""
+    return _damage_shard(scene, _cut)
 
-    def cut(path: Path) -> None:
-        data = path.read_bytes()
-        path.rename(path.with_suffix(".gone"))
-        path.write_bytes(data[: len(data) // 2])
 
-    return _damage_shard(scene, cut)
+def delete_shard_while_read(scene: Scene) -> Outcome:
+    """Name a shard that is deleted while the run trains, and go on once it is back."""
+    return _damage_shard_while_read(scene, _move_away)
+
+
+def truncate_shard_while_read(scene: Scene) -> Outcome:
+    """Name a shard that is cut in half while the run trains, and go on once it is whole."""
+    return _damage_shard_while_read(scene, _cut)
 
 
 def fill_disk(scene: Scene) -> Outcome:
@@ -96,6 +100,33 @@ def _damage_shard(scene: Scene, damage: Callable[[Path], object]) -> Outcome:
             raise DrillError(f"the job did not fail:\n{job.tail}")
     shard.with_suffix(".gone").replace(shard)
     return resume(scene, recipe, saw, fault_s)
+
+
+def _damage_shard_while_read(scene: Scene, damage: Callable[[Path], object]) -> Outcome:
+    """Damage a shard that the next epoch reads again at the latest."""
+    shards = scene.folder / "shards"
+    copytree(scene.long_shards, shards)
+    recipe = scene.long_recipe(str(shards))
+    shard = sorted((shards / "train").glob("*.parquet"))[0]
+    with scene.train(recipe) as job:
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        damage(shard)
+        saw = job.wait_for(shard.name).text.strip()
+        if job.wait() == 0:
+            raise DrillError(f"the job did not fail:\n{job.tail}")
+    shard.with_suffix(".gone").replace(shard)
+    return resume(scene, recipe, saw, fault_s)._replace(is_long=True)
+
+
+def _move_away(path: Path) -> None:
+    path.rename(path.with_suffix(".gone"))
+
+
+def _cut(path: Path) -> None:
+    data = path.read_bytes()
+    _move_away(path)
+    path.write_bytes(data[: len(data) // 2])
 
 
 @contextmanager

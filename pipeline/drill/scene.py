@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ from pipeline.recipe import (
 STEPS, CHECKPOINT_EVERY, GLOBAL_BATCH, TRAIN_IMAGES = 40, 10, 4, 44
 """With 44 images, an epoch ends at step 11."""
 
+LONG_STEPS, LONG_IMAGES = 200, 200
+"""Of a run that reads its shards again and again: an epoch has more images than it reads ahead."""
+
 STEP = r"^step {step}/"
 """Pattern of the progress line of a step."""
 
@@ -46,8 +49,8 @@ class Outcome(NamedTuple):
     workers: int | None = 0
     """Of the run without a fault whose weights it must have, bit for bit; None if their number has
     changed. Sums over other numbers of workers round differently."""
-    expected: dict[str, Any] | None = None
-    """RESULT of the run without a fault, if it is not the common one."""
+    is_long: bool = False
+    """Whether it was the long run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,13 @@ class Scene:
     name: str
     folder: Path
     shards: str
+    long_shards: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+
+    def long_recipe(self, shards: str) -> Recipe:
+        """Return the recipe of a long run on a folder of shards."""
+        recipe = self.recipe(shards=shards)
+        return replace(recipe, optim=replace(recipe.optim, steps=LONG_STEPS))
 
     def recipe(self, *, workers: int = 0, storage_uri: str = "", shards: str = "") -> Recipe:
         """Return the recipe of this fault's run."""
@@ -143,10 +152,10 @@ def seconds_to_next_step(job: Command, fault_s: float, *, after: int = -1) -> fl
     return job.wait_for(STEP.format(step=r"\d+"), after=after).at_s - fault_s
 
 
-def write_shards(folder: Path) -> str:
-    """Draw and ingest the images of all drills; return the folder of their shards."""
+def write_shards(folder: Path, *, train_images: int = TRAIN_IMAGES) -> str:
+    """Draw and ingest the images of drills; return the folder of their shards."""
     photos = folder / "photos"
-    write_shapes(photos, train_images=TRAIN_IMAGES, val_images=4)
+    write_shapes(photos, train_images=train_images, val_images=4)
     for split in ("train", "val"):
         out = str(folder / "shards" / split)
         ingest_dataset(

@@ -8,7 +8,16 @@ from dataclasses import replace
 
 from pipeline.drill.fault_proxy import Fault, s3_with_faults
 from pipeline.drill.process_faults import AFTER_SAVED
-from pipeline.drill.scene import STEPS, Outcome, Scene, copy_results, read_result, resume
+from pipeline.drill.scene import (
+    LONG_STEPS,
+    STEP,
+    STEPS,
+    Outcome,
+    Scene,
+    copy_results,
+    read_result,
+    resume,
+)
 from pipeline.drill.tracking_server import TrackingServer, tracking_server
 from pipeline.errors import DrillError
 from pipeline.recipe import Recipe
@@ -67,7 +76,7 @@ def lose_tracking(scene: Scene) -> Outcome:
             saw = job.wait_for("tracking_is_away").text
         server.start()
         _, result = scene.finish(recipe)
-        _check_metrics(server)
+        _check_metrics(server, steps=STEPS)
         return Outcome(saw, None, result)
 
 
@@ -105,12 +114,31 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def interrupt_tracking(scene: Scene) -> Outcome:
+    """Train on while MLflow is away for a minute, and send it the metrics once it is back."""
+    with tracking_server(scene.folder / "mlflow") as server:
+        recipe = _tracked(scene.long_recipe(scene.long_shards), server)
+        with scene.train(recipe) as job:
+            job.wait_for(AFTER_SAVED)
+            server.kill()
+            end_s = time.monotonic() + _AWAY_S
+            # A fast machine would be finished after a minute.
+            while time.monotonic() < end_s and not job.find(STEP.format(step=LONG_STEPS * 3 // 4)):
+                time.sleep(0.2)
+            server.start()
+            result = read_result(job)
+            saw = job.wait_for("tracking_is_away").text
+            job.wait_for("tracking_is_back")
+        _check_metrics(server, steps=LONG_STEPS)
+        return Outcome(saw, None, result, is_long=True)
+
+
 def _tracked(recipe: Recipe, server: TrackingServer) -> Recipe:
     return replace(recipe, tracking=replace(recipe.tracking, uri=server.uri))
 
 
-def _check_metrics(server: TrackingServer) -> None:
+def _check_metrics(server: TrackingServer, *, steps: int) -> None:
     """Check that MLflow has the loss of every step once."""
     rows = server.query("select step from metrics where key = 'loss'")
-    if sorted(str(step) for (step,) in rows) != sorted(map(str, range(1, STEPS + 1))):
-        raise DrillError(f"MLflow has the losses of {len(rows)} steps, not once of {STEPS}")
+    if sorted(str(step) for (step,) in rows) != sorted(map(str, range(1, steps + 1))):
+        raise DrillError(f"MLflow has the losses of {len(rows)} steps, not once of {steps}")

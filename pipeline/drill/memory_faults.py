@@ -1,0 +1,71 @@
+"""Too little memory: Ray kills a training worker, or a task that reads data."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from pipeline.drill.cluster_faults import CONTINUES
+from pipeline.drill.command import TIMEOUT_S, Command
+from pipeline.drill.process_faults import AFTER_SAVED
+from pipeline.drill.scene import Outcome, Scene, read_result, seconds_to_next_step
+from pipeline.drill.small_memory import SmallMemory, small_memory
+from pipeline.errors import DrillError
+
+_LIMIT_MB = 6000
+_FULL = 0.99
+"""Ray kills at 0.95; the kernel, which would kill the largest process, at 1."""
+
+
+def exhaust_worker_memory(scene: Scene) -> Outcome:
+    """Restart all workers after Ray has killed one because the memory of its node is full."""
+    with _train_in_container(scene) as (memory, job):
+        job.wait_for(AFTER_SAVED)
+        fault_s = time.monotonic()
+        with memory.fill(_FULL):
+            lost = job.wait_for(CONTINUES)
+        seconds = seconds_to_next_step(job, fault_s, after=lost.number)
+        return Outcome(lost.text, seconds, read_result(job), workers=2)
+
+
+def exhaust_task_memory(scene: Scene) -> Outcome:
+    """Repeat a task that Ray has killed because the memory of its node is full."""
+    with _train_in_container(scene) as (memory, job):
+        job.wait_for(AFTER_SAVED)
+        task = _stop_task(job)
+        fault_s, after = time.monotonic(), job.lines[-1].number
+        with memory.fill(_FULL):
+            gone, _ = psutil.wait_procs([task], timeout=TIMEOUT_S)
+        if not gone:
+            task.kill()
+            raise DrillError(f"Ray killed no task that reads data:\n{job.tail}")
+        seconds = seconds_to_next_step(job, fault_s, after=after)
+        lost = job.find(CONTINUES, after=after)
+        return Outcome(lost.text if lost else "nothing", seconds, read_result(job), workers=2)
+
+
+@contextmanager
+def _train_in_container(scene: Scene) -> Iterator[tuple[SmallMemory, Command]]:
+    recipe = scene.recipe(workers=2)
+    with small_memory(_LIMIT_MB) as memory:
+        words = [*memory.enter, sys.executable, "-u", *scene.training_command(recipe)]
+        job = Command(words, scene.environment)
+        try:
+            yield memory, job
+        finally:
+            job.kill()
+
+
+def _stop_task(job: Command) -> psutil.Process:
+    """Find a task that reads data, and stop it in the middle: it takes milliseconds."""
+    end_s = time.monotonic() + TIMEOUT_S
+    raylet = psutil.Process(job.process.pid)
+    while time.monotonic() < end_s and job.process.poll() is None:
+        for process in raylet.children(recursive=True):
+            if process.is_running() and process.name().startswith("ray::MapBatc"):
+                process.send_signal(signal.SIGSTOP)
+                return process
+    raise DrillError(f"no task that reads data was seen:\n{job.tail}")

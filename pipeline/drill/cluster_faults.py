@@ -6,8 +6,8 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from pipeline.drill.scene import (
     resume,
     seconds_to_next_step,
 )
-from pipeline.drill.two_nodes import TwoNodes, two_nodes
+from pipeline.drill.small_disk import fill, small_disk
+from pipeline.drill.two_nodes import SECOND_DISK, TwoNodes, two_nodes
 from pipeline.errors import DrillError
 from pipeline.recipe import Recipe
 
@@ -116,6 +117,18 @@ def lose_node(scene: Scene) -> Outcome:
         return Outcome(waits.text, seconds, read_result(job), workers=2)
 
 
+def fill_node_disk(scene: Scene) -> Outcome:
+    """Train on when the disk of a node is full that has only Ray's files."""
+    with _train_on_nodes(scene, second_disk=small_disk) as (nodes, job):
+        job.wait_for(AFTER_SAVED)
+        fault_s, after = time.monotonic(), job.lines[-1].number
+        fill(nodes.folder / SECOND_DISK / "filler")
+        seconds = seconds_to_next_step(job, fault_s, after=after)
+        result = read_result(job)
+        lost = job.find(CONTINUES)
+        return Outcome(lost.text if lost else "nothing", seconds, result, workers=2)
+
+
 def shrink_cluster(scene: Scene) -> Outcome:
     """Go on with one worker on the node that is left: the same images in each step."""
     with _train_on_nodes(scene) as (nodes, job):
@@ -178,8 +191,10 @@ def _train_on_workers(scene: Scene) -> Iterator[Command]:
 
 
 @contextmanager
-def _train_on_nodes(scene: Scene) -> Iterator[tuple[TwoNodes, Command]]:
-    with two_nodes(with_token(scene)) as nodes:
+def _train_on_nodes(
+    scene: Scene, *, second_disk: Callable[[Path], AbstractContextManager[None]] = nullcontext
+) -> Iterator[tuple[TwoNodes, Command]]:
+    with two_nodes(with_token(scene), second_disk=second_disk) as nodes:
         here = replace(scene, environment=nodes.environment)
         with here.train(node_recipe(scene)) as job:
             yield nodes, job

@@ -1,10 +1,8 @@
 """Faults of the files of a run: checkpoints, shards, and disks that are full."""
 
-import os
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -17,7 +15,8 @@ from pipeline.drill.scene import (
     resume,
     seconds_to_next_step,
 )
-from pipeline.errors import DrillError, DrillSkippedError
+from pipeline.drill.small_disk import fill, small_disk
+from pipeline.errors import DrillError
 
 
 def truncate_checkpoint(scene: Scene) -> Outcome:
@@ -59,11 +58,11 @@ def fill_disk(scene: Scene) -> Outcome:
     """Say that the disk is full, and go on once it is not."""
     recipe = scene.recipe()
     disk = scene.folder / "runs"
-    with _small_disk(disk):
+    with small_disk(disk):
         filler = disk / "filler"
         with scene.train(recipe) as job:
             job.wait_for(AFTER_SAVED)
-            _fill(filler)
+            fill(filler)
             fault_s = time.monotonic()
             saw = job.wait_for("(?i)no space left on device").text
             if job.wait() == 0:
@@ -72,6 +71,24 @@ def fill_disk(scene: Scene) -> Outcome:
         outcome = resume(scene, recipe, saw, fault_s)
         # The disk is gone at the end of the block.
         return copy_results(scene, outcome)
+
+
+def fill_temporary_disk(scene: Scene) -> Outcome:
+    """Say that the disk for temporary files is full, and go on once it is not."""
+    disk = scene.folder / "tmp"
+    with small_disk(disk):
+        here = replace(scene, environment=scene.environment | {"TMPDIR": str(disk)})
+        recipe = here.recipe()
+        filler = disk / "filler"
+        with here.train(recipe) as job:
+            job.wait_for(AFTER_SAVED)
+            fill(filler)
+            saw = job.wait_for("(?i)no space left on device").text
+            if job.wait() == 0:
+                raise DrillError(f"the job did not fail:\n{job.tail}")
+        filler.unlink()
+        _, result = here.finish(recipe)
+        return Outcome(saw, None, result)
 
 
 def _damage_checkpoint(scene: Scene, damage: Callable[[bytes], bytes]) -> Outcome:
@@ -127,28 +144,3 @@ def _cut(path: Path) -> None:
     data = path.read_bytes()
     _move_away(path)
     path.write_bytes(data[: len(data) // 2])
-
-
-@contextmanager
-def _small_disk(folder: Path) -> Iterator[None]:
-    """Mount a disk with place for a few checkpoints."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=800m", "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-        raise DrillSkippedError("only root can mount a small disk")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _fill(filler: Path) -> None:
-    block = bytes(2**20)
-    with filler.open("wb", buffering=0) as stream:
-        while True:
-            try:
-                stream.write(block)
-            except OSError:
-                if len(block) == 1:
-                    return
-                block = b"\0"

@@ -12,8 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -21,6 +21,8 @@ import psutil
 from ray.cluster_utils import Cluster
 
 CPUS = 3
+SECOND_DISK = "disk-1"
+"""Folder of the second node's files, until it is lost."""
 _ROOT = Path(__file__).parents[2]
 _STOP_TIMEOUT_S = 60
 
@@ -71,13 +73,23 @@ class TwoNodes:
 
 
 @contextmanager
-def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
-    """Start a cluster whose nodes have an environment, and stop it at the end."""
+def two_nodes(
+    environment: Mapping[str, str],
+    *,
+    second_disk: Callable[[Path], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[TwoNodes]:
+    """Start a cluster whose nodes have an environment, and stop it at the end.
+
+    Args:
+        environment: of the nodes.
+        second_disk: makes a disk for the second node in a folder.
+    """
     # A separate folder keeps it apart from another Ray on this machine; the path must be short,
     # because it contains sockets.
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
         Path(tempfile.gettempdir(), "two_nodes.lock").open("w") as lock,
+        second_disk(Path(folder, SECOND_DISK)),
     ):
         # Ray gives a node 30 s to start, and a test beside this one may start a cluster too.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -106,12 +106,14 @@ class ProcessWatch:
 @contextmanager
 def watch_processes(file: Path) -> Iterator[ProcessWatch]:
     """Watch until the end of the block."""
-    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    system = ctypes.CDLL(None)
+    system.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     watch = ProcessWatch(file)
     try:
         yield watch
     finally:
         watch.close()
+        system.prctl(_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def list_processes() -> list[psutil.Process]:
@@ -189,6 +191,8 @@ def classify(command: Sequence[str]) -> str:
     if command[0].startswith("ray::"):
         name = command[0].removeprefix("ray::")
         return name.partition(".")[0].partition("(")[0].partition(" ")[0].strip("_")
+    if command[0].startswith("ray-dashboard"):
+        return "dashboard"
     names = [Path(word).name for word in command[:6]]
     if names[0] in {"raylet", "gcs_server"}:
         return names[0]

@@ -4,8 +4,7 @@ import json
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -18,19 +17,17 @@ _SETTLE_S = 60.0
 """Ray takes a moment to end what belonged to a job."""
 _OF_RAY_DATA = {"_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor"}
 """Actors that Ray Data starts once in a cluster, for all jobs."""
-_CACHES = ("torchinductor_",)
-"""Beginnings of the names of folders that are meant to stay."""
 
 
 def find_leaks(
-    nodes: TwoNodes, tracking: TrackingServer, *, temporary: Path, runs: int
+    nodes: TwoNodes, tracking: TrackingServer, *, files: Callable[[], set[str]], runs: int
 ) -> list[str]:
     """Describe what is left after the last job on a cluster; wait up to a minute for its end.
 
     Args:
         nodes: the cluster.
         tracking: the server of all runs.
-        temporary: the folder for temporary files of all jobs.
+        files: returns the names of the temporary files that were not there before the first job.
         runs: number of runs that have finished.
     """
     end_s = time.monotonic() + _SETTLE_S
@@ -38,7 +35,8 @@ def find_leaks(
         found = [
             *_find_in_ray(nodes),
             *_find_unfinished(tracking, runs),
-            *_find_files(nodes, temporary),
+            *(f"temporary file {name}" for name in sorted(files())),
+            *_find_spilled(nodes),
             *(f"zombie process {_name(each)}" for each in list_zombies()),
         ]
         if not found or time.monotonic() > end_s:
@@ -84,10 +82,7 @@ def _find_unfinished(tracking: TrackingServer, runs: int) -> Iterator[str]:
         yield f"MLflow has runs {dict(counts)}, not {runs} that are finished"
 
 
-def _find_files(nodes: TwoNodes, temporary: Path) -> Iterator[str]:
-    for path in sorted(temporary.iterdir()):
-        if not path.name.startswith(_CACHES):
-            yield f"temporary file {path.name}"
+def _find_spilled(nodes: TwoNodes) -> Iterator[str]:
     for disk in sorted(nodes.folder.glob("disk-*")):
         spilled = [path for path in disk.glob("session_*/*spill*/**/*") if path.is_file()]
         if spilled:

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 _CHECKPOINT_EVERY, _LOG_EVERY = 50, 10
 _MANY = 1_000_000
 """Restarts that a run allows itself."""
+_CACHES = ("torchinductor_",)
+"""Beginnings of the names of temporary folders that are meant to stay."""
 
 
 @dataclass(kw_only=True)
@@ -172,10 +174,16 @@ def soak(
         with _open(
             scene, watch, minutes=minutes, seed=seed, steps=steps, every_s=fault_every_s
         ) as state:
+            before = _list_temporary(temporary)
             state.train(is_calm=True)
             while time.monotonic() < state.end_s:
                 state.train(is_calm=False)
-            leaks = find_leaks(state.nodes, state.tracking, temporary=temporary, runs=state.runs)
+            leaks = find_leaks(
+                state.nodes,
+                state.tracking,
+                files=lambda: _list_temporary(temporary) - before,
+                runs=state.runs,
+            )
         leaks += find_processes()
         return _report(state, leaks)
 
@@ -200,6 +208,11 @@ def _open(
             faults=schedule_faults(draw, every_s=every_s),
             watch=watch,
         )
+
+
+def _list_temporary(folder: Path) -> set[str]:
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if not name.startswith(_CACHES)}
 
 
 def _wait_for_end(job: Command) -> None:

@@ -30,7 +30,7 @@ from pipeline.recipe import (
 STEPS, CHECKPOINT_EVERY, GLOBAL_BATCH, TRAIN_IMAGES = 40, 10, 4, 44
 """With 44 images, an epoch ends at step 11."""
 
-LONG_STEPS, LONG_IMAGES = 200, 200
+LONG_STEPS, LONG_IMAGES = 100, 100
 """Of a run that reads its shards again and again: an epoch has more images than it reads ahead."""
 
 STEP = r"^step {step}/"

@@ -25,7 +25,7 @@ from pipeline.drill.drills import check_is_new
 from pipeline.drill.leaks import find_leaks, find_processes
 from pipeline.drill.process_watch import Growth, ProcessWatch, measure_growth, watch_processes
 from pipeline.drill.scene import STEP, Scene, read_result, write_shards
-from pipeline.drill.soak_faults import SOAK_FAULTS, Target, schedule_faults
+from pipeline.drill.soak_faults import RESTARTING, SOAK_FAULTS, Target, schedule_faults
 from pipeline.drill.tracking_server import TrackingServer, tracking_server
 from pipeline.drill.two_nodes import TwoNodes, two_nodes
 from pipeline.errors import DrillError
@@ -114,7 +114,11 @@ class Soak:
         before = target.job
         SOAK_FAULTS[fault](target)
         after = lines - 1 if target.job is before else -1
-        progress = target.job.wait_for(f"{STEP.format(step='[0-9]+')}|^RESULT ", after=after)
+        if fault in RESTARTING:
+            # Lines of steps before the fault may still arrive.
+            after = target.job.wait_for("workers? ready, |^RESULT ", after=after).number
+        end = r"^RESULT |nothing to train"
+        progress = target.job.wait_for(f"{STEP.format(step='[0-9]+')}|{end}", after=after - 1)
         seconds = max(progress.at_s - started_s, 0.0)
         self.injected.append((round(minute, 2), fault, round(seconds, 1)))
         with (self.folder / "faults.csv").open("a", newline="") as stream:
@@ -153,7 +157,7 @@ def soak(
     Args:
         minutes: until the last fault; the run that trains then is finished.
         seed: of the faults and of the pauses between them.
-        steps: of each run. The first run has no fault, and the others are compared with state.
+        steps: of each run. The first run has no fault, and the others are compared with it.
         fault_every_s: mean of the pauses between two faults.
         out: new folder.
 

@@ -114,6 +114,8 @@ SOAK_FAULTS: Mapping[str, Callable[[Target], None]] = {
     "sigterm": terminate_driver,
     "mlflow-restarted": restart_tracking,
 }
+RESTARTING = {"worker-killed", "data-killed", "node-replaced"}
+"""Those after which Ray starts the workers again."""
 
 
 def schedule_faults(draw: random.Random, *, every_s: float) -> Iterator[tuple[float, str]]:

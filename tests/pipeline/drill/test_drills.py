@@ -2,7 +2,9 @@
 
 import csv
 import inspect
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import requests
@@ -105,6 +107,11 @@ def test_an_unknown_fault_is_an_error_with_a_suggestion():
 
 def test_every_fault_says_what_the_run_must_do():
     assert all(inspect.getdoc(fault) for fault in FAULTS.values())
+    page = (Path(__file__).parents[3] / "docs" / "faults.md").read_text()
+    named = [
+        name for row in re.findall(r"^\|(.*?)\|", page, re.M) for name in re.findall("`(.*?)`", row)
+    ]
+    assert [name for name in named if name in FAULTS] == list(FAULTS)
 
 
 def test_the_proxy_disturbs_an_object_store_and_lets_it_recover(monkeypatch, caplog):

@@ -146,8 +146,8 @@ def soak(
     *,
     minutes: float = 60,
     seed: int = 0,
-    steps: int = 1500,
-    fault_every_s: float = 120,
+    steps: int = 400,
+    fault_every_s: float = 60,
     out: str = "runs/soak",
 ) -> dict[str, Any]:
     """Train on two nodes on this machine while faults come at random, and watch the memory.

@@ -11,40 +11,46 @@ import psutil
 from pipeline.drill.cluster_faults import CONTINUES
 from pipeline.drill.command import TIMEOUT_S, Command
 from pipeline.drill.process_faults import AFTER_SAVED
-from pipeline.drill.scene import Outcome, Scene, read_result, seconds_to_next_step
+from pipeline.drill.scene import STEP, Outcome, Scene, read_result, seconds_to_next_step
 from pipeline.drill.small_memory import SmallMemory, small_memory
 from pipeline.errors import DrillError
 
 _LIMIT_MB = 6000
-_FULL = 0.99
+_ALMOST, _FULL = 0.88, 0.99
 """Ray kills at 0.95; the kernel, which would kill the largest process, at 1."""
 
 
 def exhaust_worker_memory(scene: Scene) -> Outcome:
-    """Restart all workers after Ray has killed one because the memory of its node is full."""
+    """Go on from the last checkpoint when Ray kills processes because their node has no memory."""
     with _train_in_container(scene) as (memory, job):
-        job.wait_for(AFTER_SAVED)
-        fault_s = time.monotonic()
-        with memory.fill(_FULL):
+        with memory.filler() as filler:
+            job.wait_for(STEP.format(step=1))
+            filler.fill(_ALMOST)
+            job.wait_for(AFTER_SAVED)
+            fault_s = time.monotonic()
+            filler.fill(_FULL)
             lost = job.wait_for(CONTINUES)
         seconds = seconds_to_next_step(job, fault_s, after=lost.number)
         return Outcome(lost.text, seconds, read_result(job), workers=2)
 
 
 def exhaust_task_memory(scene: Scene) -> Outcome:
-    """Repeat a task that Ray has killed because the memory of its node is full."""
+    """Repeat a task that Ray kills because its node has no memory."""
     with _train_in_container(scene) as (memory, job):
-        job.wait_for(AFTER_SAVED)
-        task = _stop_task(job)
-        fault_s, after = time.monotonic(), job.lines[-1].number
-        with memory.fill(_FULL):
+        with memory.filler() as filler:
+            job.wait_for(STEP.format(step=1))
+            filler.fill(_ALMOST)
+            task = _stop_task(job)
+            fault_s, after = time.monotonic(), job.lines[-1].number
+            filler.fill(_FULL)
             gone, _ = psutil.wait_procs([task], timeout=TIMEOUT_S)
         if not gone:
             task.kill()
             raise DrillError(f"Ray killed no task that reads data:\n{job.tail}")
         seconds = seconds_to_next_step(job, fault_s, after=after)
+        result = read_result(job)
         lost = job.find(CONTINUES, after=after)
-        return Outcome(lost.text if lost else "nothing", seconds, read_result(job), workers=2)
+        return Outcome(lost.text if lost else "nothing", seconds, result, workers=2)
 
 
 @contextmanager

@@ -8,24 +8,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import DrillError, DrillSkippedError
+from pipeline.errors import DrillSkippedError
 
 _END_TIMEOUT_S = 60.0
 _GROUPS = Path("/sys/fs/cgroup")
 _ENTER = 'echo $$ > "$0/cgroup.procs"; mount --bind "$0" "$1"; shift; exec "$@"'
 """Join a group, and see it as the whole machine, as Ray does in a container."""
 _FILL = """
-import sys, time
-used, limit, chunks = sys.argv[1], int(sys.argv[2]), []
-def read(path):
-    with open(path) as stream:
+import sys, threading, time
+used, limit, chunks = sys.argv[1], [0], []
+def follow():
+    for line in sys.stdin:
+        limit[0] = int(line)
+threading.Thread(target=follow, daemon=True).start()
+def read():
+    with open(used) as stream:
         return int(stream.read())
-while read(used) < limit:
-    chunks.append(b"x" * 2**22)
-    time.sleep(0.01)
-print("full", flush=True)
-time.sleep(3600)
+while True:
+    while read() < limit[0]:
+        chunks.append(b"x" * 2**22)
+        time.sleep(0.01)
+    time.sleep(0.05)
 """
+"""Takes memory until the group uses as much as the last line of its input says, and again when the
+group uses less."""
+
+
+class Filler:
+    """A process that takes memory.
+
+    Args:
+        process: its input is the number of bytes.
+        limit: of the group, in bytes.
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]", limit: int) -> None:
+        self._process, self._limit = process, limit
+
+    def fill(self, share: float) -> None:
+        """Keep a share of the limit in use from now on, without waiting for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{int(share * self._limit)}\n")
+        self._process.stdin.flush()
 
 
 class SmallMemory:
@@ -59,18 +83,13 @@ class SmallMemory:
         return ["unshare", "--mount", "sh", "-ec", _ENTER, *folders]
 
     @contextmanager
-    def fill(self, share: float) -> Iterator[None]:
-        """Take memory until a share of the limit is used; give it back at the end of the block."""
-        words = [*self.enter, sys.executable, "-c", _FILL]
+    def filler(self) -> Iterator[Filler]:
+        """Start a process that takes memory when it is told to; end it with the block."""
         used = str(self._root / self._used.name)
-        with subprocess.Popen(
-            [*words, used, str(int(share * self._limit))], stdout=subprocess.PIPE, text=True
-        ) as process:
+        words = [*self.enter, sys.executable, "-c", _FILL, used]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, text=True) as process:
             try:
-                assert process.stdout is not None
-                if process.stdout.readline() != "full\n":
-                    raise DrillError("the memory could not be filled")
-                yield
+                yield Filler(process, self._limit)
             finally:
                 process.kill()
 

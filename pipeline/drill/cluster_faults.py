@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,18 +79,22 @@ def hang_worker(scene: Scene) -> Outcome:
 
 def slow_worker(scene: Scene) -> Outcome:
     """Name the worker that the others wait for, and train on."""
-    with _train_on_workers(scene) as job:
+    with scene.train(scene.long_recipe(workers=2)) as job:
         job.wait_for(STEP.format(step=5))
         worker = max(_find_workers(job))
-        while (saw := job.find("is slow: ")) is None and job.process.poll() is None:
-            os.kill(worker, signal.SIGSTOP)
-            time.sleep(_STOPPED_S)
-            os.kill(worker, signal.SIGCONT)
+        while (
+            saw := job.find(rf"pid {worker}\) is slow: ")
+        ) is None and job.process.poll() is None:
+            # It ends before the job does.
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGSTOP)
+                time.sleep(_STOPPED_S)
+                os.kill(worker, signal.SIGCONT)
             time.sleep(_RUNS_S)
         result = read_result(job)
-        if saw is None or f"pid {worker}" not in saw.text:
+        if saw is None:
             raise DrillError(f"the log does not name process {worker} as slow:\n{job.tail}")
-        return Outcome(saw.text, None, result, workers=2)
+        return Outcome(saw.text, None, result, workers=2, is_long=True)
 
 
 def terminate_group(scene: Scene) -> Outcome:

@@ -29,17 +29,16 @@ class References:
 
     def find(self, outcome: Outcome) -> Mapping[str, Any]:
         """Return the RESULT of the run that a drill's run must equal."""
-        if outcome.is_long:
-            return self.train("long", self._calm.long_recipe(self._calm.long_shards))
-        if outcome.workers:
-            return self.train("two workers", self._calm.recipe(workers=outcome.workers))
-        return self.train("one process", self._calm.recipe())
+        workers = outcome.workers or 0
+        make = self._calm.long_recipe if outcome.is_long else self._calm.recipe
+        length = "long" if outcome.is_long else "short"
+        return self.train(f"{length} run, {workers or 'no'} workers", make(workers=workers))
 
     def train(self, name: str, recipe: Recipe) -> Mapping[str, Any]:
         """Train without a fault, unless this was done already."""
         if name not in self._results:
             _log.info("drill: training without a fault, for comparison: %s", name)
-            run = f"calm-{name.replace(' ', '-')}"
+            run = "calm-" + name.replace(",", "").replace(" ", "-")
             _, self._results[name] = self._calm.finish(replace(recipe, name=run))
             check_epochs(self._results[name])
         return self._results[name]

@@ -123,7 +123,7 @@ def _damage_shard_while_read(scene: Scene, damage: Callable[[Path], object]) -> 
     """Damage a shard that the next epoch reads again at the latest."""
     shards = scene.folder / "shards"
     copytree(scene.long_shards, shards)
-    recipe = scene.long_recipe(str(shards))
+    recipe = scene.long_recipe(shards=str(shards))
     shard = sorted((shards / "train").glob("*.parquet"))[0]
     with scene.train(recipe) as job:
         job.wait_for(AFTER_SAVED)

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import psutil
 
 from pipeline.drill.cluster_faults import CONTINUES
-from pipeline.drill.command import TIMEOUT_S, Command
+from pipeline.drill.command import TIMEOUT_S, Command, Line
 from pipeline.drill.process_faults import AFTER_SAVED
-from pipeline.drill.scene import STEP, Outcome, Scene, read_result, seconds_to_next_step
+from pipeline.drill.scene import STEP, Outcome, Scene, read_result, resume, seconds_to_next_step
 from pipeline.drill.small_memory import SmallMemory, small_memory
 from pipeline.errors import DrillError
 
 _LIMIT_MB = 6000
+_ENDS = "^TrainingError: .* out of memory"
 _ALMOST, _FULL = 0.88, 0.99
 """Ray kills at 0.95; the kernel, which would kill the largest process, at 1."""
 
@@ -30,8 +31,7 @@ def exhaust_worker_memory(scene: Scene) -> Outcome:
             fault_s = time.monotonic()
             filler.fill(_FULL)
             lost = job.wait_for(CONTINUES)
-        seconds = seconds_to_next_step(job, fault_s, after=lost.number)
-        return Outcome(lost.text, seconds, read_result(job), workers=2)
+        return _go_on(scene, job, lost, fault_s)
 
 
 def exhaust_task_memory(scene: Scene) -> Outcome:
@@ -47,10 +47,20 @@ def exhaust_task_memory(scene: Scene) -> Outcome:
         if not gone:
             task.kill()
             raise DrillError(f"Ray killed no task that reads data:\n{job.tail}")
-        seconds = seconds_to_next_step(job, fault_s, after=after)
-        result = read_result(job)
-        lost = job.find(CONTINUES, after=after)
-        return Outcome(lost.text if lost else "nothing", seconds, result, workers=2)
+        return _go_on(scene, job, job.lines[after], fault_s)
+
+
+def _go_on(scene: Scene, job: Command, last: Line, fault_s: float) -> Outcome:
+    """Let the job go on; if Ray has killed what controls the run too, type its command again."""
+    job.wait_for(f"{STEP.format(step='[0-9]+')}|{_ENDS}", after=last.number)
+    if end := job.find(_ENDS, after=last.number):
+        if job.wait() == 0:
+            raise DrillError(f"the job did not fail:\n{job.tail}")
+        return resume(scene, scene.recipe(workers=2), end.text, fault_s)
+    seconds = seconds_to_next_step(job, fault_s, after=last.number)
+    result = read_result(job)
+    lost = job.find(CONTINUES)
+    return Outcome(lost.text if lost else "nothing", seconds, result, workers=2)
 
 
 @contextmanager

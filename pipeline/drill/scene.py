@@ -63,9 +63,9 @@ class Scene:
     long_shards: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
-    def long_recipe(self, shards: str) -> Recipe:
+    def long_recipe(self, *, workers: int = 0, shards: str = "") -> Recipe:
         """Return the recipe of a long run on a folder of shards."""
-        recipe = self.recipe(shards=shards)
+        recipe = self.recipe(workers=workers, shards=shards or self.long_shards)
         return replace(recipe, optim=replace(recipe.optim, steps=LONG_STEPS))
 
     def recipe(self, *, workers: int = 0, storage_uri: str = "", shards: str = "") -> Recipe:

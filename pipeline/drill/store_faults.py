@@ -117,7 +117,7 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
 def interrupt_tracking(scene: Scene) -> Outcome:
     """Train on while MLflow is away for a minute, and send it the metrics once it is back."""
     with tracking_server(scene.folder / "mlflow") as server:
-        recipe = _tracked(scene.long_recipe(scene.long_shards), server)
+        recipe = _tracked(scene.long_recipe(), server)
         with scene.train(recipe) as job:
             job.wait_for(AFTER_SAVED)
             server.kill()

@@ -292,8 +292,8 @@ class _TrainLoop:
             done, steps = item.step + 1, self.recipe.optim.steps
             self.hooks.log(done, metrics)
             self.hooks.print_line(progress.format_progress(metrics, done=done, steps=steps))
-            if slowest is not None and (text := self.stragglers.add(slowest)):
-                self.hooks.report_worker(slowest.rank, text)
+            if slow := self.stragglers.add(summary.own_s, seconds=summary.seconds):
+                self.hooks.report_worker(*slow)
 
     def _save_checkpoint(self, item: StepBatch, *, evaluates: bool = True) -> None:
         """Save the sample list first, so that it covers every step of the checkpoint."""

@@ -16,8 +16,9 @@ SLOW = 1.5
 """Own time of a slow worker, as a multiple of the median of the others."""
 _COSTS = 0.1
 """Least share of the time that it must cost."""
-_WINDOWS = 3
-"""Log windows in a row in which a worker must be slow; a single one is often noise."""
+_WINDOW_S = 10.0
+_WINDOWS = 2
+"""A worker is named if it is slow in two windows in a row; less is often noise."""
 
 
 class SyncClock:
@@ -81,21 +82,35 @@ def find_slowest(own_s: Sequence[float], *, seconds: float) -> SlowWorker | None
 
 
 class StragglerReport:
-    """Says once that a worker is slow, when it has been so for some windows in a row."""
+    """Says once that a worker is slow, when it has been so for a while."""
 
     def __init__(self) -> None:
+        self._own_s: list[float] = []
+        self._seconds = 0.0
         self._rank, self._windows = -1, 0
 
-    def add(self, slowest: SlowWorker | None) -> str:
-        """Count a window; return what to say about its slowest worker, or ""."""
+    def add(self, own_s: Sequence[float], *, seconds: float) -> tuple[int, str] | None:
+        """Count some steps; return the rank of a worker that is slow, and what to say about it.
+
+        Args:
+            own_s: see `find_slowest`.
+            seconds: see `find_slowest`.
+        """
+        before = self._own_s or [0.0] * len(own_s)
+        self._own_s = [old + new for old, new in zip(before, own_s, strict=True)]
+        self._seconds += seconds
+        if self._seconds < _WINDOW_S:
+            return None
+        slowest = find_slowest(self._own_s, seconds=self._seconds)
+        self._own_s, self._seconds = [], 0.0
         if slowest is None or not slowest.is_slow:
             self._windows = 0
-            return ""
+            return None
         self._windows = self._windows + 1 if slowest.rank == self._rank else 1
         self._rank = slowest.rank
         if self._windows != _WINDOWS:
-            return ""
-        return (
+            return None
+        return slowest.rank, (
             f"is slow: its own part of a step takes {slowest.ratio:.1f} times as long as that of "
             "the others, which wait for it. See what else its node does"
         )

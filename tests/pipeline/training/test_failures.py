@@ -93,6 +93,10 @@ def test_a_node_without_memory_is_said_without_rays_advice(relay, job):
     text = str(to_training_error(error, relay, job=job))
     assert text.startswith("worker 1 was killed because its node ran out of memory. Use fewer")
     assert "RAY_memory" not in text
+    controller = ray.train.ControllerError(killed)
+    text = str(to_training_error(controller, relay, job=job))
+    assert text.startswith("Ray Train stopped because a node ran out of memory. Use fewer")
+    assert "RAY_memory" not in text
 
 
 def test_errors_of_the_controller_keep_their_kind(relay, job):

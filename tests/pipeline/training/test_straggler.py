@@ -10,25 +10,29 @@ from pipeline.training.step import StepMetrics, WorkerContext
 from pipeline.training.straggler import StragglerReport, find_slowest
 
 
-def report(*windows):
+def report(*windows, seconds=10):
     says = StragglerReport()
-    return [says.add(find_slowest(own_s, seconds=10)) for own_s in windows]
+    return [says.add(own_s, seconds=seconds) for own_s in windows]
 
 
 def test_a_worker_that_stays_slow_is_named_once():
     slow = (3.0, 9.0, 2.0, 3.0)
     assert find_slowest(slow, seconds=10)[:2] == (1, 3.0)
-    says = report(*[slow] * 5)
-    assert [bool(text) for text in says] == [False, False, True, False, False]
-    assert "takes 3.0 times as long as that of the others" in says[2]
+    first, named, *later = report(*[slow] * 5)
+    assert (first, later) == (None, [None] * 3)
+    assert named[0] == 1
+    assert "takes 3.0 times as long as that of the others" in named[1]
 
 
-def test_a_single_slow_window_equal_workers_and_short_times_are_noise():
+def test_a_moment_equal_workers_and_short_times_are_noise():
     slow, other, equal = (3.0, 8.0), (8.0, 3.0), (3.0, 3.5)
-    assert report(slow, slow, equal, slow, slow) == [""] * 5
-    assert report(slow, slow, other, other, slow) == [""] * 5
+    assert report(slow, equal, slow, equal) == [None] * 4
+    assert report(slow, other, slow, other) == [None] * 4
     # Three times as long, but the step hardly consists of it.
-    assert report(*[(0.1, 0.3)] * 5) == [""] * 5
+    assert report(*[(0.1, 0.3)] * 5) == [None] * 5
+    # Log lines every second count together.
+    assert report(*[(0.3, 0.8), (0.8, 0.3)] * 10, seconds=1) == [None] * 20
+    assert [bool(each) for each in report(*[(0.3, 0.8)] * 20, seconds=1)] == [False] * 19 + [True]
     assert find_slowest((3.0,), seconds=10) is None
 
 

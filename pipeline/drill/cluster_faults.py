@@ -82,9 +82,7 @@ def slow_worker(scene: Scene) -> Outcome:
     with scene.train(scene.long_recipe(workers=2)) as job:
         job.wait_for(STEP.format(step=5))
         worker = max(_find_workers(job))
-        while (
-            saw := job.find(rf"pid {worker}\) is slow: ")
-        ) is None and job.process.poll() is None:
+        while (saw := job.find(rf"pid {worker}\) is slow")) is None and job.process.poll() is None:
             # It ends before the job does.
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGSTOP)

@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,7 +194,7 @@ def _train_on_workers(scene: Scene) -> Iterator[Command]:
 
 @contextmanager
 def _train_on_nodes(
-    scene: Scene, *, second_disk: Callable[[Path], AbstractContextManager[None]] = nullcontext
+    scene: Scene, *, second_disk: Callable[[Path], AbstractContextManager[None]] | None = None
 ) -> Iterator[tuple[TwoNodes, Command]]:
     with two_nodes(with_token(scene), second_disk=second_disk) as nodes:
         here = replace(scene, environment=nodes.environment)

@@ -259,7 +259,9 @@ def _report(state: Soak, leaks: Sequence[str]) -> dict[str, Any]:
 
 
 def _growth_rows(growth: Sequence[Growth]) -> list[tuple[str, ...]]:
-    rows = [("process", "seen", "longest, min", "MB first", "last", "MB/h", "files/h", "memory")]
+    rows: list[tuple[str, ...]] = [
+        ("process", "seen", "longest, min", "MB first", "last", "MB/h", "files/h", "memory")
+    ]
     for each in sorted(growth):
         slopes = (
             "-" if x is None else f"{x:+.1f}" for x in (each.mb_per_hour, each.files_per_hour)
@@ -271,7 +273,7 @@ def _growth_rows(growth: Sequence[Growth]) -> list[tuple[str, ...]]:
 
 
 def _fault_rows(injected: Sequence[tuple[float, str, float]]) -> list[tuple[str, ...]]:
-    rows = [("fault", "times", "s to the next line: least", "most")]
+    rows: list[tuple[str, ...]] = [("fault", "times", "s to the next line: least", "most")]
     for name in SOAK_FAULTS:
         seconds = [each for _, fault, each in injected if fault == name]
         if seconds:

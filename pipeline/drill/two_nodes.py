@@ -76,7 +76,7 @@ class TwoNodes:
 def two_nodes(
     environment: Mapping[str, str],
     *,
-    second_disk: Callable[[Path], AbstractContextManager[None]] = nullcontext,
+    second_disk: Callable[[Path], AbstractContextManager[None]] | None = None,
 ) -> Iterator[TwoNodes]:
     """Start a cluster whose nodes have an environment, and stop it at the end.
 
@@ -89,7 +89,7 @@ def two_nodes(
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
         Path(tempfile.gettempdir(), "two_nodes.lock").open("w") as lock,
-        second_disk(Path(folder, SECOND_DISK)),
+        second_disk(Path(folder, SECOND_DISK)) if second_disk else nullcontext(),
     ):
         # Ray gives a node 30 s to start, and a test beside this one may start a cluster too.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -37,11 +37,11 @@ class SyncClock:
     def measure(self) -> Iterator[None]:
         """Count the time of the block."""
         if self._is_cuda:
-            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            pair[0].record()
+            first, last = (_make_event() for _ in range(2))
+            first.record()
             yield
-            pair[1].record()
-            self._events.append(pair)
+            last.record()
+            self._events.append((first, last))
         else:
             started_s = time.perf_counter()
             yield
@@ -55,6 +55,10 @@ class SyncClock:
             last.synchronize()
             seconds += first.elapsed_time(last) / 1000
         return seconds
+
+
+def _make_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 class SlowWorker(NamedTuple):

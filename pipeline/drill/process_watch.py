@@ -16,13 +16,20 @@ import psutil
 
 MB_PER_HOUR = 40.0
 """A process that grows by less gains less than 1 GB in a day."""
+_LEAST_MB = 20.0
+"""Less than this comes and goes, as allocators keep what they had."""
 
 _SAMPLE_EVERY_S = 5.0
 _SET_CHILD_SUBREAPER = 36
 """Of prctl: orphans of this process's children become its own children."""
 _MIN_PAIR_S = 60.0
 """Shorter differences are noise."""
-_MIN_LIFE_S = 240.0
+_REMEMBERING = {"gcs_server", "raylet"}
+"""Ray's own servers, which keep a record of actors, tasks and jobs that have ended."""
+_START_S = 180.0
+"""A process imports, and fills its caches; on a busy machine this takes minutes."""
+_MIN_SETTLED_S = 120.0
+"""Shortest time after the start that is judged."""
 _SCRIPTS = {
     "jobs.train": "driver",
     "mlflow": "MLflow server",
@@ -57,11 +64,13 @@ class Growth(NamedTuple):
     longest_min: float
     """Of the process that was seen longest."""
     first_mb: float
-    """Median of the first minute that counts, over its processes."""
+    """Median over its processes, when they had started."""
     last_mb: float
     """Largest at the end of a process."""
     mb_per_hour: float | None
     """None if no process lived for long enough."""
+    settled_min: float
+    """Of the process that was judged for longest."""
     files_per_hour: float | None
 
     @property
@@ -69,7 +78,10 @@ class Growth(NamedTuple):
         """Say whether it grows."""
         if self.mb_per_hour is None:
             return "too short"
-        return "flat" if self.mb_per_hour <= MB_PER_HOUR else "GROWS"
+        grown_mb = self.mb_per_hour * self.settled_min / 60
+        if self.mb_per_hour <= MB_PER_HOUR or grown_mb <= _LEAST_MB:
+            return "flat"
+        return "grows, of Ray" if self.kind in _REMEMBERING else "GROWS"
 
 
 class ProcessWatch:
@@ -132,10 +144,12 @@ def measure_growth(samples: Sequence[Sample]) -> list[Growth]:
     """Fit how each kind of process grows.
 
     The slope is the median of those between all pairs of samples of one process, 60 s apart or
-    more, without the first third of its life (Theil-Sen). So neither a peak nor a restart counts.
+    more, without the first third of its life and its first 3 minutes (Theil-Sen). So neither a peak
+    nor a restart counts. A kind grows if its slope is more than 40 MB/h, and amounts to more than
+    20 MB over the process that was judged for longest.
 
     Returns:
-        By kind; the slope is None if no process lived for 4 minutes.
+        By kind; the slope is None if no process lived for 5 minutes.
     """
     lives: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for each in samples:
@@ -144,20 +158,30 @@ def measure_growth(samples: Sequence[Sample]) -> list[Growth]:
 
 
 def _measure_kind(kind: str, lives: list[list[Sample]]) -> Growth:
-    settled = [life[len(life) // 3 :] for life in lives]
-    longest_s = max(life[-1].seconds - life[0].seconds for life in lives)
-    long = [life for life in settled if life[-1].seconds - life[0].seconds >= _MIN_LIFE_S * 2 / 3]
+    settled = [_settle(life) for life in lives]
+    long = [life for life in settled if _duration_s(life) >= _MIN_SETTLED_S]
     memory = [[(each.seconds, each.memory_mb) for each in life] for life in long]
     files = [[(each.seconds, float(each.files)) for each in life] for life in long]
     return Growth(
         kind,
         len(lives),
-        longest_s / 60,
-        float(np.median([life[0].memory_mb for life in settled])),
-        max(life[-1].memory_mb for life in settled),
+        max(map(_duration_s, lives)) / 60,
+        float(np.median([life[0].memory_mb for life in long or lives])),
+        max(life[-1].memory_mb for life in long or lives),
         _slope_per_hour(memory),
+        max(map(_duration_s, long), default=0.0) / 60,
         _slope_per_hour(files),
     )
+
+
+def _settle(life: list[Sample]) -> list[Sample]:
+    """Leave out the start of a process."""
+    start_s = life[0].seconds + max(_START_S, _duration_s(life) / 3)
+    return [each for each in life if each.seconds >= start_s]
+
+
+def _duration_s(life: list[Sample]) -> float:
+    return life[-1].seconds - life[0].seconds if life else 0.0
 
 
 def _slope_per_hour(lives: list[list[tuple[float, float]]]) -> float | None:

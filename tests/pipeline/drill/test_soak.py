@@ -30,13 +30,17 @@ def test_growth_is_found_in_processes_that_were_restarted_too():
         *live("raylet", pid=1, mb_per_hour=0),
         *live("driver", pid=2, mb_per_hour=120, life_s=1200),
         *live("driver", pid=3, mb_per_hour=120, life_s=1200, start_s=1500),
-        *live("worker", pid=4, mb_per_hour=900, life_s=100),
+        *live("worker", pid=4, mb_per_hour=900, life_s=290),
+        *live("gcs_server", pid=5, mb_per_hour=120),
+        *live("relay", pid=6, mb_per_hour=120, life_s=600),
     ]
     growth = measure_growth(samples)
     assert find(growth, "raylet").verdict == "flat"
     driver = find(growth, "driver")
     assert (driver.processes, driver.verdict) == (2, "GROWS")
     assert driver.mb_per_hour == pytest.approx(120, abs=15)
+    assert find(growth, "gcs_server").verdict == "grows, of Ray"
+    assert find(growth, "relay").verdict == "flat", "14 MB in 7 minutes may come and go"
     assert (find(growth, "worker").verdict, find(growth, "worker").mb_per_hour) == (
         "too short",
         None,

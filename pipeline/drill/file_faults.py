@@ -83,7 +83,7 @@ def fill_temporary_disk(scene: Scene) -> Outcome:
         with here.train(recipe) as job:
             job.wait_for(AFTER_SAVED)
             fill(filler)
-            saw = job.wait_for("(?i)no space left on device").text
+            saw = job.wait_for("^StorageError: .*no space left on device").text
             if job.wait() == 0:
                 raise DrillError(f"the job did not fail:\n{job.tail}")
         filler.unlink()

@@ -121,6 +121,11 @@ VERBS: dict[str, Verb] = {
         "drill driver-killed disk-full",
         partial(run_job, "drill"),
     ),
+    "soak": Verb(
+        "Train for an hour while faults come at random, and watch the memory.",
+        "soak --minutes 60 --seed 0",
+        partial(run_job, "soak"),
+    ),
     "train": Verb(
         "Train a recipe, evaluate the model and register it; again, it resumes.",
         "train coco_r50 plain --data.root ~/shards/coco",

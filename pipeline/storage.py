@@ -6,11 +6,13 @@ GOOGLE_APPLICATION_CREDENTIALS, ...), never from the URI, so recipes, logs and e
 Writes are atomic: a reader sees the old file or the new one, never a part.
 """
 
+import errno
 import logging
 import os
 import random
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +25,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import StorageError
+from pipeline.errors import PipelineError, StorageError
 
 _log = logging.getLogger(__name__)
 
@@ -171,6 +173,28 @@ def remove(uri: str) -> None:
                     fs.delete_dir(path)
 
     _ask(uri, "delete", delete)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder on the disk for temporary files, and delete it at the end of the block.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        except PipelineError:
+            raise
+        except Exception as error:  # libraries have errors of their own for a full disk
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            raise StorageError(
+                f"{tempfile.gettempdir()}: no space left on device, the disk for temporary files "
+                "is full. Free some space there, or name another folder: export TMPDIR=/PATH. "
+                "Then run the same command again"
+            ) from error
 
 
 def _file_info(uri: str) -> pafs.FileInfo:

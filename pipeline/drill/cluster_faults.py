@@ -6,8 +6,8 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +16,26 @@ import psutil
 from pipeline.drill.command import Command
 from pipeline.drill.process_faults import AFTER_SAVED
 from pipeline.drill.scene import (
+    STEP,
     Outcome,
     Scene,
     read_result,
     resume,
     seconds_to_next_step,
 )
-from pipeline.drill.two_nodes import TwoNodes, two_nodes
+from pipeline.drill.small_disk import fill, small_disk
+from pipeline.drill.two_nodes import SECOND_DISK, TwoNodes, two_nodes
 from pipeline.errors import DrillError
 from pipeline.recipe import Recipe
 
+CONTINUES = "restarting all workers from the last checkpoint"
+"""Part of the line about a lost worker."""
 _CPUS_PER_WORKER = 2.0
 """More than half of a node's, so that each node has one worker."""
 _ROOT = Path(__file__).parents[2]
 _PAUSE_S = 20.0
+_STOPPED_S, _RUNS_S = 0.15, 0.05
+"""Pulses that make a worker four times as slow."""
 _PATIENCE_S = 30
 """A worker that stands still for longer is restarted; a run has 180 s."""
 
@@ -40,9 +46,9 @@ def kill_worker(scene: Scene) -> Outcome:
         job.wait_for(AFTER_SAVED)
         fault_s = time.monotonic()
         os.kill(max(_find_workers(job)), signal.SIGKILL)
-        lost = job.wait_for("restarting all workers from the last checkpoint")
+        lost = job.wait_for(CONTINUES)
         seconds = seconds_to_next_step(job, fault_s, after=lost.number)
-        return Outcome(lost.text, seconds, read_result(job), is_exact=False)
+        return Outcome(lost.text, seconds, read_result(job), workers=2)
 
 
 def pause_worker(scene: Scene) -> Outcome:
@@ -55,7 +61,7 @@ def pause_worker(scene: Scene) -> Outcome:
         time.sleep(_PAUSE_S)
         os.kill(worker, signal.SIGCONT)
         seconds = seconds_to_next_step(job, fault_s, after=job.lines[-1].number)
-        return Outcome("nothing", seconds, read_result(job), is_exact=False)
+        return Outcome("nothing", seconds, read_result(job), workers=2)
 
 
 def hang_worker(scene: Scene) -> Outcome:
@@ -66,9 +72,27 @@ def hang_worker(scene: Scene) -> Outcome:
         job.wait_for(AFTER_SAVED)
         fault_s = time.monotonic()
         os.kill(max(_find_workers(job)), signal.SIGSTOP)
-        lost = job.wait_for("restarting all workers from the last checkpoint")
+        lost = job.wait_for(CONTINUES)
         seconds = seconds_to_next_step(job, fault_s, after=lost.number)
-        return Outcome(lost.text, seconds, read_result(job), is_exact=False)
+        return Outcome(lost.text, seconds, read_result(job), workers=2)
+
+
+def slow_worker(scene: Scene) -> Outcome:
+    """Name the worker that the others wait for, and train on."""
+    with scene.train(scene.long_recipe(workers=2)) as job:
+        job.wait_for(STEP.format(step=5))
+        worker = max(_find_workers(job))
+        while (saw := job.find(rf"pid {worker}\) is slow")) is None and job.process.poll() is None:
+            # It ends before the job does.
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGSTOP)
+                time.sleep(_STOPPED_S)
+                os.kill(worker, signal.SIGCONT)
+            time.sleep(_RUNS_S)
+        result = read_result(job)
+        if saw is None:
+            raise DrillError(f"the log does not name process {worker} as slow:\n{job.tail}")
+        return Outcome(saw.text, None, result, workers=2, is_long=True)
 
 
 def terminate_group(scene: Scene) -> Outcome:
@@ -80,7 +104,7 @@ def terminate_group(scene: Scene) -> Outcome:
         if job.wait() == 0:
             raise DrillError(f"the job did not stop:\n{job.tail}")
         saw = job.wait_for("Resume ").text
-    return resume(scene, recipe, saw, fault_s)._replace(is_exact=False)
+    return resume(scene, recipe, saw, fault_s)
 
 
 def lose_node(scene: Scene) -> Outcome:
@@ -92,7 +116,19 @@ def lose_node(scene: Scene) -> Outcome:
         waits = job.wait_for("The run waits until enough nodes have joined")
         nodes.add()
         seconds = seconds_to_next_step(job, fault_s, after=waits.number)
-        return Outcome(waits.text, seconds, read_result(job), is_exact=False)
+        return Outcome(waits.text, seconds, read_result(job), workers=2)
+
+
+def fill_node_disk(scene: Scene) -> Outcome:
+    """Train on when the disk of a node is full that has only Ray's files."""
+    with _train_on_nodes(scene, second_disk=small_disk) as (nodes, job):
+        job.wait_for(AFTER_SAVED)
+        fault_s, after = time.monotonic(), job.lines[-1].number
+        fill(nodes.folder / SECOND_DISK / "filler")
+        seconds = seconds_to_next_step(job, fault_s, after=after)
+        result = read_result(job)
+        lost = job.find(CONTINUES)
+        return Outcome(lost.text if lost else "nothing", seconds, result, workers=2)
 
 
 def shrink_cluster(scene: Scene) -> Outcome:
@@ -105,8 +141,8 @@ def shrink_cluster(scene: Scene) -> Outcome:
         job.send(signal.SIGTERM)
         job.wait()
         alone = replace(scene, environment=nodes.environment)
-        outcome = resume(alone, _node_recipe(scene), saw, fault_s, "--scale.num-workers", "1")
-        return outcome._replace(is_exact=False)
+        outcome = resume(alone, node_recipe(scene), saw, fault_s, "--scale.num-workers", "1")
+        return outcome._replace(workers=None)
 
 
 def lose_head(scene: Scene) -> Outcome:
@@ -120,12 +156,12 @@ def lose_head(scene: Scene) -> Outcome:
         saw = job.wait_for("Ray stopped during the run|Ray ").text
     with _train_on_nodes(scene) as (_, job):
         seconds = seconds_to_next_step(job, fault_s)
-        return Outcome(saw, seconds, read_result(job), is_exact=False)
+        return Outcome(saw, seconds, read_result(job), workers=2)
 
 
 def stop_job(scene: Scene) -> Outcome:
     """Write a checkpoint when `ray job stop` ends the job, and go on when it is submitted again."""
-    with two_nodes(_with_token(scene)) as nodes:
+    with two_nodes(with_token(scene)) as nodes:
         submitter = nodes.environment | {"RAY_API_SERVER_ADDRESS": nodes.dashboard}
         # `ray job submit` would prefer this address to that of the API server.
         del submitter["RAY_ADDRESS"]
@@ -133,7 +169,7 @@ def stop_job(scene: Scene) -> Outcome:
         ray = ("-m", "ray.scripts.scripts", "job")
         # The source travels with the job, unless the package is installed on every node.
         travels = ("--working-dir", str(_ROOT)) if (_ROOT / "pyproject.toml").exists() else ()
-        job_command = (sys.executable, *here.training_command(_node_recipe(scene)))
+        job_command = (sys.executable, *here.training_command(node_recipe(scene)))
 
         def submit(name: str) -> AbstractContextManager[Command]:
             return here.run(
@@ -147,7 +183,7 @@ def stop_job(scene: Scene) -> Outcome:
             saw = job.wait_for("SIGTERM: stopping at step").text
         with submit("second") as job:
             seconds = seconds_to_next_step(job, fault_s)
-            return Outcome(saw, seconds, read_result(job), is_exact=False)
+            return Outcome(saw, seconds, read_result(job), workers=2)
 
 
 @contextmanager
@@ -157,10 +193,12 @@ def _train_on_workers(scene: Scene) -> Iterator[Command]:
 
 
 @contextmanager
-def _train_on_nodes(scene: Scene) -> Iterator[tuple[TwoNodes, Command]]:
-    with two_nodes(_with_token(scene)) as nodes:
+def _train_on_nodes(
+    scene: Scene, *, second_disk: Callable[[Path], AbstractContextManager[None]] | None = None
+) -> Iterator[tuple[TwoNodes, Command]]:
+    with two_nodes(with_token(scene), second_disk=second_disk) as nodes:
         here = replace(scene, environment=nodes.environment)
-        with here.train(_node_recipe(scene)) as job:
+        with here.train(node_recipe(scene)) as job:
             yield nodes, job
 
 
@@ -175,12 +213,14 @@ def _stop_job(nodes: TwoNodes, name: str) -> None:
         pass
 
 
-def _node_recipe(scene: Scene) -> Recipe:
+def node_recipe(scene: Scene) -> Recipe:
+    """Return the recipe of a run with one worker on each of two nodes."""
     recipe = scene.recipe(workers=2)
     return replace(recipe, scale=replace(recipe.scale, cpus_per_worker=_CPUS_PER_WORKER))
 
 
-def _with_token(scene: Scene) -> dict[str, str]:
+def with_token(scene: Scene) -> dict[str, str]:
+    """Return a scene's environment, with a new token for Ray."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return scene.environment | token
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from pipeline.errors import DrillError
 
-TIMEOUT_S = 240.0
-"""Longest wait for a line that takes seconds on an idle machine."""
+TIMEOUT_S = 600.0
+"""Longest wait for a line: a busy machine takes minutes to start a run."""
 
 
 class Line(NamedTuple):

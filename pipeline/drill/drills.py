@@ -1,24 +1,21 @@
 """Run drills, and print what each fault did."""
 
-import csv
 import inspect
-import io
 import logging
 import os
 import signal
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
-from pipeline import storage
-from pipeline.drill import cluster_faults, process_faults, store_faults
-from pipeline.drill.scene import TRAIN_IMAGES, Outcome, Scene, write_shards
+from pipeline.drill import cluster_faults, file_faults, memory_faults, process_faults, store_faults
+from pipeline.drill.comparison import References, compare_samples, has_same_weights
+from pipeline.drill.scene import LONG_IMAGES, Outcome, Scene, write_shards
 from pipeline.errors import DrillError, DrillSkippedError, RecipeError
 from pipeline.text import format_table, suggest
 
@@ -36,22 +33,30 @@ FAULTS: Mapping[str, Fault] = {
     "driver-killed": process_faults.kill_driver,
     "two-jobs": process_faults.start_twice,
     "clock": process_faults.skew_clock,
-    "checkpoint-truncated": process_faults.truncate_checkpoint,
-    "checkpoint-byte": process_faults.flip_checkpoint_byte,
-    "shard-deleted": process_faults.delete_shard,
-    "shard-truncated": process_faults.truncate_shard,
-    "disk-full": process_faults.fill_disk,
+    "checkpoint-truncated": file_faults.truncate_checkpoint,
+    "checkpoint-byte": file_faults.flip_checkpoint_byte,
+    "shard-deleted": file_faults.delete_shard,
+    "shard-truncated": file_faults.truncate_shard,
+    "shard-deleted-later": file_faults.delete_shard_while_read,
+    "shard-truncated-later": file_faults.truncate_shard_while_read,
+    "disk-full": file_faults.fill_disk,
+    "temporary-disk-full": file_faults.fill_temporary_disk,
     "loss-infinite": process_faults.make_loss_infinite,
     "store-slow": store_faults.slow_store,
     "store-503": store_faults.unavailable_store,
     "store-gone": store_faults.lose_store,
     "store-credentials": store_faults.expire_credentials,
     "mlflow-gone": store_faults.lose_tracking,
+    "mlflow-away": store_faults.interrupt_tracking,
     "worker-killed": cluster_faults.kill_worker,
     "worker-pauses": cluster_faults.pause_worker,
     "worker-hangs": cluster_faults.hang_worker,
+    "worker-slow": cluster_faults.slow_worker,
+    "worker-memory": memory_faults.exhaust_worker_memory,
+    "task-memory": memory_faults.exhaust_task_memory,
     "sigterm-to-all": cluster_faults.terminate_group,
     "node-lost": cluster_faults.lose_node,
+    "node-disk-full": cluster_faults.fill_node_disk,
     "fewer-nodes": cluster_faults.shrink_cluster,
     "head-lost": cluster_faults.lose_head,
     "job-stopped": cluster_faults.stop_job,
@@ -90,27 +95,39 @@ def drill(names: Positional[tuple[str, ...]] = (), *, folder: str = "") -> dict[
         f"unknown fault {each}{suggest(each, FAULTS)}" for each in names if each not in FAULTS
     ]:
         raise RecipeError("\n".join([*problems, f"known are: {', '.join(FAULTS)}"]))
-    if folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
-        raise RecipeError(f"--folder {folder}: is not empty; a drill needs runs of its own")
+    check_is_new(folder)
     # As Ctrl-C: jobs, servers and disks of a drill end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="drill-") as temporary:
         return _drill(names or tuple(FAULTS), Path(folder or temporary).absolute())
 
 
+def check_is_new(folder: str) -> None:
+    """Check that a folder has no runs of another drill.
+
+    Raises:
+        RecipeError: it is not empty.
+    """
+    if folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
+        raise RecipeError(f"--folder {folder}: is not empty; a drill needs runs of its own")
+
+
 def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shards = write_shards(folder)
-    _log.info("drill: training without a fault, for comparison; %d drills follow", len(names))
-    calm = Scene(name="calm", folder=folder / "calm", shards=shards, environment=environment)
-    _, expected = calm.finish(calm.recipe())
-    _check_epochs(expected)
+    scene = Scene(
+        name="calm",
+        folder=folder / "calm",
+        shards=write_shards(folder),
+        long_shards=write_shards(folder / "long", train_images=LONG_IMAGES),
+        environment=environment,
+    )
+    references = References(scene)
     rows = []
     for number, name in enumerate(names, start=1):
         does = (inspect.getdoc(FAULTS[name]) or "").splitlines()[0]
         _log.info("drill %d of %d: %s. The run must: %s", number, len(names), name, does)
-        scene = Scene(name=name, folder=folder / name, shards=shards, environment=environment)
-        rows.append(_run(scene, FAULTS[name], expected))
+        place = replace(scene, name=name, folder=folder / name)
+        rows.append(_run(place, FAULTS[name], references.find))
         row = rows[-1]
         _log.info("%s after %.0f s; the user saw: %s", row.verdict, row.seconds, row.saw)
     _log.info("\n%s", "\n".join(_format(rows)))
@@ -120,13 +137,15 @@ def _drill(names: Sequence[str], folder: Path) -> dict[str, Any]:
     return {"faults": len(rows), "rows": [asdict(row) for row in rows]}
 
 
-def _run(scene: Scene, fault: Fault, expected: Mapping[str, Any]) -> Row:
+def _run(scene: Scene, fault: Fault, find_reference: Callable[[Outcome], Mapping[str, Any]]) -> Row:
     started_s = time.monotonic()
-    lost = repeated = None
+    lost = repeated = seconds = None
     outcome = None
     try:
         outcome = fault(scene)
-        lost, repeated = _compare_samples(outcome.result, expected)
+        seconds = time.monotonic() - started_s
+        expected = find_reference(outcome)
+        lost, repeated = compare_samples(outcome.result, expected)
         verdict, saw = _judge(outcome, expected, lost=lost, repeated=repeated)
     except DrillSkippedError as error:
         verdict, saw = "skipped", str(error)
@@ -142,7 +161,7 @@ def _run(scene: Scene, fault: Fault, expected: Mapping[str, Any]) -> Row:
         seconds_lost=outcome.seconds_lost if outcome else None,
         samples_lost=lost,
         samples_repeated=repeated,
-        seconds=time.monotonic() - started_s,
+        seconds=time.monotonic() - started_s if seconds is None else seconds,
     )
 
 
@@ -152,31 +171,9 @@ def _judge(
     """Return the verdict, and what the user saw or what was lost."""
     if lost or repeated:
         return LOST, f"{lost} samples were lost and {repeated} repeated"
-    weights = [storage.read_bytes(each["weights"]) for each in (outcome.result, expected)]
-    if outcome.is_exact and weights[0] != weights[1]:
+    if outcome.workers is not None and not has_same_weights(outcome.result, expected):
         return LOST, "the weights differ from those of the run without a fault"
     return WELL, outcome.saw
-
-
-def _compare_samples(result: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many samples a run trained less often and more often than it must."""
-    found, wanted = (Counter(_read_samples(each)) for each in (result, expected))
-    return (wanted - found).total(), (found - wanted).total()
-
-
-def _read_samples(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    text = storage.read_bytes(result["samples"]).decode()
-    return [tuple(row) for row in csv.reader(io.StringIO(text))][1:]
-
-
-def _check_epochs(result: Mapping[str, Any]) -> None:
-    """Check that each whole epoch of the run without a fault has every image once."""
-    epochs: dict[str, list[str]] = {}
-    for _, epoch, _, image in _read_samples(result):
-        epochs.setdefault(epoch, []).append(image)
-    *whole, _ = epochs.values()
-    if any(len(set(images)) != TRAIN_IMAGES or len(images) != TRAIN_IMAGES for images in whole):
-        raise DrillError("an epoch of the run without a fault does not have every image once")
 
 
 def _format(rows: Sequence[Row]) -> list[str]:

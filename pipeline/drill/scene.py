@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ from pipeline.recipe import (
 STEPS, CHECKPOINT_EVERY, GLOBAL_BATCH, TRAIN_IMAGES = 40, 10, 4, 44
 """With 44 images, an epoch ends at step 11."""
 
+LONG_STEPS, LONG_IMAGES = 100, 100
+"""Of a run that reads its shards again and again: an epoch has more images than it reads ahead."""
+
 STEP = r"^step {step}/"
 """Pattern of the progress line of a step."""
 
@@ -43,9 +46,11 @@ class Outcome(NamedTuple):
     """From the fault to the next step; None if the run did not stop training."""
     result: dict[str, Any]
     """RESULT of the run that finished in the end."""
-    is_exact: bool = True
-    """Whether its weights must be those of the run without a fault; sums over several workers have
-    another order."""
+    workers: int | None = 0
+    """Of the run without a fault whose weights it must have, bit for bit; None if their number has
+    changed. Sums over other numbers of workers round differently."""
+    is_long: bool = False
+    """Whether it was the long run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,13 @@ class Scene:
     name: str
     folder: Path
     shards: str
+    long_shards: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+
+    def long_recipe(self, *, workers: int = 0, shards: str = "") -> Recipe:
+        """Return the recipe of a long run on a folder of shards."""
+        recipe = self.recipe(workers=workers, shards=shards or self.long_shards)
+        return replace(recipe, optim=replace(recipe.optim, steps=LONG_STEPS))
 
     def recipe(self, *, workers: int = 0, storage_uri: str = "", shards: str = "") -> Recipe:
         """Return the recipe of this fault's run."""
@@ -97,7 +108,7 @@ class Scene:
 def resume(scene: Scene, recipe: Recipe, saw: str, fault_s: float, *flags: str) -> Outcome:
     """Run the same command again, to the end."""
     job, result = scene.finish(recipe, *flags)
-    return Outcome(saw, seconds_to_next_step(job, fault_s), result)
+    return Outcome(saw, seconds_to_next_step(job, fault_s), result, recipe.scale.num_workers)
 
 
 def copy_results(scene: Scene, outcome: Outcome) -> Outcome:
@@ -141,10 +152,10 @@ def seconds_to_next_step(job: Command, fault_s: float, *, after: int = -1) -> fl
     return job.wait_for(STEP.format(step=r"\d+"), after=after).at_s - fault_s
 
 
-def write_shards(folder: Path) -> str:
-    """Draw and ingest the images of all drills; return the folder of their shards."""
+def write_shards(folder: Path, *, train_images: int = TRAIN_IMAGES) -> str:
+    """Draw and ingest the images of drills; return the folder of their shards."""
     photos = folder / "photos"
-    write_shapes(photos, train_images=TRAIN_IMAGES, val_images=4)
+    write_shapes(photos, train_images=train_images, val_images=4)
     for split in ("train", "val"):
         out = str(folder / "shards" / split)
         ingest_dataset(

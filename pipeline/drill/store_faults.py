@@ -1,21 +1,26 @@
 """Faults of the object store that holds the run, and of MLflow."""
 
 import os
-import signal
-import sqlite3
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from pipeline.drill.fault_proxy import Fault, find_free_port, s3_with_faults
+from pipeline.drill.fault_proxy import Fault, s3_with_faults
 from pipeline.drill.process_faults import AFTER_SAVED
-from pipeline.drill.scene import STEPS, Outcome, Scene, copy_results, read_result, resume
+from pipeline.drill.scene import (
+    LONG_STEPS,
+    STEP,
+    STEPS,
+    Outcome,
+    Scene,
+    copy_results,
+    read_result,
+    resume,
+)
+from pipeline.drill.tracking_server import TrackingServer, tracking_server
 from pipeline.errors import DrillError
+from pipeline.recipe import Recipe
 
 _AWAY_S = 60.0
 _START_TIMEOUT_S = 180.0
@@ -62,23 +67,17 @@ def lose_store(scene: Scene) -> Outcome:
 
 def lose_tracking(scene: Scene) -> Outcome:
     """Train on without MLflow, keep the metrics, and send them once it is back."""
-    folder = scene.folder / "mlflow"
-    folder.mkdir(parents=True)
-    port = find_free_port()
-    recipe = scene.recipe()
-    recipe = replace(recipe, tracking=replace(recipe.tracking, uri=f"http://127.0.0.1:{port}"))
-    with _mlflow_server(folder, port) as server, scene.train(recipe) as job:
-        job.wait_for(AFTER_SAVED)
-        os.killpg(server.pid, signal.SIGKILL)
-        read_result(job)
-        saw = job.wait_for("tracking_is_away").text
-    with _mlflow_server(folder, port):
+    with tracking_server(scene.folder / "mlflow") as server:
+        recipe = _tracked(scene.recipe(), server)
+        with scene.train(recipe) as job:
+            job.wait_for(AFTER_SAVED)
+            server.kill()
+            read_result(job)
+            saw = job.wait_for("tracking_is_away").text
+        server.start()
         _, result = scene.finish(recipe)
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        rows = database.execute("select step from metrics where key = 'loss'").fetchall()
-    if sorted(step for (step,) in rows) != list(range(1, STEPS + 1)):
-        raise DrillError(f"MLflow has the losses of {len(rows)} steps, not once of {STEPS}")
-    return Outcome(saw, None, result)
+        _check_metrics(server, steps=STEPS)
+        return Outcome(saw, None, result)
 
 
 def _disturb(scene: Scene, fault: Fault) -> Outcome:
@@ -115,31 +114,31 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-@contextmanager
-def _mlflow_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    command += ["--artifacts-destination", f"{folder}/artifacts"]
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        _wait_until_healthy(server, port)
-        yield server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def interrupt_tracking(scene: Scene) -> Outcome:
+    """Train on while MLflow is away for a minute, and send it the metrics once it is back."""
+    with tracking_server(scene.folder / "mlflow") as server:
+        recipe = _tracked(scene.long_recipe(), server)
+        with scene.train(recipe) as job:
+            job.wait_for(AFTER_SAVED)
+            server.kill()
+            end_s = time.monotonic() + _AWAY_S
+            # A fast machine would be finished after a minute.
+            while time.monotonic() < end_s and not job.find(STEP.format(step=LONG_STEPS * 3 // 4)):
+                time.sleep(0.2)
+            server.start()
+            result = read_result(job)
+            saw = job.wait_for("tracking_is_away").text
+            job.wait_for("tracking_is_back")
+        _check_metrics(server, steps=LONG_STEPS)
+        return Outcome(saw, None, result, is_long=True)
 
 
-def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int) -> None:
-    end_s = time.monotonic() + _START_TIMEOUT_S
-    while server.poll() is None and time.monotonic() < end_s:
-        with (
-            suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2),
-        ):
-            return
-        time.sleep(0.5)
-    raise DrillError("the MLflow server did not start")
+def _tracked(recipe: Recipe, server: TrackingServer) -> Recipe:
+    return replace(recipe, tracking=replace(recipe.tracking, uri=server.uri))
+
+
+def _check_metrics(server: TrackingServer, *, steps: int) -> None:
+    """Check that MLflow has the loss of every step once."""
+    rows = server.query("select step from metrics where key = 'loss'")
+    if sorted(str(step) for (step,) in rows) != sorted(map(str, range(1, steps + 1))):
+        raise DrillError(f"MLflow has the losses of {len(rows)} steps, not once of {steps}")

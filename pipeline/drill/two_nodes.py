@@ -5,14 +5,15 @@ main thread. It reads commands from its standard input, and stops when the input
 """
 
 import fcntl
+import itertools
 import json
 import random
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -20,6 +21,8 @@ import psutil
 from ray.cluster_utils import Cluster
 
 CPUS = 3
+SECOND_DISK = "disk-1"
+"""Folder of the second node's files, until it is lost."""
 _ROOT = Path(__file__).parents[2]
 _STOP_TIMEOUT_S = 60
 
@@ -70,13 +73,23 @@ class TwoNodes:
 
 
 @contextmanager
-def two_nodes(environment: Mapping[str, str]) -> Iterator[TwoNodes]:
-    """Start a cluster whose nodes have an environment, and stop it at the end."""
+def two_nodes(
+    environment: Mapping[str, str],
+    *,
+    second_disk: Callable[[Path], AbstractContextManager[None]] | None = None,
+) -> Iterator[TwoNodes]:
+    """Start a cluster whose nodes have an environment, and stop it at the end.
+
+    Args:
+        environment: of the nodes.
+        second_disk: makes a disk for the second node in a folder.
+    """
     # A separate folder keeps it apart from another Ray on this machine; the path must be short,
     # because it contains sockets.
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
         Path(tempfile.gettempdir(), "two_nodes.lock").open("w") as lock,
+        second_disk(Path(folder, SECOND_DISK)) if second_disk else nullcontext(),
     ):
         # Ray gives a node 30 s to start, and a test beside this one may start a cluster too.
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -175,7 +188,7 @@ class _Machine(NamedTuple):
 
 
 def _reserve_machines(folder: Path) -> tuple[socket.socket, Iterator[_Machine]]:
-    """Return machines for nine nodes, and a socket that reserves their ports.
+    """Return machines, of which nine can run at once, and a socket that reserves their ports.
 
     Ray's servers silently share a port with another Ray on this machine, and then one cluster gets
     the messages of the other. So they must not use the system's ephemeral ports.
@@ -187,9 +200,10 @@ def _reserve_machines(folder: Path) -> tuple[socket.socket, Iterator[_Machine]]:
         except OSError:
             lock.close()
             continue
-        starts = range(first + 1, first + 900, 100)
-        ports = (range(start, start + 99) for start in starts)
-        return lock, (_Machine(str(folder / f"disk-{p[0]}"), p) for p in ports)
+        # The head has the first ports; a node that was lost leaves its own to a later one.
+        head, *others = (range(start, start + 99) for start in range(first + 1, first + 900, 100))
+        ports = itertools.chain([head], itertools.cycle(others))
+        return lock, (_Machine(str(folder / f"disk-{n}"), p) for n, p in enumerate(ports))
     raise OSError("all ports from 10000 to 32000 are taken")
 
 

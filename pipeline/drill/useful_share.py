@@ -8,19 +8,23 @@ import logging
 import math
 import os
 import random
+import re
 import signal
+import statistics
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pipeline.drill.command import Command
-from pipeline.drill.scene import STEP, Scene, read_result, write_shards
+from pipeline.drill.scene import STEP, Scene, write_shards
 from pipeline.text import format_markdown
 
 _log = logging.getLogger(__name__)
 
+_ANY_STEP = STEP.format(step=r"\d+")
 _WARM_STEPS = 3
 """Steps at the start of a process that are slower than the others."""
 
@@ -60,29 +64,25 @@ def _measure(
     folder: Path, steps: int, failure_every_s: float, draw: random.Random
 ) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shards = write_shards(folder)
-    calm, broken = (
-        Scene(name=name, folder=folder / name, shards=shards, environment=environment)
-        for name in ("calm", "broken")
+    scene = Scene(
+        name="broken", folder=folder, shards=write_shards(folder), environment=environment
     )
-    recipe = calm.recipe()
+    recipe = scene.recipe()
     recipe = replace(recipe, optim=replace(recipe.optim, steps=steps))
-    with calm.train(recipe) as job:
-        read_result(job)
-        step_s = _seconds_per_step(job, steps)
-    recipe = replace(recipe, name="broken", storage=str(broken.folder / "runs"))
     restarts: list[float] = []
-    started_s = fault_s = time.monotonic()
+    step_times: list[float] = []
+    started_s = time.monotonic()
     is_done, failures = False, 0
     while not is_done:
-        with broken.train(recipe) as job:
+        with scene.train(recipe) as job:
             is_done = _wait_or_kill(job, steps, limit_s=draw.expovariate(1 / failure_every_s))
-            if first := job.find(STEP.format(step=r"\d+")):
-                restarts.append(first.at_s - fault_s)
-                fault_s = time.monotonic()
+            times = [line.at_s for line in job.lines if re.match(_ANY_STEP, line.text)]
+            restarts += [at_s - job.started_s for at_s in times[:1]]
+            step_times += [b - a for a, b in pairwise(times[_WARM_STEPS:])]
             failures += not is_done
+            _log.info("%d failures so far, %d steps seen", failures, len(times))
     total_s = time.monotonic() - started_s
-    restart_s = sum(restarts) / len(restarts)
+    step_s, restart_s = statistics.mean(step_times), statistics.mean(restarts)
     computed = compute_useful_share(
         checkpoint_every_s=recipe.checkpoint.every_steps * step_s,
         checkpoint_s=0,
@@ -111,8 +111,3 @@ def _wait_or_kill(job: Command, steps: int, *, limit_s: float) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def _seconds_per_step(job: Command, steps: int) -> float:
-    first, last = (job.wait_for(STEP.format(step=step)) for step in (_WARM_STEPS, steps))
-    return (last.at_s - first.at_s) / (steps - _WARM_STEPS)

@@ -33,6 +33,11 @@ _PERMANENT = (
 )
 """Errors that the same code and data would raise again."""
 
+_MEMORY_ADVICE = (
+    "Use fewer workers on each node (more --scale.cpus-per-worker), fewer images at once "
+    "(--scale.images-per-microbatch 1), or nodes with more memory."
+)
+
 _CONNECTION_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -64,7 +69,7 @@ class FailureCallback(UserCallback):
         if self._attempts_left > 0:
             self._attempts_left -= 1
             text = f"{_describe(cause)}; restarting all workers from the last checkpoint"
-            self._relay.report_lost.remote(rank, text)
+            self._relay.report_worker.remote(rank, text)
 
 
 def to_training_error(error: Exception, relay: Any, *, job: "TrainJob") -> PipelineError:  # noqa: ANN401
@@ -76,7 +81,7 @@ def to_training_error(error: Exception, relay: Any, *, job: "TrainJob") -> Pipel
             return TrainingError(f"{cause}\n{resume}")
         if isinstance(cause, PipelineError):
             return cause
-        return TrainingError(f"Ray Train stopped: {_summarize(cause)}\n{resume}")
+        return TrainingError(f"{_describe_end(cause)}\n{resume}")
     failures = getattr(error, "worker_failures", {})
     if not failures:
         return TrainingError(f"Ray Train stopped: {error}\n{resume}")
@@ -134,13 +139,15 @@ def _describe(cause: BaseException) -> str:
     return f"stopped ({_summarize(cause)})"
 
 
+def _describe_end(cause: Exception) -> str:
+    if is_out_of_memory(cause):
+        return f"Ray Train stopped because a node ran out of memory. {_MEMORY_ADVICE}"
+    return f"Ray Train stopped: {_summarize(cause)}"
+
+
 def _format_traceback(rank: int, error: Exception) -> str:
     if is_out_of_memory(error):
-        return (
-            f"worker {rank} {_describe(error)}. Use fewer workers on each node (more "
-            "--scale.cpus-per-worker), fewer images at once (--scale.images-per-microbatch 1), or "
-            "nodes with more memory."
-        )
+        return f"worker {rank} {_describe(error)}. {_MEMORY_ADVICE}"
     return f"worker {rank} failed:\n{str(error).strip()}"
 
 

@@ -6,12 +6,10 @@ resumes from its last checkpoint; a finished run is only evaluated again.
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -295,8 +293,7 @@ def _save_results(
     runs.log_metrics(
         handle, {k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}, step=step
     )
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder)
+    with storage.temporary_folder() as files:
         weights = files / finished_run.WEIGHTS_FILE
         save_weights(model, weights)
         storage.write_bytes_atomic(
@@ -352,8 +349,8 @@ def _write_report(run_uri: str, handle: RunHandle, row: Row | None) -> str:
 
 
 def _log_artifact(handle: RunHandle, uri: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / uri.rsplit("/", 1)[-1]
+    with storage.temporary_folder() as folder:
+        path = folder / uri.rsplit("/", 1)[-1]
         path.write_bytes(storage.read_bytes(uri))
         runs.log_artifacts(handle, path)
 

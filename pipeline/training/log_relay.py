@@ -75,8 +75,8 @@ class _Relay:
         """Queue a line for the user."""
         await self._lines.put(line)
 
-    async def report_lost(self, rank: int, text: str) -> None:
-        """Queue a line about a lost worker."""
+    async def report_worker(self, rank: int, text: str) -> None:
+        """Queue a line about a worker."""
         await self._lines.put(f"worker {rank} on {await self.get_location(rank)} {text}")
 
     async def close(self) -> None:

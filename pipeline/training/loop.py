@@ -42,6 +42,7 @@ from pipeline.training.step import (
     train_step,
 )
 from pipeline.training.stop import Stop
+from pipeline.training.straggler import StragglerReport, find_slowest
 from pipeline.training.validation_loss import compute_validation_losses
 from pipeline.training.weight_average import WeightAverage
 
@@ -63,6 +64,8 @@ class Hooks:
 
     print_line: Callable[[str], None] = lambda _: None
     """Shows a line to the user; called on rank 0."""
+    report_worker: Callable[[int, str], None] = lambda _rank, _text: None
+    """Shows a line about a worker to the user, after its rank and place; called on rank 0."""
     log: Callable[[int, dict[str, float]], None] = lambda _step, _metrics: None
     """Logs the metrics of a step; called on rank 0, must not block."""
     before_checkpoint: Callable[[], None] = lambda: None
@@ -204,6 +207,7 @@ class _TrainLoop:
         self.ddp_model = wrap_for_training(model, worker=worker, compiles=self.recipe.optim.compile)
         self.samples = SampleLog(worker)
         self.writer = CheckpointWriter()
+        self.stragglers = StragglerReport()
         self.started_s = time.perf_counter()
         self.steady_s, self.steady_steps = 0.0, 0
         self.item: StepBatch | None = None
@@ -252,6 +256,7 @@ class _TrainLoop:
             step=item.step,
             optim=self.recipe.optim,
             device=self.worker.device,
+            clock=metrics.clock,
         )
         if self.average is not None:
             self.average.update(step=item.step)
@@ -279,11 +284,16 @@ class _TrainLoop:
             global_batch=self.recipe.optim.global_batch,
             memory_bytes=progress.peak_memory_bytes(self.worker.device),
         )
+        slowest = find_slowest(summary.own_s, seconds=summary.seconds)
+        if slowest is not None:
+            metrics |= {"slowest_worker": float(slowest.rank), "worker_spread": slowest.ratio}
         self.result.last_metrics = metrics
         if self.worker.rank == 0:
             done, steps = item.step + 1, self.recipe.optim.steps
             self.hooks.log(done, metrics)
             self.hooks.print_line(progress.format_progress(metrics, done=done, steps=steps))
+            if slow := self.stragglers.add(summary.own_s, seconds=summary.seconds):
+                self.hooks.report_worker(*slow)
 
     def _save_checkpoint(self, item: StepBatch, *, evaluates: bool = True) -> None:
         """Save the sample list first, so that it covers every step of the checkpoint."""

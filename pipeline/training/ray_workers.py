@@ -164,6 +164,7 @@ def _train_worker(
         hooks = dataclasses.replace(
             hooks,
             print_line=relay.print_line.remote,
+            report_worker=relay.report_worker.remote,
             log=metrics.log,
             before_checkpoint=metrics.persist,
         )

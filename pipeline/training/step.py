@@ -25,6 +25,7 @@ from pipeline.data.batch import Batch
 from pipeline.recipe import OptimConfig
 from pipeline.training.color_jitter import jitter_colors
 from pipeline.training.optim import FiniteOptimizer, clip_gradients, learning_rate
+from pipeline.training.straggler import SyncClock
 
 GRADIENT_NORM = "gradient_norm"
 """Name of the last entry of a step's vector; the others are the model's losses."""
@@ -55,25 +56,28 @@ def train_step(
     step: int,
     optim: OptimConfig,
     device: torch.device,
+    clock: SyncClock | None = None,
 ) -> StepOutput:
     """Accumulate the gradients of all microbatches and update the weights once.
 
-    The update is skipped on the device if the gradients are not finite.
+    The update is skipped on the device if the gradients are not finite. The clock measures the pass
+    that averages the gradients over the workers.
     """
     images = sum(len(batch.images) for batch in microbatches)
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(microbatches):
-        share = len(batch.images) / images
+        share, is_last = len(batch.images) / images, index == len(microbatches) - 1
         on_device = jitter_colors(batch.to(device))
-        with _sync_gradients(model, is_last=index == len(microbatches) - 1):
+        with _sync_gradients(model, is_last=is_last):
             use_amp = optim.amp and device.type == "cuda"
             with torch.autocast(device.type, torch.bfloat16, enabled=use_amp):
                 losses: dict[str, Tensor] = model(
                     on_device.images, on_device.image_sizes_hw, on_device.targets
                 )
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            (total * share).backward()  # type: ignore[no-untyped-call]
+            with clock.measure() if clock and is_last else nullcontext():
+                (total * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             part = loss.detach().float() * share
             sums[name] = sums[name] + part if name in sums else part
@@ -113,6 +117,8 @@ class Summary:
     seconds: float
     data_wait_s: float
     """Time that the slowest worker waited for data."""
+    own_s: tuple[float, ...] = ()
+    """By rank, time in which a worker did not wait for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,8 @@ class StepMetrics:
         self._steps: list[_Step] = []
         self._data_wait_s = 0.0
         self._started_s = time.perf_counter()
+        self.clock = SyncClock(worker.device)
+        """For `train_step`."""
 
     def add(
         self,
@@ -165,6 +173,7 @@ class StepMetrics:
         """Exclude the time since the last `reduce`."""
         self._started_s = time.perf_counter()
         self._data_wait_s = 0.0
+        self.clock.take_s()
 
     def has_steps(self) -> bool:
         """Tell whether there are steps since the last `reduce`."""
@@ -187,20 +196,24 @@ class StepMetrics:
         ok = torch.isfinite(values).all(dim=1)
         first_bad = torch.where(ok, len(ok), torch.arange(len(ok), device=ok.device)).min()
         row = torch.cat([values.double().mean(dim=0), first_bad[None].double()])
-        row = torch.cat([row, torch.tensor([self._data_wait_s], device=row.device).double()])
-        table = gather_rows(row, worker=self._worker).cpu()  # the only wait for the device
+        # A GPU's clock waits for the last step, as the copy of the table does.
+        synced_s = self.clock.take_s()
+        own_s = time.perf_counter() - self._started_s - synced_s
+        times = torch.tensor([own_s, self._data_wait_s], dtype=row.dtype, device=row.device)
+        row = torch.cat([row, times])
+        table = gather_rows(row, worker=self._worker).cpu()
         # Read the clock after the copy: until then a GPU may still be working on these steps.
         now_s = time.perf_counter()
         steps, self._steps = self._steps, []
         seconds, self._started_s = now_s - self._started_s, now_s
         data_wait_s, self._data_wait_s = float(table[:, -1].max()), 0.0
-        bad_index = int(table[:, -2].min())
+        bad_index = int(table[:, -3].min())
         if bad_index < len(steps):
             return _describe_bad_step(steps[bad_index], worker=self._worker)
         names = steps[0].output.names
-        means = dict(zip(names, table[:, :-2].mean(dim=0).tolist(), strict=True))
+        means = dict(zip(names, table[:, :-3].mean(dim=0).tolist(), strict=True))
         means["loss"] = sum(means[name] for name in names if name != GRADIENT_NORM)
-        return Summary(means, len(steps), seconds, data_wait_s)
+        return Summary(means, len(steps), seconds, data_wait_s, tuple(table[:, -2].tolist()))
 
 
 def gather_rows(row: Tensor, *, worker: WorkerContext) -> Tensor:

@@ -165,3 +165,16 @@ def test_absolute_does_not_depend_on_the_working_directory(tmp_path, monkeypatch
 def test_a_zero_byte_in_a_path_is_a_storage_error(tmp_path, action):
     with pytest.raises(StorageError, match=r"cannot .*\\x00.*correct the path"):
         action(f"{tmp_path}/a\0b")
+
+
+def test_a_full_disk_for_temporary_files_is_named():
+    with (
+        pytest.raises(StorageError, match=r"no space left on device.*export TMPDIR=/PATH"),
+        storage.temporary_folder() as folder,
+    ):
+        Path("/dev/full").write_text("x")
+    assert not folder.exists()
+    with pytest.raises(KeyError), storage.temporary_folder():
+        raise KeyError("another error")
+    with pytest.raises(StorageError, match=r"^the run's own disk"), storage.temporary_folder():
+        raise StorageError("the run's own disk: No space left on device")

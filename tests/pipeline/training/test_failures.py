@@ -22,7 +22,7 @@ class FakeRelay:
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, str]] = []
-        self.report_lost = SimpleNamespace(remote=lambda *line: self.lines.append(line))
+        self.report_worker = SimpleNamespace(remote=lambda *line: self.lines.append(line))
         self.get_location = SimpleNamespace(remote=lambda rank: f"host-{rank} (pid 7)")
 
 
@@ -92,6 +92,10 @@ def test_a_node_without_memory_is_said_without_rays_advice(relay, job):
     error = ray.train.WorkerGroupError("one failed", {1: killed})
     text = str(to_training_error(error, relay, job=job))
     assert text.startswith("worker 1 was killed because its node ran out of memory. Use fewer")
+    assert "RAY_memory" not in text
+    controller = ray.train.ControllerError(killed)
+    text = str(to_training_error(controller, relay, job=job))
+    assert text.startswith("Ray Train stopped because a node ran out of memory. Use fewer")
     assert "RAY_memory" not in text
 
 

@@ -13,10 +13,14 @@ from torch import nn
 
 from pipeline.recipe import CheckpointConfig, from_json
 from pipeline.training import checkpoint, evaluate_checkpoint
+from pipeline.training.checkpoint import CheckpointRef
 from pipeline.training.loop import Hooks, TrainResult, train
 from pipeline.training.step import WorkerContext
 from tests.pipeline.training.tiny_training import TinyModel, fake_steps, job_of
 from tests.pipeline.training.two_processes import process_group, run_in_two_processes
+
+EVERY = 4
+"""Steps between two checkpoints."""
 
 
 def build(_: object) -> nn.Module:
@@ -32,7 +36,9 @@ def evaluate(model, recipe, *, worker: WorkerContext) -> dict[str, float]:
     return {"mask_ap": 0.5 / (1 + done)} if worker.rank == 0 else {}
 
 
-def train_tiny(recipe, worker: WorkerContext, *, poisoned: frozenset[int]) -> TrainResult:
+def train_tiny(
+    recipe, worker: WorkerContext, *, poisoned: frozenset[int] = frozenset(), resume_from=None
+) -> TrainResult:
     return train(
         job_of(recipe),
         worker=worker,
@@ -45,8 +51,15 @@ def train_tiny(recipe, worker: WorkerContext, *, poisoned: frozenset[int]) -> Tr
             poisoned=poisoned,
         ),
         hooks=Hooks(build=build),
-        resume_from=None,
+        resume_from=resume_from,
     )
+
+
+def resume_from_first_checkpoint(recipe, worker: WorkerContext) -> None:
+    """Train a second run from the first checkpoint of the first one, as after a kill."""
+    uri = str(Path(recipe.storage, recipe.name, "checkpoints", f"step-{EVERY:08d}"))
+    first = CheckpointRef(uri, EVERY)
+    train_tiny(replace(recipe, name=f"{recipe.name}-resumed"), worker, resume_from=first)
 
 
 def main(recipe_json: str, rank: str, rendezvous: str, poisoned: str) -> None:
@@ -55,6 +68,8 @@ def main(recipe_json: str, rank: str, rendezvous: str, poisoned: str) -> None:
     with process_group(rank, rendezvous) as worker:
         evaluate_checkpoint.evaluate_on_workers = evaluate
         result = train_tiny(recipe, worker, poisoned=frozenset(json.loads(poisoned)))
+        if not result.error:
+            resume_from_first_checkpoint(recipe, worker)
         sys.stdout.write(json.dumps({"step": result.step, "error": result.error}))
         # DDP's reducer holds the group, and gloo's threads abort the process if they outlive it.
         gc.collect()
@@ -66,13 +81,15 @@ def run_twice(recipe, tmp_path: Path, *, poisoned: list[int]) -> list[dict]:
 
 
 @pytest.mark.timeout(150)
-def test_two_workers_reach_the_weights_of_one(recipe, tmp_path, monkeypatch):
+def test_two_workers_reach_the_weights_of_one_and_after_a_resume_the_same_bits(
+    recipe, tmp_path, monkeypatch
+):
     # They also stop early before the same step, as only rank 0 knows the scores.
-    patient = CheckpointConfig(every_steps=4, best_metric="mask_ap", patience=1)
+    patient = CheckpointConfig(every_steps=EVERY, best_metric="mask_ap", patience=1)
     recipe = replace(recipe, checkpoint=patient)
     alone, shared = replace(recipe, name="alone"), replace(recipe, name="shared")
     monkeypatch.setattr(evaluate_checkpoint, "evaluate_on_workers", evaluate)
-    train_tiny(alone, WorkerContext(), poisoned=frozenset())
+    train_tiny(alone, WorkerContext())
     results = run_twice(shared, tmp_path, poisoned=[])
     assert [each["step"] for each in results] == [8, 8]
     one, two = (
@@ -86,6 +103,10 @@ def test_two_workers_reach_the_weights_of_one(recipe, tmp_path, monkeypatch):
         for name in ("alone", "shared")
     ]
     assert lists[0] == lists[1]
+    # A sum over two workers has one order, whatever the buckets of DDP are.
+    again = CheckpointRef(f"{recipe.storage}/shared-resumed/checkpoints/step-00000008", 8)
+    resumed = checkpoint.load(again)["model"]
+    assert all(torch.equal(weight, resumed[name]) for name, weight in two.items())
 
 
 @pytest.mark.timeout(150)

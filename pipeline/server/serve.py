@@ -70,14 +70,14 @@ def start_server(
         token: that clients must send; None is that of TOKEN_VARIABLE, "" needs none.
 
     Raises:
-        RecipeError: the token is too short, or a model finds no objects.
+        RecipeError: the token is too short, or the models have several tasks.
         RegistryError: there is no such model, or it cannot be loaded.
         SetupError: the port is in use, or Ray cannot start.
     """
     token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
     _check_token(token, options)
     registry = resolve_tracking_uri(tracking, storage_uri="runs")
-    versions = {name: _find_instance_model(name, registry) for name in models}
+    versions = _find_versions(models, registry)
 
     from pipeline import ray_connection  # noqa: PLC0415  slow to import
 
@@ -171,17 +171,21 @@ def _check_port(options: ServeOptions) -> None:
         ) from None
 
 
-def _find_instance_model(name: str, registry: str) -> str:
-    if not is_model_uri(name):
-        raise RegistryError(f"model {name!r} must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    version = find_version(name, registry=registry)
-    task = from_json(read_file(version, RECIPE_FILE)).model.task
-    if task != "instance":
-        raise RecipeError(
-            f"{version.uri} is a model of task {task}; this server takes models that detect "
-            "objects. For others: mlflow models serve (docs/registry.md)"
-        )
-    return version.uri
+def _find_versions(names: Sequence[str], registry: str) -> dict[str, str]:
+    """Find the version of each name; all must have one task."""
+    versions, tasks = {}, {}
+    for name in names:
+        if not is_model_uri(name):
+            raise RegistryError(
+                f"model {name!r} must be models:/NAME@ALIAS or models:/NAME/VERSION"
+            )
+        version = find_version(name, registry=registry)
+        versions[name] = version.uri
+        tasks[version.uri] = from_json(read_file(version, RECIPE_FILE)).model.task
+    if len(set(tasks.values())) > 1:
+        found = " and ".join(f"{uri} is a model of task {task}" for uri, task in tasks.items())
+        raise RecipeError(f"{found}; a server takes models of one task: start another one")
+    return versions
 
 
 def _find_reason() -> str:

@@ -5,16 +5,17 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from pipeline.errors import RecipeError, RegistryError, SetupError
+from pipeline.errors import RecipeError, RegistryError
+from pipeline.ray_address import uses_cluster
 from pipeline.recipe import from_json
 from pipeline.registry.versions import RECIPE_FILE, find_version, is_model_uri, read_file
+from pipeline.server.address import check_address
 from pipeline.server.options import ServeOptions
 from pipeline.tracking.stores import resolve_tracking_uri
 
@@ -72,17 +73,17 @@ def start_server(
     Raises:
         RecipeError: the token is too short, or the models have several tasks.
         RegistryError: there is no such model, or it cannot be loaded.
-        SetupError: the port is in use, or Ray cannot start.
+        SetupError: the port is in use, which is said first, or Ray cannot start.
     """
     token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
     _check_token(token, options)
+    if not uses_cluster():
+        check_address(options.host, options.port)
     registry = resolve_tracking_uri(tracking, storage_uri="runs")
     versions = _find_versions(models, registry)
 
     from pipeline import ray_connection  # noqa: PLC0415  slow to import
 
-    if not ray_connection.uses_cluster():
-        _check_port(options)
     ray_connection.connect(cpus=options.replicas * options.cpus)
     _run(list(models), registry, options, token)
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -156,19 +157,6 @@ def _check_token(token: str, options: ServeOptions) -> None:
             "serve: everyone who reaches %s can use this server; ask for a token: export %s=...",
             *(options.host, TOKEN_VARIABLE),
         )
-
-
-def _check_port(options: ServeOptions) -> None:
-    try:
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((options.host, options.port))
-    except OSError as error:
-        raise SetupError(
-            f"cannot listen on {options.host}:{options.port}: {error.strerror or error}",
-            "choose another port: --port PORT",
-        ) from None
 
 
 def _find_versions(names: Sequence[str], registry: str) -> dict[str, str]:

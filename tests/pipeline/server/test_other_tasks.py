@@ -205,6 +205,7 @@ def test_models_of_two_tasks_are_not_served_together(maps, refiner, monkeypatch)
     models = {f"models:/{each.name}/1": each for each in (maps[0], refiner)}
     monkeypatch.setattr(serve, "find_version", lambda name, **_: models[name].current)
     monkeypatch.setattr(serve, "read_file", lambda version, _: to_json(version.predictor.recipe))
+    monkeypatch.setattr(serve, "check_address", lambda *_: None)
     with pytest.raises(RecipeError, match=r"maps1/1 is a model of task semantic and models:/ref"):
         start_server(list(models), OPTIONS, tracking="sqlite:///none.db", token="")
 

@@ -224,7 +224,7 @@ def _format(
     found: Prediction, photo: Photo, fields: RequestFields, metrics: ServerMetrics
 ) -> Response:
     reply = TASKS[found.version.predictor.task].make_reply(found, photo.pixels, fields)
-    metrics.detections.inc(reply.count)
+    metrics.detections.inc(reply.number)
     uri = found.version.uri
     if reply.png:
         return Response(reply.png, media_type="image/png", headers={"X-Model": uri})

@@ -4,7 +4,7 @@ Bodies are read up to their limit and no further. A photo is only ever the bytes
 paths and URLs are refused, so no client can read what the server can.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -181,7 +181,7 @@ def _check_fields(
     return fields
 
 
-def _describe(error: ErrorDetails, known: Iterable[str]) -> str:
+def _describe(error: ErrorDetails, known: Collection[str]) -> str:
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         return f"{name[:60]!r} is no field{suggest(name, known)}; there are: {', '.join(known)}"

@@ -51,7 +51,7 @@ class PhotoServer:
     async def predict(self, job: PredictionJob) -> Prediction:
         """Predict for a photo, together with others that wait; see `Backend`."""
         # Serve makes lists of the arguments.
-        found: Prediction | BaseException = await self.predict_batch(job)  # type: ignore[arg-type]
+        found: Prediction | BaseException = await self.predict_batch(job)
         if isinstance(found, BaseException):
             raise found
         return found

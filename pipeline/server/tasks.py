@@ -93,8 +93,8 @@ class RefineAnswer(Answer):
 class Reply(NamedTuple):
     """The content of an answer."""
 
-    count: int
-    """Detections, classes or masks."""
+    number: int
+    """Of detections, classes or masks."""
     png: bytes = b""
     """Instead of JSON."""
     content: dict[str, Any] = {}  # noqa: RUF012  never changed

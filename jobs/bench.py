@@ -340,19 +340,29 @@ def startup(*, rounds: int = 7) -> Result:
     return bench.bench_startup(job=job, rounds=rounds, print_line=_print_line)
 
 
-def serve(*, clients: int = 4, seconds: float = 20, port: int = 8765, threads: int = 1) -> Result:
+def serve(
+    *,
+    clients: int = 4,
+    seconds: float = 20,
+    port: int = 8765,
+    replicas: int = 1,
+    threads: int = 1,
+) -> Result:
     """Load the HTTP server while its alias moves to another version, then send bad requests.
 
     Args:
         clients: that each send one photo after the other.
         seconds: of load before the alias moves, and after it.
         port: of the server.
+        replicas: of the server, a process with a copy of the model each.
         threads: of torch in this process, which only registers the models.
     """
     from pipeline.bench import serving as bench
 
     _set_threads(threads)
-    return bench.bench_serving(clients=clients, seconds=seconds, port=port, print_line=_print_line)
+    return bench.bench_serving(
+        clients=clients, seconds=seconds, port=port, replicas=replicas, print_line=_print_line
+    )
 
 
 def refiner(*, masks: int = 100, rounds: int = 2, threads: int = 1) -> Result:

@@ -206,7 +206,10 @@ def main() -> None:
         verb = VERBS[name]
         docstring = f"{verb.does}\n\n    {PROGRAM} {verb.example}"
         call = Invocation(
-            program=f"{PROGRAM} {name}", arguments=tuple(arguments), docstring=docstring
+            program=f"{PROGRAM} {name}",
+            arguments=tuple(arguments),
+            docstring=docstring,
+            name_commands=name_commands,
         )
         _run(verb, call)
     else:
@@ -293,8 +296,12 @@ def _find_recipe(
 
 def _describe(call: Invocation, module: ModuleType) -> Invocation:
     """Use the docstring of a job as help, with its commands as users of `bsm` type them."""
-    docstring = re.sub(r"(?<!-- )python jobs/(\w+)\.py", _rename_command, module.__doc__ or "")
-    return replace(call, docstring=docstring)
+    return replace(call, docstring=name_commands(module.__doc__ or ""))
+
+
+def name_commands(text: str) -> str:
+    """Write the commands in a text as users of `bsm` type them, but those for `ray job submit`."""
+    return re.sub(r"(?<!-- )python jobs/(\w+)\.py", _rename_command, text)
 
 
 def _rename_command(found: re.Match[str]) -> str:
@@ -311,7 +318,7 @@ def _run(verb: Verb, call: Invocation) -> None:
     try:
         verb.run(call)
     except RecipeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(name_commands(f"{type(error).__name__}: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
 
 

@@ -42,7 +42,8 @@ class _Choice:
 
 def main(call: Invocation | None = None) -> None:
     """Fine-tune the model that --from names on the data that --data.root names."""
-    run_job(functools.partial(_finetune, call or Invocation()))
+    call = call or Invocation()
+    run_job(functools.partial(_finetune, call), call)
 
 
 def _finetune(call: Invocation) -> Result | None:

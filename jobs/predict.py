@@ -11,6 +11,7 @@ out/label_maps/ instead, with a PNG per photo, and out/label_maps.json. A photo 
 is left out, with the reason. Needs no Ray, and with an exported model no torch.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -46,6 +47,7 @@ def predict(
             default none.
         options: see `PredictOptions`.
     """
+    from pipeline.prediction.earlier_files import EarlierFiles
     from pipeline.prediction.folder import predict_folder
     from pipeline.prediction.load import load_model
     from pipeline.prediction.video import is_video, predict_video
@@ -59,6 +61,7 @@ def predict(
         from pipeline.registry.predict import load_refiner
 
         refiner = load_refiner(refine, tracking=tracking_uri)
+    earlier = EarlierFiles(Path(out))
     if any(is_video(each) for each in images):
         result = predict_video(loaded, images, out, score=score, refiner=refiner, options=options)
     else:
@@ -66,7 +69,8 @@ def predict(
     kind = "label maps" if "detections" not in result else f"{result['detections']} detections"
     left_out = f", {result['left_out']} left out" if result["left_out"] else ""
     print(f"{kind} for {result['images']} images{left_out}: {result['out']}")
-    return result
+    left = earlier.warn()
+    return {**result, "earlier_files": left} if left else result
 
 
 if __name__ == "__main__":

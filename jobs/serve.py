@@ -5,9 +5,10 @@
     python jobs/serve.py models:/NAME@champion --against models:/NAME/1 --port 8080
     curl -F photo=@photo.jpg http://127.0.0.1:8000/predict
 
-When the alias moves, the next version is loaded beside the current one and takes over without a
-dropped request. Only this machine can connect, unless --host says otherwise; clients must send the
-token in the environment variable BSM_SERVE_TOKEN if there is one.
+The model detects objects, labels pixels with classes, or refines masks. When the alias moves, the
+next version is loaded beside the current one and takes over without a dropped request. Only this
+machine can connect, unless --host says otherwise; clients must send the token in the environment
+variable BSM_SERVE_TOKEN if there is one.
 """
 
 from typing import Annotated

@@ -60,17 +60,20 @@ def main(job: Recipe | Mapping[str, Row], call: Invocation | None = None) -> Non
             row.
         call: how the job was called.
     """
-    run_job(functools.partial(_train, job, call or Invocation()))
+    call = call or Invocation()
+    run_job(functools.partial(_train, job, call), call)
 
 
 def main_file(call: Invocation | None = None) -> None:
     """Train the recipe in the file named by the first argument, with the overrides after it."""
-    run_job(functools.partial(_train_file, call or Invocation()))
+    call = call or Invocation()
+    run_job(functools.partial(_train_file, call), call)
 
 
 def main_sweep(sweep: Sweep, call: Invocation | None = None) -> None:
     """Run a sweep, with the overrides of the command line."""
-    run_job(functools.partial(_search, sweep, call or Invocation()))
+    call = call or Invocation()
+    run_job(functools.partial(_search, sweep, call), call)
 
 
 def run_verb(verb: Verb | Mapping[str, Verb], call: Invocation | None = None) -> None:
@@ -81,7 +84,8 @@ def run_verb(verb: Verb | Mapping[str, Verb], call: Invocation | None = None) ->
             functions by subcommand.
         call: how the job was called.
     """
-    run_job(functools.partial(_call_verb, verb, call or Invocation()))
+    call = call or Invocation()
+    run_job(functools.partial(_call_verb, verb, call), call)
 
 
 def parse_recipe(
@@ -378,19 +382,24 @@ def _bind_arguments(function: Verb) -> Callable[..., Callable[[], Result | None]
     return bind
 
 
-def run_job(call: Callable[[], Result | None]) -> None:
-    """Call a job, print its RESULT line, and exit with the code of its error."""
+def run_job(job: Callable[[], Result | None], call: Invocation) -> None:
+    """Run a job, print its RESULT line, and exit with the code of its error.
+
+    Args:
+        job: the function to run.
+        call: names the commands in errors and log lines as users type them.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Show progress immediately, also in a pipe or a job's log.
         sys.stdout.reconfigure(line_buffering=True)
-    _set_up_logging()
+    _set_up_logging(call)
     try:
-        result = call()
+        result = job()
         if result is not None:
             _stop_ray()
             print("RESULT " + json.dumps(result), flush=True)  # noqa: T201
     except PipelineError as error:
-        _fail(error)
+        _fail(error, call)
     except Terminated as error:
         _stop_ray()
         print(error, file=sys.stderr)  # noqa: T201
@@ -417,13 +426,13 @@ def _is_reader_gone() -> bool:
     return False
 
 
-def _fail(error: PipelineError) -> NoReturn:
+def _fail(error: PipelineError, call: Invocation) -> NoReturn:
     # A remote task raises a subclass whose text is the worker's traceback; its cause is our error.
     cause = getattr(error, "cause", None) or error
     _stop_ray()
     sys.stdout.flush()
     # Errors quote names and values of files from outside.
-    text = escape_controls(f"{type(cause).__name__}: {cause}")
+    text = escape_controls(call.name_commands(f"{type(cause).__name__}: {cause}"))
     print(text, file=sys.stderr, flush=True)  # noqa: T201
     if isinstance(cause, ClusterError):
         print("RESULT " + json.dumps(cause.result), flush=True)  # noqa: T201
@@ -437,8 +446,22 @@ def _stop_ray() -> None:
         ray.shutdown()
 
 
-def _set_up_logging() -> None:
+class _Formatter(logging.Formatter):
+    """Formats the message alone, with commands as users type them."""
+
+    def __init__(self, call: Invocation) -> None:
+        super().__init__("%(message)s")
+        self._call = call
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a line."""
+        return self._call.name_commands(super().format(record))
+
+
+def _set_up_logging(call: Invocation) -> None:
     """Log to standard output: our lines from INFO, and warnings of other packages."""
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(call))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for ours in ("bsm", "pipeline", "jobs", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -11,6 +12,10 @@ def _running_file() -> str:
 
 def _arguments() -> tuple[str, ...]:
     return tuple(sys.argv[1:])
+
+
+def _keep(text: str) -> str:
+    return text
 
 
 def _docstring() -> str:
@@ -27,6 +32,8 @@ class Invocation:
     """After the program."""
     docstring: str = field(default_factory=_docstring)
     """Text for --help."""
+    name_commands: Callable[[str], str] = _keep
+    """Writes `python jobs/ingest.py` in an error or a log line as users typed the command."""
 
     @property
     def command(self) -> str:

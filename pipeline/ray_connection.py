@@ -21,6 +21,7 @@ from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private.services import get_ray_address_from_environment
 
 from pipeline.errors import SetupError
+from pipeline.ray_address import uses_cluster
 
 _log = logging.getLogger(__name__)
 
@@ -144,12 +145,6 @@ def explain_lost_processes(work: str, *, memory_advice: str) -> Iterator[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether Ray killed a process because its node had too little memory."""
     return "killed due to the node running low on memory" in str(error)
-
-
-def uses_cluster() -> bool:
-    """Tell whether Ray will be a running cluster: of a submitted job, or in RAY_ADDRESS."""
-    is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return is_job or os.environ.get("RAY_ADDRESS", "") not in {"", "local"}
 
 
 def _check_cluster(named: str) -> None:

@@ -59,7 +59,7 @@ class BadRequest(NamedTuple):
 
 
 def bench_serving(
-    *, clients: int, seconds: float, port: int, print_line: Callable[[str], None]
+    *, clients: int, seconds: float, port: int, replicas: int, print_line: Callable[[str], None]
 ) -> Result:
     """Measure a server on this machine.
 
@@ -67,6 +67,7 @@ def bench_serving(
         clients: threads that each send one photo after the other.
         seconds: of load before the alias moves, and at least as many after it.
         port: of the server.
+        replicas: of the server.
         print_line: prints a line.
 
     Returns:
@@ -75,7 +76,7 @@ def bench_serving(
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder:
         tracking = f"sqlite:///{folder}/runs/mlflow.db"
         _register(Path(folder), seed=1)
-        options = ServeOptions(port=port, check_alias_s=1, max_pixels=1_000_000)
+        options = ServeOptions(port=port, check_alias_s=1, max_pixels=1_000_000, replicas=replicas)
         server = start_server([f"models:/{_NAME}@champion"], options, tracking=tracking, token="")
         try:
             photo = _encode_photo()
@@ -87,7 +88,12 @@ def bench_serving(
     rows = [["", "requests", "per second", "p50, s", "p90, s", "p99, s", "longest, s"]]
     print_line(format_markdown([*rows, *_format(calls, moved_s)]))
     print_line(format_markdown([["request", "status", "answer"], *refused]))
-    return {"clients": clients, **result, "bad requests": {row[0]: row[1] for row in refused}}
+    return {
+        "clients": clients,
+        "replicas": replicas,
+        **result,
+        "bad requests": {row[0]: row[1] for row in refused},
+    }
 
 
 def _load(
@@ -183,6 +189,7 @@ def _make_form(fields: dict[str, bytes]) -> bytes:
 def _summarize(calls: Sequence[Call], moved_s: float) -> Result:
     good = [each for each in calls if each.status == _OK]
     swapped_s = next((each.started_s for each in calls if each.model.endswith("/2")), None)
+    old = [each.started_s for each in calls if each.model.endswith("/1")]
     return {
         "requests": len(calls),
         "failed": len(calls) - len(good),
@@ -190,6 +197,8 @@ def _summarize(calls: Sequence[Call], moved_s: float) -> Result:
         "requests per second": round(_rate(good), 2),
         "latency s": {f"p{100 * q:g}": round(_quantile(good, q), 4) for q in _QUANTILES},
         "alias to first answer s": None if swapped_s is None else round(swapped_s - moved_s, 2),
+        # Replicas look at the alias for themselves.
+        "alias to last answer of the old version s": round(max(old) - moved_s, 2),
     }
 
 

@@ -138,7 +138,7 @@ def check_options(
     if loaded.model.task == "refine":
         raise RecipeError(
             f"{loaded.uri} refines given masks and finds none itself; use it with "
-            "jobs/refine.py, or beside a model that finds them: --model MODEL --refine "
+            "python jobs/refine.py, or beside a model that finds them: --model MODEL --refine "
             f"{loaded.uri}"
         )
 

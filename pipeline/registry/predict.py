@@ -81,6 +81,6 @@ def load_refiner(
     if not isinstance(registered.model.model, Refiner):
         raise RegistryError(
             f"{registered.uri} is a model of task {registered.model.task}, not a refiner; train "
-            "one with jobs/refine_coco.py"
+            "one with: python jobs/refine_coco.py"
         )
     return RegisteredRefiner(registered.model.model, registered.uri)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -20,21 +20,18 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from pipeline.data.photo import Photo, Pixels
-from pipeline.server.answers import draw_png, to_coco
-from pipeline.server.live_model import LiveModel, LoadedVersion
+from pipeline.data.photo import Photo
+from pipeline.recipe import ModelTask
+from pipeline.server.answers import list_colors
+from pipeline.server.batches import Prediction, PredictionJob
+from pipeline.server.live_model import LiveModel
 from pipeline.server.metrics import ServerMetrics
 from pipeline.server.options import ServeOptions
-from pipeline.server.predict_request import (
-    FORM,
-    JSON,
-    PHOTO,
-    PredictFields,
-    RawRequest,
-    RequestError,
-    decode,
-    read_raw_request,
-)
+from pipeline.server.predict_request import RawRequest, decode, read_raw_request
+from pipeline.server.request_content import RequestError
+from pipeline.server.request_fields import PHOTO, RequestFields, describe_bodies
+from pipeline.server.request_masks import decode_masks
+from pipeline.server.tasks import TASKS
 from pipeline.serving.memory import describe_memory, list_memory_errors
 from pipeline.text import suggest
 
@@ -56,13 +53,6 @@ _HEADERS = {
 _log = logging.getLogger(__name__)
 
 
-class Prediction(NamedTuple):
-    """The findings of one version in a photo."""
-
-    version: LoadedVersion
-    rows: list[dict[str, Any]]
-
-
 class Backend(Protocol):
     """The interface of what predicts for the application."""
 
@@ -73,30 +63,8 @@ class Backend(Protocol):
     """`digest_token` of the token that clients must send; "" if they need none."""
     metrics: ServerMetrics
 
-    async def predict(self, model: LiveModel, pixels: Pixels) -> Prediction:
+    async def predict(self, job: PredictionJob) -> Prediction:
         """Predict for a photo; raise one of `list_memory_errors` if it does not fit."""
-
-
-class Detection(BaseModel):
-    """An object, as in a COCO results file."""
-
-    category_id: int
-    category_name: str
-    score: float
-    bbox: list[float]
-    """x, y, width and height in pixels of the photo as stored."""
-    segmentation: dict[str, Any] | list[list[float]]
-
-
-class Answer(BaseModel):
-    """The detections of a photo."""
-
-    model: str
-    """Version that predicted: models:/NAME/VERSION."""
-    image: dict[str, int]
-    detections: list[Detection]
-    notices: list[str]
-    """What decoding the photo changed."""
 
 
 class Problem(BaseModel):
@@ -105,35 +73,14 @@ class Problem(BaseModel):
     error: str
 
 
-_PREDICT_DOCS: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            kind: {
-                "schema": PredictFields.model_json_schema()
-                | {"title": kind, "required": [PHOTO]}
-                | {
-                    "properties": {
-                        PHOTO: {"type": "string", "description": text, **form},
-                        **PredictFields.model_json_schema()["properties"],
-                    }
-                }
-            }
-            for kind, text, form in (
-                (FORM, "The file.", {"format": "binary"}),
-                (JSON, "The file's bytes as base64.", {"format": "byte"}),
-            )
-        },
-    }
-}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
         400: "The body cannot be read.",
         401: "The token is missing or wrong.",
-        413: "The photo has too many bytes or pixels.",
+        413: "The photo has too many bytes or pixels, or there are too many masks.",
         415: "The content type is neither a form nor JSON.",
-        422: "A field is wrong, or the photo is damaged.",
+        422: "A field is wrong, or the photo or a mask is damaged.",
         503: "Too many photos wait; try again.",
     }.items()
 }
@@ -145,10 +92,11 @@ def digest_token(token: str) -> str:
 
 
 def build_app(backend: Backend) -> FastAPI:
-    """Build the application of a backend."""
+    """Build the application of a backend, whose models all have one task."""
+    task = next(iter(backend.models.values())).task
     app = FastAPI(
         title="BoundarySqueeze",
-        description="Detect objects in photos, with sharp masks.",
+        description=f"{TASKS[task].summary}.",
         # FastAPI's own page of the API loads its scripts from another server.
         docs_url=None,
         redoc_url=None,
@@ -156,21 +104,21 @@ def build_app(backend: Backend) -> FastAPI:
     for error_type, handler in _list_handlers().items():
         app.add_exception_handler(error_type, handler)
     app.middleware("http")(_make_middleware(backend.metrics))
-    _add_prediction(app, backend)
-    _add_state(app, backend)
+    _add_prediction(app, backend, task)
+    _add_state(app, backend, task)
     _add_pages(app)
     return app
 
 
-def _add_prediction(app: FastAPI, backend: Backend) -> None:
+def _add_prediction(app: FastAPI, backend: Backend, task: ModelTask) -> None:
     decoded = asyncio.Semaphore(_DECODED_BATCHES * backend.options.max_batch)
 
     @app.post(
         "/predict",
-        summary="Detect the objects of a photo",
+        summary=TASKS[task].summary,
         dependencies=[_require_token(backend.token_digest)],
-        openapi_extra=_PREDICT_DOCS,
-        responses={200: {"model": Answer, "content": {"image/png": {}}}, **_PROBLEMS},
+        openapi_extra={"requestBody": describe_bodies(task), "x-curl": TASKS[task].curl},
+        responses={200: {"model": TASKS[task].answer, "content": {"image/png": {}}}, **_PROBLEMS},
     )
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
@@ -178,7 +126,7 @@ def _add_prediction(app: FastAPI, backend: Backend) -> None:
         if metrics.waiting_now() >= backend.options.max_waiting:
             raise RequestError(503, "too many photos wait for a prediction; try again in a second")
         with metrics.waiting.track_inprogress():
-            raw = await read_raw_request(request, backend.options)
+            raw = await read_raw_request(request, backend.options, task)
             model = _choose_model(raw.fields.model, backend.models)
             async with decoded:
                 answer = await _answer(backend, model, raw)
@@ -189,7 +137,8 @@ def _add_prediction(app: FastAPI, backend: Backend) -> None:
 async def _answer(backend: Backend, model: LiveModel, raw: RawRequest) -> Response:
     photo = await run_in_threadpool(decode, raw.photo, backend.options)
     try:
-        found = await backend.predict(model, photo.pixels)
+        masks = await run_in_threadpool(decode_masks, raw.masks, raw.fields, photo.pixels.shape)
+        found = await backend.predict(PredictionJob(model, photo.pixels, masks))
         return await run_in_threadpool(_format, found, photo, raw.fields, backend.metrics)
     except list_memory_errors() as error:
         height, width = photo.pixels.shape[:2]
@@ -198,7 +147,7 @@ async def _answer(backend: Backend, model: LiveModel, raw: RawRequest) -> Respon
         ) from error
 
 
-def _add_state(app: FastAPI, backend: Backend) -> None:
+def _add_state(app: FastAPI, backend: Backend, task: ModelTask) -> None:
     protected = [_require_token(backend.token_digest)]
 
     @app.get("/health", summary="Whether the process answers")
@@ -215,12 +164,12 @@ def _add_state(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/models", summary="The models, their versions and categories", dependencies=protected)
     async def models() -> dict[str, Any]:
+        options = backend.options
         return {
+            "task": task,
             "models": [_describe_model(each) for each in backend.models.values()],
-            "limits": {
-                "max_bytes": backend.options.max_bytes,
-                "max_pixels": backend.options.max_pixels,
-            },
+            "limits": {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
+            | ({"max_masks": options.max_masks} if task == "refine" else {}),
         }
 
     @app.get("/metrics", summary="Metrics for Prometheus", dependencies=protected)
@@ -272,32 +221,33 @@ def _choose_model(name: str, models: Mapping[str, LiveModel]) -> LiveModel:
 
 
 def _format(
-    found: Prediction, photo: Photo, fields: PredictFields, metrics: ServerMetrics
+    found: Prediction, photo: Photo, fields: RequestFields, metrics: ServerMetrics
 ) -> Response:
-    rows = [row for row in found.rows if row["score"] >= fields.score_threshold]
-    metrics.detections.inc(len(rows))
-    if fields.format == "png":
-        picture = draw_png(photo.pixels, rows)
-        return Response(picture, media_type="image/png", headers={"X-Model": found.version.uri})
+    reply = TASKS[found.version.predictor.task].make_reply(found, photo.pixels, fields)
+    metrics.detections.inc(reply.number)
+    uri = found.version.uri
+    if reply.png:
+        return Response(reply.png, media_type="image/png", headers={"X-Model": uri})
     height, width = photo.pixels.shape[:2]
-    categories = found.version.predictor.categories
-    return JSONResponse(
-        {
-            "model": found.version.uri,
-            "image": {"width": width, "height": height},
-            "detections": to_coco(rows, categories, as_polygons=fields.format == "polygons"),
-            "notices": [reason for _, reason in photo.notices],
-        }
-    )
+    shared = {
+        "model": uri,
+        "image": {"width": width, "height": height},
+        "notices": [reason for _, reason in photo.notices],
+    }
+    return JSONResponse(shared | reply.content)
 
 
 def _describe_model(model: LiveModel) -> dict[str, Any]:
     version = model.current
     categories = version.predictor.categories
+    colors = list_colors(categories, model.task)
     return {
         "name": model.name,
         "version": version.uri,
-        "categories": [{"id": each.category_id, "name": each.name} for each in categories],
+        "categories": [
+            {"id": each.category_id, "name": each.name, "color": color}
+            for each, color in zip(categories, colors, strict=True)
+        ],
         "problem": model.problem,
     }
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RegistryError
+from pipeline.recipe import ModelTask
 from pipeline.registry.predict import load_version
 from pipeline.registry.versions import find_version
 from pipeline.serving.memory import describe_memory, list_memory_errors
@@ -54,6 +55,11 @@ class LiveModel:
         self.current = self._load()
 
     @property
+    def task(self) -> ModelTask:
+        """Task of all its versions."""
+        return self.current.predictor.task
+
+    @property
     def is_alias(self) -> bool:
         """Whether the name can point to another version later."""
         return "@" in self.name
@@ -71,6 +77,7 @@ class LiveModel:
                 self.problem = ""
                 return False
             loaded = self._load()
+            self._check_task(loaded)
         except PipelineError as error:
             self._keep(str(error))
             return False
@@ -115,7 +122,22 @@ class LiveModel:
     def _load(self) -> LoadedVersion:
         version = find_version(self.name, registry=self._registry)
         predictor = load_version(version)
-        # The first forward pass of a process or a model is slow.
-        side = _WARM_UP_SIDE_PX
-        predictor.predict_photos([np.zeros((side, side, 3), dtype=np.uint8)])
+        _warm_up(predictor)
         return LoadedVersion(version.uri, version.version, predictor)
+
+    def _check_task(self, loaded: LoadedVersion) -> None:
+        task, served = loaded.predictor.task, self.task
+        if task != served:
+            raise RegistryError(
+                f"{loaded.uri} is a model of task {task}, and this server has started with one of "
+                f"task {served}; start it again, or move the alias back"
+            )
+
+
+def _warm_up(predictor: Predictor) -> None:
+    """Predict once: the first forward pass of a process or a model is slow."""
+    photo = np.zeros((_WARM_UP_SIDE_PX, _WARM_UP_SIDE_PX, 3), dtype=np.uint8)
+    if predictor.task == "refine":
+        predictor.refine_masks(photo, [np.eye(_WARM_UP_SIDE_PX, dtype=np.uint8)])
+    else:
+        predictor.predict_photos([photo])

@@ -27,7 +27,9 @@ class ServerMetrics:
         self.batch = Histogram(
             "bsm_batch_photos", "Photos of a batch.", buckets=_BATCHES, registry=registry
         )
-        self.detections = Counter("bsm_detections", "Returned detections.", registry=registry)
+        self.detections = Counter(
+            "bsm_detections", "Returned detections, classes or masks.", registry=registry
+        )
         self.swaps = Counter(
             "bsm_swaps",
             "Looks at an alias after which another version was loaded, or failed to load.",

@@ -24,6 +24,9 @@ class ServeOptions(RecipePart):
     """Largest photo, in bytes of the file."""
     max_pixels: PositiveInt = 50_000_000
     """Largest photo, in pixels; read from its header, before it is decoded."""
+    max_masks: PositiveInt = 100
+    """Largest number of masks that a refiner takes with a photo; together they may have as many
+    bytes as a photo."""
     max_batch: PositiveInt = 4
     """Largest number of photos predicted at once; those of equal size share a forward pass."""
     batch_wait_ms: NonNegativeFloat = 10

@@ -2,29 +2,21 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from pipeline.data.photo import Pixels
-from pipeline.server.app import Prediction, build_app
+from pipeline.server.app import build_app
+from pipeline.server.batches import Prediction, PredictionJob, predict_jobs
 from pipeline.server.live_model import LiveModel
 from pipeline.server.metrics import ServerMetrics
 from pipeline.server.options import ServeOptions
-from pipeline.serving.memory import list_memory_errors
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _OTHER_REQUESTS = 32
 """Requests beside predictions that a replica answers at once: pages, /health, /metrics."""
-
-
-class PredictionJob(NamedTuple):
-    """A photo to predict."""
-
-    model: LiveModel
-    pixels: Pixels
 
 
 class PhotoServer:
@@ -56,12 +48,10 @@ class PhotoServer:
         """Build the application; Serve calls this once the models are loaded."""
         return build_app(self)
 
-    async def predict(self, model: LiveModel, pixels: Pixels) -> Prediction:
+    async def predict(self, job: PredictionJob) -> Prediction:
         """Predict for a photo, together with others that wait; see `Backend`."""
-        found: Prediction | BaseException = await self.predict_batch(
-            # Serve makes lists of the arguments.
-            PredictionJob(model, pixels)
-        )
+        # Serve makes lists of the arguments.
+        found: Prediction | BaseException = await self.predict_batch(job)
         if isinstance(found, BaseException):
             raise found
         return found
@@ -77,37 +67,6 @@ class PhotoServer:
             self.metrics.swaps.labels(name, "failed" if problem else "swapped").inc()
 
         return count
-
-
-def predict_jobs(jobs: Sequence[PredictionJob]) -> list[Prediction | BaseException]:
-    """Predict a batch: each photo by the version that is current when the batch starts.
-
-    Returns:
-        For each photo its prediction, or why there is not enough memory for it.
-    """
-    versions = {job.model.name: job.model.current for job in jobs}
-    results: dict[int, Prediction | BaseException] = {}
-    for name, version in versions.items():
-        indices = [index for index, job in enumerate(jobs) if job.model.name == name]
-        photos = [jobs[index].pixels for index in indices]
-        try:
-            found = version.predictor.predict_photos(photos)
-        except list_memory_errors():
-            results |= {index: _predict_alone(jobs[index]) for index in indices}
-        else:
-            results |= {
-                index: Prediction(version, rows) for index, rows in zip(indices, found, strict=True)
-            }
-    return [results[index] for index in range(len(jobs))]
-
-
-def _predict_alone(job: PredictionJob) -> Prediction | BaseException:
-    version = job.model.current
-    try:
-        (rows,) = version.predictor.predict_photos([job.pixels])
-    except list_memory_errors() as error:
-        return error
-    return Prediction(version, rows)
 
 
 def build_application(

@@ -5,16 +5,17 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from pipeline.errors import RecipeError, RegistryError, SetupError
+from pipeline.errors import RecipeError, RegistryError
+from pipeline.ray_address import uses_cluster
 from pipeline.recipe import from_json
 from pipeline.registry.versions import RECIPE_FILE, find_version, is_model_uri, read_file
+from pipeline.server.address import check_address
 from pipeline.server.options import ServeOptions
 from pipeline.tracking.stores import resolve_tracking_uri
 
@@ -70,19 +71,19 @@ def start_server(
         token: that clients must send; None is that of TOKEN_VARIABLE, "" needs none.
 
     Raises:
-        RecipeError: the token is too short, or a model finds no objects.
+        RecipeError: the token is too short, or the models have several tasks.
         RegistryError: there is no such model, or it cannot be loaded.
-        SetupError: the port is in use, or Ray cannot start.
+        SetupError: the port is in use, which is said first, or Ray cannot start.
     """
     token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
     _check_token(token, options)
+    if not uses_cluster():
+        check_address(options.host, options.port)
     registry = resolve_tracking_uri(tracking, storage_uri="runs")
-    versions = {name: _find_instance_model(name, registry) for name in models}
+    versions = _find_versions(models, registry)
 
     from pipeline import ray_connection  # noqa: PLC0415  slow to import
 
-    if not ray_connection.uses_cluster():
-        _check_port(options)
     ray_connection.connect(cpus=options.replicas * options.cpus)
     _run(list(models), registry, options, token)
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -158,30 +159,21 @@ def _check_token(token: str, options: ServeOptions) -> None:
         )
 
 
-def _check_port(options: ServeOptions) -> None:
-    try:
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((options.host, options.port))
-    except OSError as error:
-        raise SetupError(
-            f"cannot listen on {options.host}:{options.port}: {error.strerror or error}",
-            "choose another port: --port PORT",
-        ) from None
-
-
-def _find_instance_model(name: str, registry: str) -> str:
-    if not is_model_uri(name):
-        raise RegistryError(f"model {name!r} must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    version = find_version(name, registry=registry)
-    task = from_json(read_file(version, RECIPE_FILE)).model.task
-    if task != "instance":
-        raise RecipeError(
-            f"{version.uri} is a model of task {task}; this server takes models that detect "
-            "objects. For others: mlflow models serve (docs/registry.md)"
-        )
-    return version.uri
+def _find_versions(names: Sequence[str], registry: str) -> dict[str, str]:
+    """Find the version of each name; all must have one task."""
+    versions, tasks = {}, {}
+    for name in names:
+        if not is_model_uri(name):
+            raise RegistryError(
+                f"model {name!r} must be models:/NAME@ALIAS or models:/NAME/VERSION"
+            )
+        version = find_version(name, registry=registry)
+        versions[name] = version.uri
+        tasks[version.uri] = from_json(read_file(version, RECIPE_FILE)).model.task
+    if len(set(tasks.values())) > 1:
+        found = " and ".join(f"{uri} is a model of task {task}" for uri, task in tasks.items())
+        raise RecipeError(f"{found}; a server takes models of one task: start another one")
+    return versions
 
 
 def _find_reason() -> str:

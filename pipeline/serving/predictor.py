@@ -164,14 +164,17 @@ class Predictor:
         return self._name_columns(self._predict_photo(pixels, score_threshold))
 
     def predict_photos(self, photos: Sequence[Pixels]) -> list[list[dict[str, Any]]]:
-        """Predict all instances of several decoded photos.
+        """Predict all instances or the label maps of several decoded photos.
 
-        Photos of equal size share a forward pass; others would be padded to the largest, and a
-        prediction would depend on the photos beside it.
+        For instances, photos of equal size share a forward pass; others would be padded to the
+        largest, and a prediction would depend on the photos beside it. Label maps are predicted
+        one by one, since the logits of one may take much of the memory.
 
         Returns:
             For each photo its rows, as `predict_photo` does, best first.
         """
+        if self.task == "semantic":
+            return [self._name_columns([self._predict_label_map(pixels)]) for pixels in photos]
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, pixels in enumerate(photos):
             by_size.setdefault(pixels.shape, []).append(index)
@@ -180,6 +183,28 @@ class Predictor:
             rows = self._detect([photos[index] for index in indices])
             found |= zip(indices, map(self._name_columns, rows), strict=True)
         return [found[index] for index in range(len(photos))]
+
+    def refine_masks(
+        self, pixels: Pixels, masks: Sequence[object], *, max_change: float = MAX_CHANGE
+    ) -> list[dict[str, Any]]:
+        """Refine masks of a decoded photo with a refiner.
+
+        Args:
+            pixels: (H, W, 3) RGB.
+            masks: as `refinements.to_requests` takes them.
+            max_change: masks that would change more are kept.
+
+        Returns:
+            Rows by column, as `predict` does, without image_index and error.
+
+        Raises:
+            DatasetError: masks cannot be read, max_change is not in [0, 1], or the model is no
+                refiner.
+        """
+        if not isinstance(self.model, Refiner):
+            raise DatasetError(f"a model of task {self.task} cannot refine masks")
+        values = {"max_change": _check_param("max_change", {"max_change": max_change})}
+        return self._name_columns(self._predict_one(pixels, masks, name="photo", values=values))
 
     def find_objects(self, pixels: Pixels, *, scale: float = 1.0) -> Objects:
         """Find the objects of a photo; see `views.find_objects`."""

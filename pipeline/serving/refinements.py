@@ -11,7 +11,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from pycocotools import mask as mask_api
 
 from bsm.refine.refiner import Refiner
-from pipeline.data.label_png import LabelError, read_values
+from pipeline.data.label_png import LabelError, read_header, read_values
 from pipeline.data.photo import Pixels
 from pipeline.errors import DatasetError
 from pipeline.evaluation.mask_refinement import refine_rles
@@ -81,14 +81,24 @@ def refine_photo(
     Raises:
         DatasetError: masks cannot be read; the message names each of them.
     """
-    rles = _read_masks(masks, pixels.shape[:2], name)
+    rles = read_masks(masks, pixels.shape[:2], name=name)
     refined = refine_rles(model, pixels, rles, max_change=max_change, mask_bytes=mask_bytes)
     for number, each in enumerate(refined):
         rle = {"size": list(each.rle["size"]), "counts": each.rle["counts"].decode()}
         yield number, rle, each.change, each.confidence, each.kept
 
 
-def _read_masks(masks: object, size_hw: tuple[int, int], name: str) -> list[Rle]:
+def read_masks(masks: object, size_hw: tuple[int, int], *, name: str) -> list[Rle]:
+    """Read the masks of a photo.
+
+    Args:
+        masks: as `to_requests` takes them.
+        size_hw: of the photo.
+        name: of the photo in error messages.
+
+    Raises:
+        DatasetError: masks cannot be read; the message names each of them.
+    """
     if not isinstance(masks, list | tuple | np.ndarray):
         raise DatasetError(f"{name}: masks is a {type(masks).__name__}, not a list")
     rles, problems = [], []
@@ -111,11 +121,18 @@ def _read_mask(mask: object, size_hw: tuple[int, int], *, name: str) -> Rle:
     if isinstance(mask, Mapping | list):
         return to_rle(mask, size_hw=size_hw).rle
     if not isinstance(mask, np.ndarray):
+        data = read_bytes(mask, name=name)
         try:
-            mask = read_values(read_bytes(mask, name=name), bits=None, max_pixels=None)
+            # Before it is decoded: a small file may hold a mask that fills the memory.
+            _check_size(read_header(data).size_hw, size_hw, name)
+            mask = read_values(data, bits=None, max_pixels=None)
         except LabelError as error:
             raise DatasetError(f"{name}: {error}") from error
-    if mask.shape != size_hw:
-        raise DatasetError(f"{name}: size {list(mask.shape)}, the photo has {list(size_hw)}")
+    _check_size(mask.shape, size_hw, name)
     packed = mask_api.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
     return {"size": list(size_hw), "counts": packed["counts"]}
+
+
+def _check_size(size: tuple[int, ...], size_hw: tuple[int, int], name: str) -> None:
+    if size != size_hw:
+        raise DatasetError(f"{name}: size {list(size)}, the photo has {list(size_hw)}")

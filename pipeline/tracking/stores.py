@@ -75,7 +75,7 @@ def _to_sqlite_uri(database: Path) -> str:
             f"{database}: MLflow cannot open a database whose path has a ? or a percent-encoded "
             "character, such as %2F. Choose another folder (--storage FOLDER), or put the "
             "database alone elsewhere: --tracking.uri sqlite:////OTHER/FOLDER/mlflow.db for "
-            "training, --tracking-uri for jobs/models.py and jobs/predict.py"
+            "training, --tracking-uri for python jobs/models.py and python jobs/predict.py"
         )
     return f"sqlite:///{path}"
 
@@ -121,7 +121,7 @@ def _check_database(path: Path) -> None:
             raise StorageError(
                 f"MLflow's database {path} cannot be opened: {error}; check the permissions of its "
                 "folder, restore the file from a copy, or use another (--tracking.uri for "
-                "training, --tracking-uri for jobs/models.py and jobs/predict.py)"
+                "training, --tracking-uri for python jobs/models.py and python jobs/predict.py)"
             ) from error
 
 

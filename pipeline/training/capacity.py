@@ -7,7 +7,8 @@ from typing import Any
 import ray
 
 from pipeline.errors import RecipeError, SetupError
-from pipeline.ray_connection import check_environment, connect, uses_cluster
+from pipeline.ray_address import uses_cluster
+from pipeline.ray_connection import check_environment, connect
 from pipeline.recipe import Recipe, ScaleConfig
 from pipeline.text import format_count
 

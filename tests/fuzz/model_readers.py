@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -22,18 +23,27 @@ from bsm.checkpoints.weights import copy_state, read_weights
 from pipeline.data.audit import audit
 from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.read_rows import make_plan, read_item, train_columns
+from pipeline.data.semantic_fields import encode_plane
 from pipeline.data.shards import ShardSettings, make_shard, pack
 from pipeline.data.source_index import AnnotationRules, File, SourceImage
 from pipeline.errors import PipelineError
 from pipeline.evaluation.split_reader import truth_from_shards
-from pipeline.recipe import Recipe, from_json, to_json
+from pipeline.recipe import ModelTask, Recipe, from_json, to_json
 from pipeline.registry.provenance import EvaluationRecord, Origin, TrainingData
 from pipeline.server.options import ServeOptions
 from pipeline.server.predict_request import decode, read_raw_request
+from pipeline.server.request_masks import decode_masks
 from pipeline.serving.artifacts import categories_from_json
 from pipeline.serving.exported import info_from_json
 from pipeline.training import checkpoint
-from tests.fuzz.data_readers import _MAX_PIXELS, Reader, _to_json, draw_coco, encode_photo
+from tests.fuzz.data_readers import (
+    _MAX_PIXELS,
+    SIDE,
+    Reader,
+    _to_json,
+    draw_coco,
+    encode_photo,
+)
 from tests.fuzz.mutate import (
     Mutator,
     mutate_bytes,
@@ -336,8 +346,8 @@ def _damage(value: object, random: Random) -> object:  # noqa: PLR0911
 _BOUNDARY = b"ab12"
 
 
-def _ask(body: bytes, kind: str, chunk: int) -> bool:
-    """Send a body to the server's reader in chunks, and decode its photo."""
+def _ask(body: bytes, kind: str, chunk: int, task: ModelTask = "instance") -> bool:
+    """Send a body to the server's reader in chunks, and decode its photo and masks."""
     options = ServeOptions(max_bytes=20_000, max_pixels=_MAX_PIXELS)
     parts = [body[at : at + chunk] for at in range(0, len(body), chunk)] or [b""]
     messages = [
@@ -351,9 +361,10 @@ def _ask(body: bytes, kind: str, chunk: int) -> bool:
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}
     # In a thread: a browser that other tests have open leaves its event loop running in this one.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        reading = read_raw_request(Request(scope, receive), options)
+        reading = read_raw_request(Request(scope, receive), options, task)
         raw = pool.submit(asyncio.run, reading).result()
-    decode(raw.photo, options)
+    photo = decode(raw.photo, options)
+    decode_masks(raw.masks, raw.fields, photo.pixels.shape)
     return True
 
 
@@ -387,5 +398,18 @@ def _json_request(_: Path) -> Reader:
 
     def read(data: bytes) -> bool:
         return _ask(data, "application/json", chunk=500)
+
+    return Reader([_to_json(fields)], mutate_json, read)
+
+
+def _mask_request(_: Path) -> Reader:
+    masks = [each["segmentation"] for each in draw_coco()["annotations"]]
+    square = encode_plane(np.eye(SIDE, dtype=np.uint8))
+    masks += [{"segmentation": masks[0]}, base64.b64encode(square).decode()]
+    text = base64.b64encode(encode_photo(".jpg")).decode()
+    fields = {"photo": text, "masks": masks, "max_change": 0.5}
+
+    def read(data: bytes) -> bool:
+        return _ask(data, "application/json", chunk=500, task="refine")
 
     return Reader([_to_json(fields)], mutate_json, read)

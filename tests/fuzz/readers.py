@@ -15,7 +15,7 @@ NAMES = (
     *("coco", "lvis", "results", "truth", "mask-file", "photo", "label-png", "polygons"),
     *("submission", "class-list", "archive", "safetensors", "torch-file", "pickle", "checkpoint"),
     *("checkpoint-info", "recipe", "categories", "export-info", "record", "manifest", "shard"),
-    *("form", "json-request"),
+    *("form", "json-request", "mask-request"),
 )
 
 

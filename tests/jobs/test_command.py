@@ -204,3 +204,15 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_hints_name_the_commands_that_users_of_bsm_type(bsm, tmp_path):
+    code, _, errors = bsm("audit", "--data", str(tmp_path / "none"))
+    assert code == 2
+    assert "bsm ingest coco --root" in errors
+    assert "jobs/" not in errors
+    text = "python jobs/models.py list; ray job submit -- python jobs/coco_r50.py; python jobs/x.py"
+    assert command.name_commands(text) == text.replace("python jobs/models.py", "bsm models")
+    hint = "train: python jobs/refine_coco.py --name x, or python jobs/sweep_coco_r50.py"
+    renamed = "train: bsm train refine_coco --name x, or bsm sweep coco_r50"
+    assert command.name_commands(hint) == renamed

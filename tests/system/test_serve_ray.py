@@ -133,15 +133,17 @@ def test_a_server_whose_ray_got_the_same_signal_stops_at_once(monkeypatch, caplo
 def test_what_cannot_be_served_is_an_error_before_ray_starts(registered_model):
     uri = registered_model.handle.tracking_uri
     champion = [f"models:/{registered_model.name}@champion"]
+    options = ServeOptions(port=find_free_port())
     with pytest.raises(RecipeError, match=r"has 5 characters; a token needs at least 16"):
-        start_server(champion, ServeOptions(), tracking=uri, token="x" * 5)
+        start_server(champion, options, tracking=uri, token="x" * 5)
     with pytest.raises(RegistryError, match=r"models:/nothing@champion is not in"):
-        start_server(["models:/nothing@champion"], ServeOptions(), tracking=uri, token="")
+        start_server(["models:/nothing@champion"], options, tracking=uri, token="")
     with pytest.raises(RegistryError, match="must be models:/NAME@ALIAS"):
-        start_server(["tiny"], ServeOptions(), tracking=uri, token="")
+        start_server(["tiny"], options, tracking=uri, token="")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         options = ServeOptions(port=taken.getsockname()[1])
         with pytest.raises(SetupError, match="choose another port: --port PORT"):
-            start_server(champion, options, tracking=uri, token="")
+            # Before the registry is asked, which takes seconds.
+            start_server(["models:/nothing@champion"], options, tracking="", token="")

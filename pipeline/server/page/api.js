@@ -30,8 +30,8 @@ function describeOperation(path, method, operation) {
   return section;
 }
 
-document.getElementById("origin").textContent = location.origin;
 const { paths } = await (await fetch("/openapi.json")).json();
+document.getElementById("example").textContent = `curl ${paths["/predict"].post["x-curl"]} ${location.origin}/predict`;
 for (const [path, methods] of Object.entries(paths)) {
   for (const [method, operation] of Object.entries(methods)) {
     document.getElementById("operations").append(describeOperation(path, method, operation));

@@ -1,5 +1,7 @@
 // Files to save: COCO JSON, and a ZIP archive of masks.
 
+import { encodePng } from "/page/masks.js";
+
 export function saveFile(name, parts, type) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob(parts, { type }));
@@ -27,6 +29,16 @@ export function toCoco(photos, categories) {
     }
   });
   return JSON.stringify({ images, annotations, categories }, null, 1);
+}
+
+// A PNG for each object, in one archive.
+export async function saveMasks(photo, objects, nameOf) {
+  const files = [];
+  for (const [index, object] of objects.entries()) {
+    const name = nameOf(object).replace(/[^\w.-]+/g, "_");
+    files.push({ name: `${String(index + 1).padStart(3, "0")}-${name}.png`, data: await encodePng(object.pixels) });
+  }
+  saveFile(`${photo.name.replace(/\.[^.]*$/, "")}-masks.zip`, zip(files), "application/zip");
 }
 
 // A ZIP archive of files that are stored as they are: PNG is compressed already.

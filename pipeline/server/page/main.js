@@ -1,42 +1,52 @@
-// The page: photos in, detections out, and the controls that act on them at once.
+// The page: photos in, what a model finds out, and the controls that act on it at once.
+//
+// Each task has a view: what it asks the server, what it draws, lists and saves. A side is a name of
+// what a photo can show: a model, or for a refiner also the masks as they were given.
 
-import { saveFile, toCoco, zip } from "/page/files.js";
-import { decodeMask, encodePng, outlineMask, paintMask } from "/page/masks.js";
-import { fetchModels, predict, useToken } from "/page/server.js";
+import { LabelsView } from "/page/labels.js";
+import { ObjectsView } from "/page/objects.js";
+import { RefineView } from "/page/refine.js";
+import { fetchModels, useToken } from "/page/server.js";
 import { Stage } from "/page/stage.js";
 
-// The colors of every picture of this project; categories use them in turn.
-const PALETTE = [
-  [255, 92, 92], [64, 156, 255], [255, 190, 46], [72, 200, 120], [190, 110, 255],
-  [255, 130, 200], [60, 205, 215], [255, 140, 60], [170, 205, 60], [130, 140, 255],
-];
+const VIEWS = { instance: ObjectsView, semantic: LabelsView, refine: RefineView };
 
 const find = id => document.getElementById(id);
-const state = { models: [], limits: null, photos: [], current: null, selected: null, waiting: 0 };
+const state = { models: [], limits: null, view: null, photos: [], current: null, selected: null, waiting: 0 };
 const stage = new Stage(find("canvas"), {
   onSplit: share => { find("split").value = Math.round(100 * share); setSplit(share); },
-  onSelect: object => select(object),
+  onPick: (side, x, y) => select(state.view.pick(state.current, chosenSides()[side], x, y)),
 });
 
 async function start() {
+  let answer;
   try {
-    const { models, limits } = await fetchModels();
-    Object.assign(state, { models, limits });
+    answer = await fetchModels();
   } catch (error) {
     if (error.status === 401) find("token-form").hidden = false;
     find("served").textContent = error.status === 401 ? "" : `Error: ${error.message}`;
     return;
   }
+  const { task, models, limits } = answer;
+  Object.assign(state, { models, limits, view: new VIEWS[task](models, limits) });
   find("token-form").hidden = true;
+  find("heading").textContent = document.title = state.view.title;
   find("served").textContent = state.models.map(each => each.version).join(" and ");
-  const { max_bytes: bytes, max_pixels: pixels } = state.limits;
-  find("limits").textContent =
-    `JPEG, PNG, WebP, TIFF or BMP up to ${Math.floor(bytes / 1e6)} MB and ${Math.floor(pixels / 1e6)} megapixels`;
-  find("compare").hidden = state.models.length < 2;
-  for (const [id, chosen] of [["left", 0], ["right", 1]]) {
-    find(id).replaceChildren(...state.models.map(each => new Option(each.name)));
-    find(id).selectedIndex = Math.min(chosen, state.models.length - 1);
+  for (const each of document.querySelectorAll("[data-task]")) {
+    each.hidden = !each.dataset.task.split(" ").includes(task);
   }
+  find("limits").textContent =
+    `JPEG, PNG, WebP, TIFF or BMP up to ${Math.floor(limits.max_bytes / 1e6)} MB and ${Math.floor(limits.max_pixels / 1e6)} megapixels`;
+  stage.show.boxes = task === "instance";
+  const { sides } = state.view;
+  find("compare").hidden = sides.length < 2;
+  find("compare-text").textContent = state.view.compareText;
+  for (const [id, chosen] of [["left", 0], ["right", 1]]) {
+    find(id).replaceChildren(...sides.map(each => new Option(each)));
+    find(id).selectedIndex = Math.min(chosen, sides.length - 1);
+  }
+  find("compare-on").checked = state.view.comparesAtOnce;
+  find("compare-more").hidden = !isComparing();
 }
 
 function say(text, isError = false) {
@@ -51,7 +61,7 @@ async function addFiles(files) {
   listPhotos();
   showPhoto(added[0]);
   // One after the other: the server batches what several clients send.
-  for (const photo of added) await predictPhoto(photo, chosenModels());
+  for (const photo of added) await predictPhoto(photo);
 }
 
 async function readPhoto(file, index) {
@@ -68,16 +78,28 @@ async function readPhoto(file, index) {
   return photo;
 }
 
-async function predictPhoto(photo, names) {
-  for (const name of names.filter(each => !(each in photo.found))) {
-    state.waiting += 1;
-    say(`Looking for objects in ${photo.name}...`);
+async function addMasks(files) {
+  for (const file of files) {
     try {
-      const answer = await predict(photo.file, name);
-      photo.width = answer.image.width;
-      photo.height = answer.image.height;
-      photo.found[name] = { version: answer.model, objects: answer.detections.map(toObject) };
-      photo.notices = [...new Set([...photo.notices, ...answer.notices])];
+      say(await state.view.addMasks(file, state.photos, state.current));
+    } catch (error) {
+      say(`${file.name}: ${error.message}`, true);
+      return;
+    }
+  }
+  const photos = state.photos.filter(each => !Object.keys(each.found).length);
+  for (const photo of photos) await predictPhoto(photo);
+}
+
+async function predictPhoto(photo) {
+  for (const model of state.view.missing(photo, chosenSides())) {
+    state.waiting += 1;
+    say(`${photo.name}: waiting for ${model}...`);
+    try {
+      const { image, notices } = await state.view.predict(photo, model);
+      photo.width = image.width;
+      photo.height = image.height;
+      photo.notices = [...new Set([...photo.notices, ...notices])];
       photo.problem = "";
     } catch (error) {
       photo.problem = error.message;
@@ -89,28 +111,17 @@ async function predictPhoto(photo, names) {
   if (!state.waiting) announce();
 }
 
-function toObject(detection) {
-  const pixels = decodeMask(detection.segmentation);
-  const categories = state.models[0].categories.map(each => each.id);
-  const color = PALETTE[Math.max(categories.indexOf(detection.category_id), 0) % PALETTE.length];
-  const { path, box } = outlineMask(pixels);
-  const area = pixels.mask.reduce((sum, each) => sum + each, 0);
-  const painted = box && paintMask(pixels, box, color);
-  return { ...detection, pixels, color, path, box, area, painted };
-}
-
 function isComparing() {
-  return find("compare-on").checked && state.models.length > 1;
+  return find("compare-on").checked && state.view.sides.length > 1;
 }
 
-function chosenModels() {
-  const first = state.models[0]?.name;
-  return isComparing() ? [find("left").value, find("right").value] : [first];
+function chosenSides() {
+  return isComparing() ? [find("left").value, find("right").value] : [state.view.mainSide];
 }
 
-function shownObjects(photo, name) {
-  const lowest = Number(find("score").value);
-  return (photo.found[name]?.objects || []).filter(each => each.score >= lowest);
+// What the list, the keys and the files are about.
+function listedSide() {
+  return state.view.chooseListed(chosenSides());
 }
 
 function listPhotos() {
@@ -129,7 +140,7 @@ function listPhotos() {
     button.type = "button";
     button.append(small, text);
     button.setAttribute("aria-current", String(photo === state.current));
-    button.addEventListener("click", () => { showPhoto(photo); predictPhoto(photo, chosenModels()); });
+    button.addEventListener("click", () => { showPhoto(photo); predictPhoto(photo); });
     return button;
   }));
 }
@@ -144,80 +155,80 @@ function showPhoto(photo) {
   announce();
 }
 
-// Draw and list the current photo's objects again.
+function isSelected(item) {
+  return Boolean(state.selected) && state.view.isSame(item, state.selected);
+}
+
+// Draw and list what was found in the current photo again.
 function refresh() {
   const photo = state.current;
   if (!photo) return;
-  const names = chosenModels();
-  const sides = names.map(name => shownObjects(photo, name));
-  if (!sides.flat().includes(state.selected)) state.selected = null;
-  stage.selected = state.selected;
+  const { view } = state;
+  const sides = chosenSides();
+  const listed = view.items(photo, listedSide());
+  const items = [...listed, ...sides.flatMap(side => view.items(photo, side))];
+  state.selected = items.find(isSelected) || null;
+  stage.isSelected = isSelected;
+  stage.opacity = Number(find("opacity").value);
   if (photo.width) stage.showPhoto(photo);
-  stage.setObjects(sides, names.map(name => photo.found[name]?.version || name));
+  stage.setObjects(sides.map(side => view.layers(photo, side, state.selected)),
+    sides.map(side => photo.found[side]?.version || side));
   find("notices").textContent = photo.notices.join("; ");
-  find("score-value").textContent = Number(find("score").value).toFixed(2);
-  const counts = names.map((name, index) =>
-    `${sides[index].length} of ${photo.found[name]?.objects.length || 0}`);
-  find("found").textContent = isComparing()
-    ? `Objects left: ${counts[0]}, right: ${counts[1]}` : `Objects: ${counts[0]}`;
-  listObjects(sides[0]);
-  describe(photo, sides[0]);
+  for (const id of ["score", "opacity", "change"]) {
+    find(`${id}-value`).textContent = Number(find(id).value).toFixed(2);
+  }
+  find("found").textContent = view.count(photo, sides);
+  listItems(listed);
+  const texts = listed.slice(0, 10).map(each => each.label);
+  const more = listed.length > 10 ? ` and ${listed.length - 10} more` : "";
+  find("canvas").setAttribute("aria-label", `${photo.name}: ${texts.join(", ") || view.nothing}${more}`);
 }
 
-function listObjects(objects) {
-  find("objects").replaceChildren(...objects.map(object => {
-    const item = document.createElement("li"), button = document.createElement("button");
+function listItems(items) {
+  find("objects").replaceChildren(...items.map(item => {
+    const entry = document.createElement("li"), button = document.createElement("button");
     const swatch = document.createElement("i"), name = document.createElement("span");
-    const score = document.createElement("b");
-    swatch.style.background = `rgb(${object.color.join(" ")})`;
-    name.textContent = object.category_name;
-    score.textContent = object.score.toFixed(2);
+    const value = document.createElement("b");
+    swatch.style.background = `rgb(${item.color.join(" ")})`;
+    name.textContent = item.name;
+    value.textContent = item.value;
     button.type = "button";
-    button.setAttribute("aria-pressed", String(object === state.selected));
-    button.append(swatch, name, score);
-    button.addEventListener("click", () => select(object, { zoom: true }));
-    item.append(button);
-    return item;
+    button.setAttribute("aria-pressed", String(isSelected(item)));
+    button.append(swatch, name, value);
+    button.addEventListener("click", () => select(item, { zoom: true }));
+    entry.append(button, ...state.view.makeControls(item, refresh));
+    return entry;
   }));
-  find("save-json").disabled = find("save-masks").disabled = find("boundary").disabled = !objects.length;
-}
-
-function describe(photo, objects) {
-  const listed = objects.slice(0, 10).map(each => `${each.category_name} ${each.score.toFixed(2)}`).join(", ");
-  const more = objects.length > 10 ? ` and ${objects.length - 10} more` : "";
-  find("canvas").setAttribute("aria-label", `${photo.name}: ${listed || "no object shown"}${more}`);
+  for (const id of ["save-json", "save-masks", "save-labels", "boundary"]) find(id).disabled = !items.length;
 }
 
 function announce() {
   const photo = state.current;
   if (!photo) return;
   if (photo.problem) say(`${photo.name}: ${photo.problem}`, true);
-  else if (photo.found[chosenModels()[0]]) {
-    const count = shownObjects(photo, chosenModels()[0]).length;
-    say(`${photo.name}: ${count} ${count === 1 ? "object" : "objects"} with a score of at least ${find("score-value").textContent}`);
-  }
+  else say(state.view.describe(photo, listedSide()));
 }
 
-function select(object, { zoom = false } = {}) {
-  state.selected = object;
+function select(item, { zoom = false } = {}) {
+  state.selected = item;
   const focused = [...find("objects").children].findIndex(each => each.contains(document.activeElement));
   refresh();
   // The list was made anew.
   if (focused >= 0) find("objects").children[focused]?.firstChild.focus();
-  if (zoom && object?.box) stage.zoomToBox(object.box);
+  if (zoom && item?.box) stage.zoomToBox(item.box);
 }
 
 function step(by) {
-  const objects = shownObjects(state.current, chosenModels()[0]);
-  if (!objects.length) return;
-  const at = objects.indexOf(state.selected);
-  select(objects[(at + by + objects.length + (at < 0 && by < 0 ? 1 : 0)) % objects.length], { zoom: true });
-  say(`${state.selected.category_name} ${state.selected.score.toFixed(2)}`);
+  const items = state.view.items(state.current, listedSide());
+  if (!items.length) return;
+  const at = items.findIndex(isSelected);
+  select(items[(at + by + items.length + (at < 0 && by < 0 ? 1 : 0)) % items.length], { zoom: true });
+  say(state.selected.detail);
 }
 
 function zoomToBoundary() {
-  const objects = shownObjects(state.current, chosenModels()[0]);
-  if (!state.selected) select(objects[0] || null);
+  const items = state.view.items(state.current, listedSide());
+  if (!state.selected) select(items[0] || null);
   stage.zoomToBoundary(state.selected);
 }
 
@@ -239,24 +250,13 @@ function press(event) {
   action();
 }
 
-function saveJson() {
-  const [name] = chosenModels();
-  const photos = state.photos.filter(each => each.found[name]).map(each =>
-    ({ ...each, detections: shownObjects(each, name) }));
-  saveFile("detections.json", [toCoco(photos, state.models.find(each => each.name === name).categories)], "application/json");
-}
-
-async function saveMasks() {
-  const photo = state.current;
-  const objects = shownObjects(photo, chosenModels()[0]);
-  const stem = photo.name.replace(/\.[^.]*$/, "");
-  const files = [];
-  for (const [index, object] of objects.entries()) {
-    const label = object.category_name.replace(/[^\w-]+/g, "_");
-    const number = String(index + 1).padStart(3, "0");
-    files.push({ name: `${number}-${label}-${object.score.toFixed(2)}.png`, data: await encodePng(object.pixels) });
-  }
-  saveFile(`${stem}-masks.zip`, zip(files), "application/zip");
+// Masks are JSON files, and images that are dropped on the field for masks.
+function drop(event) {
+  const files = [...event.dataTransfer.files];
+  const onMasks = find("drop-masks").contains(event.target);
+  const isMask = file => !find("drop-masks").hidden && (onMasks || file.name.endsWith(".json"));
+  const masks = files.filter(isMask);
+  addFiles(files.filter(file => !isMask(file))).then(() => masks.length && addMasks(masks));
 }
 
 find("token-form").addEventListener("submit", event => {
@@ -266,6 +266,7 @@ find("token-form").addEventListener("submit", event => {
   start();
 });
 find("files").addEventListener("change", event => { addFiles(event.target.files); });
+find("mask-files").addEventListener("change", event => { addMasks([...event.target.files]); });
 document.addEventListener("paste", event => {
   const files = [...event.clipboardData.files];
   if (files.length) { event.preventDefault(); addFiles(files); }
@@ -273,12 +274,16 @@ document.addEventListener("paste", event => {
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, event => {
     event.preventDefault();
-    find("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop") addFiles(event.dataTransfer.files);
+    const onMasks = find("drop-masks").contains(event.target);
+    find("drop").classList.toggle("over", name === "dragover" && !onMasks);
+    find("drop-masks").classList.toggle("over", name === "dragover" && onMasks);
+    if (name === "drop") drop(event);
   });
 }
-find("score").addEventListener("input", refresh);
-find("score").addEventListener("change", announce);
+for (const id of ["score", "opacity", "change"]) {
+  find(id).addEventListener("input", refresh);
+  find(id).addEventListener("change", announce);
+}
 for (const name of ["masks", "boxes", "names"]) {
   find(`show-${name}`).addEventListener("change", event => { stage.show[name] = event.target.checked; stage.draw(); });
 }
@@ -286,7 +291,7 @@ for (const id of ["compare-on", "left", "right"]) {
   find(id).addEventListener("change", () => {
     find("compare-more").hidden = !isComparing();
     refresh();
-    if (state.current) predictPhoto(state.current, chosenModels());
+    if (state.current) predictPhoto(state.current);
   });
 }
 find("split").addEventListener("input", event => setSplit(event.target.value / 100));
@@ -294,7 +299,8 @@ find("zoom-in").addEventListener("click", () => stage.zoom(1.5));
 find("zoom-out").addEventListener("click", () => stage.zoom(1 / 1.5));
 find("fit").addEventListener("click", () => stage.fit());
 find("boundary").addEventListener("click", zoomToBoundary);
-find("save-json").addEventListener("click", saveJson);
-find("save-masks").addEventListener("click", saveMasks);
+find("save-json").addEventListener("click", () => state.view.saveJson(state.photos, listedSide()));
+find("save-masks").addEventListener("click", () => state.view.saveMasks(state.current, listedSide()));
+find("save-labels").addEventListener("click", () => state.view.saveLabels(state.current, listedSide()));
 find("canvas").addEventListener("keydown", press);
 start();

@@ -35,6 +35,14 @@ function decodeCounts(text) {
   return runs;
 }
 
+export function isInside({ mask, width, height }, x, y) {
+  return x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x] > 0;
+}
+
+export function measureMask({ mask }) {
+  return mask.reduce((sum, each) => sum + each, 0);
+}
+
 // Outline of a mask along the edges of its pixels, sharp at every zoom, and the box around it.
 export function outlineMask({ mask, width, height }) {
   const path = new Path2D();

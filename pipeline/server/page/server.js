@@ -18,13 +18,21 @@ export async function fetchModels() {
   return call("/models", {});
 }
 
-// All detections of a photo: the page applies the score threshold itself.
-export async function predict(file, model) {
+export async function predict(file, fields) {
   const form = new FormData();
   form.append("photo", file, file.name || "photo");
-  form.append("model", model);
-  form.append("score_threshold", "0");
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
   return call("/predict", { method: "POST", body: form });
+}
+
+export function decodeBase64(text) {
+  return Uint8Array.from(atob(text), each => each.charCodeAt(0));
+}
+
+export function encodeBase64(bytes) {
+  let text = "";
+  for (const each of bytes) text += String.fromCharCode(each);
+  return btoa(text);
 }
 
 async function call(path, options) {

@@ -1,19 +1,20 @@
-// The photo with its detections on a canvas: zoom, move, select, and a divider between two versions.
+// The photo with what was found in it on a canvas: zoom, move, select, and a divider between two sides.
 
 const LONGEST_LABEL = 40;
 
 export class Stage {
-  constructor(canvas, { onSplit, onSelect }) {
+  constructor(canvas, { onSplit, onPick }) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.photo = null;
     this.sides = [];
     this.names = [];
-    this.selected = null;
+    this.isSelected = () => false;
     this.split = 0.5;
+    this.opacity = 0.5;
     this.show = { masks: true, boxes: true, names: true };
     this.onSplit = onSplit;
-    this.onSelect = onSelect;
+    this.onPick = onPick;
     this.pointers = new Map();
     new ResizeObserver(() => this.resize()).observe(canvas);
     canvas.addEventListener("pointerdown", event => this.press(event));
@@ -146,9 +147,7 @@ export class Stage {
     this.pointers.delete(event.pointerId);
     if (event.type !== "pointerup" || !pointer || pointer.isOnDivider || pointer.moved > 5) return;
     const [x, y] = this.toPhoto(pointer.at).map(Math.floor);
-    const side = this.sides[this.sides.length > 1 && pointer.at[0] > this.split * this.canvas.width ? 1 : 0] || [];
-    this.onSelect(side.find(({ pixels: { mask, width, height } }) =>
-      x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x]) || null);
+    this.onPick(this.sides.length > 1 && pointer.at[0] > this.split * this.canvas.width ? 1 : 0, x, y);
   }
 
   // The page scrolls as usual unless the photo has the focus.
@@ -190,40 +189,42 @@ export class Stage {
   paintObject(object) {
     const { context, scale } = this;
     const ratio = window.devicePixelRatio || 1;
-    const color = `rgb(${object.color.join(" ")})`;
-    const isSelected = object === this.selected;
+    const isSelected = !object.isLabels && this.isSelected(object);
+    const color = isSelected || object.isLabels ? "#fff" : `rgb(${object.color.join(" ")})`;
     context.setTransform(scale, 0, 0, scale, this.x, this.y);
     if (this.show.masks && object.box) {
-      context.globalAlpha = isSelected ? 0.3 : 0.45;
+      context.globalAlpha = object.isLabels ? this.opacity : isSelected ? 0.3 : 0.45;
       context.imageSmoothingEnabled = false;
       context.drawImage(object.painted, object.box.left, object.box.top);
       context.globalAlpha = 1;
+    }
+    if (this.show.masks && object.path) {
       context.lineCap = "square";
       context.lineWidth = ratio * (isSelected ? 5 : 3.2) / scale;
       context.strokeStyle = "rgb(20 20 20 / .8)";
       context.stroke(object.path);
       context.lineWidth = ratio * (isSelected ? 3 : 1.6) / scale;
-      context.strokeStyle = isSelected ? "#fff" : color;
+      context.strokeStyle = color;
       context.stroke(object.path);
     }
-    const [x, y, width, height] = object.bbox;
-    if (this.show.boxes) {
+    if (this.show.boxes && object.bbox) {
       context.lineWidth = ratio * (isSelected ? 2.5 : 1.5) / scale;
-      context.strokeStyle = color;
-      context.strokeRect(x, y, width, height);
+      context.strokeStyle = `rgb(${object.color.join(" ")})`;
+      context.strokeRect(...object.bbox);
     }
   }
 
   paintName(object) {
     const { context, canvas, scale } = this;
     const ratio = window.devicePixelRatio || 1;
-    const [x, y, boxWidth, boxHeight] = object.bbox;
-    const isInside = (x + boxWidth) * scale + this.x > 0 && x * scale + this.x < canvas.width
+    const { left: x0, top: y0, right: x1, bottom: y1 } = object.box || {};
+    const [x, y, boxWidth, boxHeight] = object.bbox || [x0, y0, x1 - x0, y1 - y0];
+    const isShown = object.label && (x + boxWidth) * scale + this.x > 0 && x * scale + this.x < canvas.width
       && (y + boxHeight) * scale + this.y > 0 && y * scale + this.y < canvas.height;
-    if (!isInside) return;
+    if (!isShown) return;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.font = `${13 * ratio}px system-ui, sans-serif`;
-    const text = `${object.category_name.slice(0, LONGEST_LABEL)} ${object.score.toFixed(2)}`;
+    const text = object.label.length > LONGEST_LABEL ? `${object.label.slice(0, LONGEST_LABEL)}...` : object.label;
     const width = context.measureText(text).width + 8 * ratio;
     const left = Math.min(Math.max(x * scale + this.x, 0), canvas.width - width);
     const top = Math.min(Math.max(y * scale + this.y - 19 * ratio, 0), canvas.height - 19 * ratio);

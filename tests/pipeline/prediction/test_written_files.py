@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from pipeline import storage
 from pipeline.data.manifest import Category
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.evaluation.metrics import evaluate_detections
+from pipeline.prediction.earlier_files import EarlierFiles
 from pipeline.prediction.files import cut_out, draw_ids, format_yolo
 from pipeline.prediction.folder import predict_folder
 from pipeline.prediction.options import PredictOptions
@@ -178,3 +180,18 @@ def test_a_video_becomes_a_video_with_masks_and_detections_of_each_frame(loaded,
         predict_video(
             loaded, [str(tmp_path / "broken.mp4")], tmp_path / "out", options=PredictOptions()
         )
+
+
+def test_files_of_an_earlier_run_that_stay_are_counted(tmp_path, caplog):
+    earlier = {"images": [{"file_name": "a.bmp"}, {"file_name": "b.jpg"}, {"file_name": "c.jpg"}]}
+    (tmp_path / "labels").mkdir()
+    texts = {"detections.json": json.dumps(earlier), "a.bmp.jpg": "", "b.jpg": "", "mine.jpg": ""}
+    for name, text in {**texts, "labels/c.txt": "", "labels/a.txt": ""}.items():
+        (tmp_path / name).write_text(text)
+    files = EarlierFiles(tmp_path)
+    for name in ("detections.json", "b.jpg", "labels/a.txt"):
+        storage.write_bytes_atomic(str(tmp_path / name), b"")
+    assert files.warn() == 2
+    assert "2 files of an earlier run that this one did not write" in caplog.text
+    assert "a.bmp.jpg, labels/c.txt" in caplog.text
+    assert EarlierFiles(tmp_path / "none").warn() == 0

@@ -18,7 +18,9 @@ from pycocotools import mask as mask_api
 
 from pipeline.server.app import build_app
 from pipeline.server.live_model import LiveModel
+from tests.pipeline.refine.drawn_photos import to_rle, to_square
 from tests.pipeline.server.direct_backend import DirectBackend
+from tests.pipeline.server.other_models import make_refiner, make_semantic_models
 
 BEARER = "a token that is long enough"
 PHOTO = np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8)
@@ -179,3 +181,81 @@ def test_a_token_is_asked_for(chromium, site):
             shown.keyboard.press("Enter")
             shown.get_by_text("models:/tiny/1 and models:/tiny/1").wait_for()
             add_photo(shown, guarded, "one.png")
+
+
+def test_classes_have_a_legend_and_the_label_map_is_saved(chromium, site):
+    models = make_semantic_models()
+    predictor = models[0].current.predictor
+    (row,) = predictor.predict_photo(PHOTO)
+    with run(DirectBackend(*models)) as address:
+        served = SimpleNamespace(address=address, folder=site.folder)
+        with open_page(chromium, served) as (shown, complaints, requests):
+            shown.set_input_files("#files", str(site.folder / "one.png"))
+            shown.get_by_text(re.compile("classes, most of it")).wait_for()
+            names = shown.locator("#objects button span").all_text_contents()
+            assert names == row["category_names"]
+            sent, whole = len(requests), read_canvas(shown)
+            shown.get_by_label(f"show {names[0]}").uncheck()
+            hidden = read_canvas(shown)
+            assert (hidden != whole).any()
+            shown.locator("#opacity").fill("1")
+            assert (read_canvas(shown) != hidden).any()
+            assert len(requests) == sent, "a control asked the server again"
+            with shown.expect_download() as saved:
+                shown.click("#save-labels")
+            assert saved.value.suggested_filename == "one-labels.png"
+            assert saved.value.path().read_bytes() == row["label_map"]
+            plain = read_canvas(shown)
+            # Its outline appears.
+            shown.locator("#canvas").focus()
+            shown.keyboard.press("n")
+            shown.keyboard.press("0")
+            assert (read_canvas(shown) != plain).any()
+            shown.locator("#compare-on").check()
+            shown.get_by_text(re.compile(r"Classes left: \d, right: [1-9]")).wait_for()
+            assert complaints == []
+
+
+def test_masks_are_refined_and_written_back_into_their_file(chromium, site, tmp_path):
+    refiner = make_refiner()
+    mask = np.zeros(PHOTO.shape[:2], np.uint8)
+    cv2.circle(mask, (40, 30), 14, 1, -1)
+    given = [{"image_id": 1, "category_id": 5, "score": 0.5, "bbox": [26, 16, 29, 29]}] * 2
+    given = [
+        row | {"segmentation": segmentation}
+        for row, segmentation in zip(given, ([to_square(mask)], to_rle(mask)), strict=True)
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(given))
+    cv2.imwrite(str(tmp_path / "mask.png"), 255 * mask)
+    (tmp_path / "other.json").write_text('{"annotations": 7}')
+    masks = [each["segmentation"] for each in given]
+    expected = refiner.current.predictor.refine_masks(PHOTO, masks, max_change=1)
+    with run(DirectBackend(refiner)) as address:
+        served = SimpleNamespace(address=address, folder=site.folder)
+        with open_page(chromium, served) as (shown, complaints, requests):
+            shown.set_input_files("#files", str(site.folder / "one.png"))
+            shown.get_by_text("one.png: add its masks").wait_for()
+            shown.set_input_files("#mask-files", str(tmp_path / "other.json"))
+            shown.get_by_text("other.json: it is neither a list of rows").wait_for()
+            shown.set_input_files("#mask-files", str(tmp_path / "results.json"))
+            shown.get_by_text("one.png: 2 masks").wait_for()
+            shown.locator("#change").fill("1")
+            sent, divided = len(requests), read_canvas(shown)
+            shown.locator("#split").fill("0")
+            assert (read_canvas(shown) != divided).any()
+            with shown.expect_download() as saved:
+                shown.click("#save-json")
+            assert saved.value.suggested_filename == "results-refined.json"
+            assert json.loads(saved.value.path().read_text()) == [
+                row | {"segmentation": each["rle"]}
+                for row, each in zip(given, expected, strict=True)
+            ]
+            shown.locator("#change").fill("0")
+            shown.get_by_text("Masks: 2, kept as given: 2").wait_for()
+            with shown.expect_download() as saved:
+                shown.click("#save-json")
+            assert json.loads(saved.value.path().read_text()) == given
+            assert len(requests) == sent, "a control asked the server again"
+            shown.set_input_files("#mask-files", str(tmp_path / "mask.png"))
+            shown.get_by_text("one.png: 3 masks").wait_for()
+            assert complaints == []

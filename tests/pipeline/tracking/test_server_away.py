@@ -1,12 +1,6 @@
 """A real MLflow server is killed during a run, and restarted."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,6 +8,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.drill.tracking_server import TrackingServer
 from pipeline.recipe import TrackingConfig
 from pipeline.registry.predict import load_registered_model
 from pipeline.registry.provenance import EvaluationRecord
@@ -23,40 +18,13 @@ from pipeline.tracking.runs import MetricLog, deliver_spools, finish, log_metric
 pytestmark = pytest.mark.slow
 
 
-def find_free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
-def mlflow_server(folder, port):
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
-    command += ["--artifacts-destination", f"{folder}/artifacts"]
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
+def running(server):
+    server.start()
     try:
-        wait_until_healthy(port, server, folder)
         yield
     finally:
-        # Kill the whole process group, as in a power failure.
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(timeout=30)
-
-
-def wait_until_healthy(port, server, folder, timeout_s=180):
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"no server after {timeout_s} s: {(folder / 'server.log').read_text()[-2000:]}")
+        server.kill()
 
 
 def steps(store, run_id, name):
@@ -65,14 +33,14 @@ def steps(store, run_id, name):
 
 @pytest.mark.timeout(600)
 def test_metrics_survive_a_killed_server(tmp_path, registered_model):
-    port = find_free_port()
-    uri = f"http://127.0.0.1:{port}"
+    server = TrackingServer(tmp_path / "server")
+    uri = server.uri
     recipe = replace(
         registered_model.recipe,
         storage=str(tmp_path / "runs"),
         tracking=TrackingConfig(uri=uri),
     )
-    with mlflow_server(tmp_path, port):
+    with running(server):
         handle = open_run(recipe)
         store = MlflowClient(uri)
         log = MetricLog(handle.tracking_uri, handle.run_id, handle.spool_uri, pause_s=0.1)
@@ -99,7 +67,7 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
         second.log(step, {"loss": float(step)})
     time.sleep(1)
 
-    with mlflow_server(tmp_path, port):
+    with running(server):
         assert second.close(timeout_s=60) == 0
         assert deliver_spools(handle.tracking_uri, handle.run_id, handle.spool_uri) == 0
         assert finish(handle)

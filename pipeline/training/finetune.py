@@ -49,6 +49,8 @@ SGD_SHARE = 0.1
 """Share of SGD's rate per image, as detectron2's tutorial has for 61 photos of balloons."""
 ADAM_SHARE = 0.25
 """Share of AdamW's rate, whatever the batch: the length of its steps depends on the rate alone."""
+COPY_PASTE = 0.5
+"""Share of the photos into which objects are pasted: of all augmentations the one that helped."""
 
 _SGD = OptimConfig()
 """detectron2's, with which the published models were trained."""
@@ -241,14 +243,17 @@ def fit_to_images(
         The recipe, and a flag with its reason for each derived value.
     """
     notices = []
-    for path, value, reason in _derive(recipe, given=given, images=images, start=start):
+    for path, value, reason in (
+        *_derive_schedule(recipe, given=given, images=images, start=start),
+        *_derive_for_few_images(recipe, given=given),
+    ):
         recipe = _set_field(recipe, path, value)
         shown = f"{value:.3g}" if isinstance(value, float) else value
         notices.append(f"fine-tune: --{path.replace('_', '-')} {shown}: {reason}")
     return recipe, notices
 
 
-def _derive(
+def _derive_schedule(
     recipe: Recipe, *, given: Collection[str], images: int, start: OptimConfig
 ) -> Iterator[tuple[str, Any, str]]:
     """Yield the path, the value and the reason of each field that the user did not set."""
@@ -273,8 +278,18 @@ def _derive(
         yield "optim.warmup_steps", steps // 10, "a tenth of the steps"
     if "checkpoint.every_steps" not in given:
         yield "checkpoint.every_steps", max(steps // 4, 1), "a quarter of the steps"
+
+
+def _derive_for_few_images(
+    recipe: Recipe, *, given: Collection[str]
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield the same for fields whose value does not depend on the number."""
+    is_free = "data.copy_paste" not in given and not recipe.data.copy_paste
+    if is_free and recipe.model.task == "instance":
+        reason = "objects of another photo are pasted into half of the photos"
+        yield "data.copy_paste", COPY_PASTE, reason
     if recipe.model.backbone.norm in {"batch", "sync"} and "model.backbone.norm" not in given:
-        reason = f"{batch} images have poorer statistics than those of its training"
+        reason = "batches this small have poorer statistics than those of its training"
         yield "model.backbone.norm", "frozen", reason
 
 

@@ -176,6 +176,7 @@ def test_what_the_user_sets_stays_and_the_rest_follows(print_recipe, notices):
         "--optim.schedule",
         "--optim.warmup-steps",
         "--checkpoint.every-steps",
+        "--data.copy-paste",
     ]
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from bsm.configs.instance import MaskRCNNConfig
+from bsm.configs.semantic import DeepLabConfig
 from pipeline.errors import RecipeError
-from pipeline.recipe import OptimConfig, Recipe, ScaleConfig
+from pipeline.recipe import DataConfig, OptimConfig, Recipe, ScaleConfig
 from pipeline.training.finetune import fit_to_images, name_run
 
 SGD = OptimConfig()
@@ -48,6 +49,14 @@ def test_another_optimizer_needs_a_rate_of_its_own():
         derive(60, "optim.optimizer", optim=ADAM)
     optim = derive(60, "optim.optimizer", "optim.lr_per_image", optim=ADAM).optim
     assert optim.lr_per_image == ADAM.lr_per_image
+
+
+def test_objects_are_pasted_unless_the_user_or_the_models_recipe_says_otherwise():
+    assert derive(60).data.copy_paste == 0.5
+    assert derive(60, "data.copy_paste").data.copy_paste == 0
+    assert derive(60, data=DataConfig(copy_paste=0.2)).data.copy_paste == 0.2
+    semantic = derive(60, model=DeepLabConfig())
+    assert semantic.data.copy_paste == 0
 
 
 def test_statistics_of_norms_are_frozen_unless_the_user_says_otherwise():

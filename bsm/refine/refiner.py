@@ -7,12 +7,15 @@ logits that the given mask has by itself, so at initialization the mask comes ou
 N images, T target slots, R crops, S side of a crop
 """
 
+import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bsm.backbone import build_backbone, extract_features
+from bsm.backbone_norms import fold_norms
 from bsm.configs.refine import RefinerConfig
 from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig
 from bsm.guided_flow import flow_targets_from_distance, guided_flow_losses
@@ -49,8 +52,9 @@ class Refiner(nn.Module):
         self.trunk, stages = build_backbone(config.backbone)
         w1, w2, w4, w8, w16, w32 = config.widths
         channels = [stage["num_chs"] for stage in stages]
-        self.pixels = _build_block(3 + _GIVEN_CHANNELS, w1)
-        self.stem = _build_block(3 + _GIVEN_CHANNELS, w2)
+        at_once = (3 + _GIVEN_CHANNELS) * config.cell_px**2
+        self.pixels = _build_block(at_once, w1)
+        self.stem = _build_block(at_once, w2)
         self.joins = nn.ModuleList(
             _build_block(c + _GIVEN_CHANNELS, w, side=1)
             for c, w in zip(channels, (w4, w8, w16, w32), strict=True)
@@ -79,7 +83,7 @@ class Refiner(nn.Module):
             )
         self.narrow = _build_block(w2, w1, side=1)
         self.last = _build_block(2 * w1, w1)
-        self.correction = nn.Conv2d(w1, 1, 3, padding=1)
+        self.correction = nn.Conv2d(w1, config.cell_px**2, 3, padding=1)
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
         self.pixel_mean: Tensor
@@ -112,31 +116,34 @@ class Refiner(nn.Module):
 
         Args:
             pixels: RGB, 0 to 255.
-            masks: 0/1; S is a multiple of 32.
+            masks: 0/1; S is a multiple of 32 cells.
         """
         return self._decode(pixels, masks)[0]
 
     def _decode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, SqueezedFeatures | None]:
+        cell = self.config.cell_px
         x = (pixels - self.pixel_mean) / self.pixel_std
         distance = clipped_distance(masks, reach=_REACH)
         given = torch.stack([masks - 0.5, distance / _REACH, (distance / _NEAR).clamp(-1, 1)], 1)
-        everything = torch.cat([x, given], 1)
-        half = F.avg_pool2d(everything, 2)
-        pooled = half[:, 3:]
-        joined = []
+        everything = F.pixel_unshuffle(torch.cat([x, given], 1), cell)
+        everything = everything.contiguous(memory_format=torch.channels_last)
+        if cell > 1:
+            x, given = F.avg_pool2d(x, cell), F.avg_pool2d(given, cell)
+        x = x.contiguous(memory_format=torch.channels_last)
+        pooled, joined = F.avg_pool2d(given, 2), []
         for feature, join in zip(extract_features(self.trunk, x), self.joins, strict=True):
             pooled = F.avg_pool2d(pooled, 2)
             joined.append(join(torch.cat([feature, pooled], 1)))
-        y = joined[-1]
-        for finer, merge in zip((*joined[-2::-1], self.stem(half)), self.merges, strict=True):
+        y, stem = joined[-1], self.stem(F.avg_pool2d(everything, 2))
+        for finer, merge in zip((*joined[-2::-1], stem), self.merges, strict=True):
             y = merge(torch.cat([F.interpolate(y, scale_factor=2.0, mode="nearest"), finer], 1))
         fine, squeezed = self.pixels(everything), None
         if self.squeeze is not None:
             squeezed = self.squeeze(y, fine)
             y = squeezed.refined
         y = F.interpolate(self.narrow(y), scale_factor=2.0, mode="bilinear", align_corners=False)
-        logits = self.correction(self.last(torch.cat([y, fine], 1)))[:, 0]
-        return logits + distance.clamp(-6, 6) / 2, squeezed
+        corrected = F.pixel_shuffle(self.correction(self.last(torch.cat([y, fine], 1))), cell)
+        return corrected[:, 0] + distance.clamp(-6, 6) / 2, squeezed
 
     def _compute_losses(
         self, logits: Tensor, squeezed: SqueezedFeatures | None, crops: TrainingCrops
@@ -158,7 +165,8 @@ class Refiner(nn.Module):
     def _compute_squeeze_losses(
         self, squeezed: SqueezedFeatures, distance: Tensor, weights: Tensor
     ) -> dict[str, Tensor]:
-        d = F.avg_pool2d(distance[:, None], 2)[:, 0] / 2
+        side = 2 * self.config.cell_px
+        d = F.avg_pool2d(distance[:, None], side)[:, 0] / side
         wanted = {
             "boundary": d.abs() < 0.75,
             "contraction": (d < 0) & (d > -_BAND),
@@ -174,6 +182,14 @@ class Refiner(nn.Module):
             config = GuidedFlowConfig(weight=_BAND_WEIGHT)
             losses |= guided_flow_losses(squeezed.flows, targets, config=config, weights=weights)
         return losses
+
+
+def fold_for_inference(model: Refiner) -> Refiner:
+    """Return a copy that shares all but the backbone, whose frozen norms its convolutions do."""
+    copied = copy.copy(model)
+    # A shallow copy of a module shares the dict of its parts.
+    copied._modules = {**model._modules, "trunk": fold_norms(model.trunk)}  # noqa: SLF001
+    return copied
 
 
 def _build_block(in_channels: int, channels: int, *, side: int = 3) -> nn.Sequential:

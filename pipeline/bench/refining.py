@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bsm.backbone import extract_features
 from bsm.configs.refine import RefinerConfig
@@ -22,21 +23,32 @@ class _BackboneAlone(Refiner):
     """Computes the features of the crops, and returns the given masks."""
 
     def predict(self, pixels: Tensor, masks: Tensor) -> Tensor:
-        extract_features(self.trunk, (pixels - self.pixel_mean) / self.pixel_std)
+        x = F.avg_pool2d((pixels - self.pixel_mean) / self.pixel_std, self.config.cell_px)
+        extract_features(self.trunk, x.contiguous(memory_format=torch.channels_last))
         return masks - 0.5
 
 
-def bench_refiner(*, masks: int, rounds: int, print_line: Callable[[str], None]) -> Result:
-    """Time the masks of one photo: as our recipe refines them, and cheaper."""
+def bench_refiner(
+    config: RefinerConfig, *, masks: int, rounds: int, print_line: Callable[[str], None]
+) -> Result:
+    """Time the masks of one photo: as our recipe refines them, parts of that, and other recipes.
+
+    Args:
+        config: of our recipe; its weights are not read.
+        masks: of the photo.
+        rounds: that count.
+        print_line: called with a line after each round.
+    """
     torch.manual_seed(0)
     image = torch.randint(0, 256, (3, *SIZE_HW), dtype=torch.uint8)
     given = _draw_disks(masks)
-    config = RefinerConfig()
+    config = replace(config, backbone=replace(config.backbone, weights=""))
     models = {
         "refiner": Refiner(config),
         "its backbone alone": _BackboneAlone(config),
         "without the squeeze": Refiner(replace(config, squeeze="none")),
         "crops of 128 px": Refiner(replace(config, crop_px=(128,))),
+        "cells of 1 px": Refiner(replace(config, cell_px=1)),
     }
 
     def make(model: Refiner) -> Case:

@@ -30,13 +30,16 @@ class RefinerConfig(Config):
     )
     """Any timm backbone with features at strides 4 to 32."""
     widths: tuple[_Width, _Width, _Width, _Width, _Width, _Width] = (16, 24, 40, 64, 96, 96)
-    """Channels of the decoder at strides 1, 2, 4, 8, 16 and 32."""
-    cell_px: Literal[1, 2, 4] = 1
-    """Side of the network's finest cell in pixels of the crop. Above 1 the pixels of a cell are its
-    channels, and the backbone sees the crop reduced by as much: a fraction of the cost."""
+    """Channels of the decoder at strides 1, 2, 4, 8, 16 and 32; with cells of 2 px the first is not
+    used."""
+    cell_px: Literal[1, 2] = 1
+    """Side of the decoder's finest cell in pixels of the crop. With 2 nothing is computed at stride
+    1: the four pixels of a cell are its channels."""
+    backbone_px: _CropPx = 1024
+    """Largest side at which the backbone sees a crop; it sees larger ones reduced to it."""
     squeeze: Literal["none", "plain", "guided"] = "guided"
-    """Squeeze the feature at stride 2 from both sides of the outline: not at all, without flows, or
-    with flows that the distance to the outline guides."""
+    """Squeeze the feature of the second finest stride from both sides of the outline: not at all,
+    without flows, or with flows that the distance to the outline guides."""
     context: Annotated[float, Ge(1)] = 1.3
     """Side of a crop in longer sides of the mask's box."""
     train_px: _CropPx = 128
@@ -58,13 +61,6 @@ class RefinerConfig(Config):
 
     def find_problems(self) -> Iterator[tuple[str, str]]:
         """Check the order of sides, and that parts are left out of something."""
-        multiple = 32 * self.cell_px
-        for name, sides in (("train_px", (self.train_px,)), ("crop_px", self.crop_px)):
-            if any(side % multiple for side in sides):
-                yield (
-                    name,
-                    f"must be multiples of {multiple} with cells of {self.cell_px} px, got {sides}",
-                )
         if list(self.crop_px) != sorted(set(self.crop_px)):
             yield "crop_px", f"must increase, got {self.crop_px}"
         if self.weights_leave_out and not self.weights:

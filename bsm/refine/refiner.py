@@ -8,6 +8,8 @@ N images, T target slots, R crops, S side of a crop
 """
 
 import copy
+import itertools
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -50,18 +52,19 @@ class Refiner(nn.Module):
         self.config = config
         # The timm model, named "trunk" as in detectors.
         self.trunk, stages = build_backbone(config.backbone)
-        w1, w2, w4, w8, w16, w32 = config.widths
+        widths = config.widths[config.cell_px.bit_length() - 1 :]
+        w1, w2 = widths[:2]
         channels = [stage["num_chs"] for stage in stages]
-        at_once = (3 + _GIVEN_CHANNELS) * config.cell_px**2
-        self.pixels = _build_block(at_once, w1)
-        self.stem = _build_block(at_once, w2)
+        self.pixels = _build_block((3 + _GIVEN_CHANNELS) * config.cell_px**2, w1)
+        # Without it the second finest stride is the backbone's finest.
+        self.stem = _build_block(3 + _GIVEN_CHANNELS, w2) if config.cell_px == 1 else None
         self.joins = nn.ModuleList(
             _build_block(c + _GIVEN_CHANNELS, w, side=1)
-            for c, w in zip(channels, (w4, w8, w16, w32), strict=True)
+            for c, w in zip(channels, widths[-len(channels) :], strict=True)
         )
         self.merges = nn.ModuleList(
             _build_block(coarse + fine, fine)
-            for coarse, fine in ((w32, w16), (w16, w8), (w8, w4), (w4, w2))
+            for fine, coarse in reversed(list(itertools.pairwise(widths[1:])))
         )
         self.squeeze: LightBoundarySqueeze | None = None
         if config.squeeze != "none":
@@ -116,34 +119,45 @@ class Refiner(nn.Module):
 
         Args:
             pixels: RGB, 0 to 255.
-            masks: 0/1; S is a multiple of 32 cells.
+            masks: 0/1; S is a multiple of 32.
         """
         return self._decode(pixels, masks)[0]
 
     def _decode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, SqueezedFeatures | None]:
-        cell = self.config.cell_px
         x = (pixels - self.pixel_mean) / self.pixel_std
         distance = clipped_distance(masks, reach=_REACH)
         given = torch.stack([masks - 0.5, distance / _REACH, (distance / _NEAR).clamp(-1, 1)], 1)
-        everything = F.pixel_unshuffle(torch.cat([x, given], 1), cell)
-        everything = everything.contiguous(memory_format=torch.channels_last)
-        if cell > 1:
-            x, given = F.avg_pool2d(x, cell), F.avg_pool2d(given, cell)
-        x = x.contiguous(memory_format=torch.channels_last)
-        pooled, joined = F.avg_pool2d(given, 2), []
-        for feature, join in zip(extract_features(self.trunk, x), self.joins, strict=True):
-            pooled = F.avg_pool2d(pooled, 2)
-            joined.append(join(torch.cat([feature, pooled], 1)))
-        y, stem = joined[-1], self.stem(F.avg_pool2d(everything, 2))
-        for finer, merge in zip((*joined[-2::-1], stem), self.merges, strict=True):
+        everything = torch.cat([x, given], 1)
+        levels = self._join(self.extract(x), F.avg_pool2d(given, 2))
+        if self.stem is not None:
+            levels.insert(0, self.stem(F.avg_pool2d(everything, 2)))
+        y = levels.pop()
+        for finer, merge in zip(reversed(levels), self.merges, strict=True):
             y = merge(torch.cat([F.interpolate(y, scale_factor=2.0, mode="nearest"), finer], 1))
-        fine, squeezed = self.pixels(everything), None
+        cell = self.config.cell_px
+        everything = F.pixel_unshuffle(everything, cell)
+        fine, squeezed = self.pixels(_order_channels_last(everything)), None
         if self.squeeze is not None:
             squeezed = self.squeeze(y, fine)
             y = squeezed.refined
         y = F.interpolate(self.narrow(y), scale_factor=2.0, mode="bilinear", align_corners=False)
         corrected = F.pixel_shuffle(self.correction(self.last(torch.cat([y, fine], 1))), cell)
         return corrected[:, 0] + distance.clamp(-6, 6) / 2, squeezed
+
+    def extract(self, x: Float[Tensor, "R 3 S S"]) -> list[Tensor]:
+        """Extract the backbone's features of crops of normalized pixels, finest first."""
+        side = self.config.backbone_px
+        if x.shape[-1] > side:
+            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+        return extract_features(self.trunk, _order_channels_last(x))
+
+    def _join(self, features: Sequence[Tensor], given: Tensor) -> list[Tensor]:
+        """Join features with the given masks (R, 3, S / 2, S / 2)."""
+        joined = []
+        for feature, join in zip(features, self.joins, strict=True):
+            given = F.avg_pool2d(given, 2)
+            joined.append(join(torch.cat([_resize(feature, given.shape[-1]), given], 1)))
+        return joined
 
     def _compute_losses(
         self, logits: Tensor, squeezed: SqueezedFeatures | None, crops: TrainingCrops
@@ -182,6 +196,17 @@ class Refiner(nn.Module):
             config = GuidedFlowConfig(weight=_BAND_WEIGHT)
             losses |= guided_flow_losses(squeezed.flows, targets, config=config, weights=weights)
         return losses
+
+
+def _order_channels_last(x: Tensor) -> Tensor:
+    """Store the channels of a cell side by side, which convolutions on a CPU compute faster."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _resize(feature: Tensor, side: int) -> Tensor:
+    if feature.shape[-1] == side:
+        return feature
+    return F.interpolate(feature, (side, side), mode="bilinear", align_corners=False)
 
 
 def fold_for_inference(model: Refiner) -> Refiner:

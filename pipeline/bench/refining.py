@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from bsm.backbone import extract_features
 from bsm.configs.refine import RefinerConfig
 from bsm.refine.refine import refine_masks
 from bsm.refine.refiner import Refiner
@@ -23,18 +21,23 @@ class _BackboneAlone(Refiner):
     """Computes the features of the crops, and returns the given masks."""
 
     def predict(self, pixels: Tensor, masks: Tensor) -> Tensor:
-        x = F.avg_pool2d((pixels - self.pixel_mean) / self.pixel_std, self.config.cell_px)
-        extract_features(self.trunk, x.contiguous(memory_format=torch.channels_last))
+        self.extract((pixels - self.pixel_mean) / self.pixel_std)
         return masks - 0.5
 
 
 def bench_refiner(
-    config: RefinerConfig, *, masks: int, rounds: int, print_line: Callable[[str], None]
+    *,
+    sharp: RefinerConfig,
+    fast: RefinerConfig,
+    masks: int,
+    rounds: int,
+    print_line: Callable[[str], None],
 ) -> Result:
-    """Time the masks of one photo: as our recipe refines them, parts of that, and other recipes.
+    """Time the masks of one photo: as our two recipes refine them, and variants of these.
 
     Args:
-        config: of our recipe; its weights are not read.
+        sharp: the recipe; no weights are read.
+        fast: the recipe that has a bar.
         masks: of the photo.
         rounds: that count.
         print_line: called with a line after each round.
@@ -42,13 +45,16 @@ def bench_refiner(
     torch.manual_seed(0)
     image = torch.randint(0, 256, (3, *SIZE_HW), dtype=torch.uint8)
     given = _draw_disks(masks)
-    config = replace(config, backbone=replace(config.backbone, weights=""))
+    sharp, fast = (
+        replace(each, backbone=replace(each.backbone, weights="")) for each in (sharp, fast)
+    )
     models = {
-        "refiner": Refiner(config),
-        "its backbone alone": _BackboneAlone(config),
-        "without the squeeze": Refiner(replace(config, squeeze="none")),
-        "crops of 128 px": Refiner(replace(config, crop_px=(128,))),
-        "cells of 1 px": Refiner(replace(config, cell_px=1)),
+        "fast refiner": Refiner(fast),
+        "its backbone alone": _BackboneAlone(fast),
+        "the same with the guided squeeze": Refiner(replace(fast, squeeze="guided")),
+        "refiner": Refiner(sharp),
+        "the same without the squeeze": Refiner(replace(sharp, squeeze="none")),
+        "the same with crops of 128 px": Refiner(replace(sharp, crop_px=(128,))),
     }
 
     def make(model: Refiner) -> Case:
@@ -58,7 +64,7 @@ def bench_refiner(
     cases = {"detector": make_detector_case(masks)}
     cases |= {name: make(model) for name, model in models.items()}
     runs = time_in_turn(cases, rounds=rounds, warm_ups=0, print_line=print_line)
-    limits = {"refiner": 0.35}
+    limits = {"fast refiner": 0.35}
     bars = [Bar(over=name, under="detector", at_most=limits.get(name)) for name in models]
     return report(runs, bars, size_hw=SIZE_HW, masks=masks)
 

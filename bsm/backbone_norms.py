@@ -111,17 +111,18 @@ _IN_ORDER = (
 def fold_norms(backbone: nn.Module) -> nn.Module:
     """Return a copy for inference whose convolutions do what the frozen norms after them did.
 
-    It shares no weights with the backbone. Other norms, and frozen ones elsewhere, stay.
+    Other norms, and frozen ones elsewhere, stay. A backbone without frozen norms is returned as it
+    is.
     """
+    if not any(isinstance(module, _FROZEN) for module in backbone.modules()):
+        return backbone
     folded = copy.deepcopy(backbone)
     for module in folded.modules():
         if type(module) not in _IN_ORDER:
             continue
         children = list(module.named_children())
         for (_, conv), (name, norm) in itertools.pairwise(children):
-            if isinstance(conv, nn.Conv2d) and isinstance(
-                norm, FrozenBatchNorm2d | FrozenBatchNormAct2d
-            ):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, _FROZEN):
                 _fold(conv, norm)
                 setattr(module, name, getattr(norm, "act", nn.Identity()))
     return folded

@@ -3,8 +3,8 @@
 
 ray job submit --working-dir . -- python jobs/refine_coco_fast.py --data.root s3://data/coco
 
-The backbone sees crops at up to 128 px, the finest cells of the decoder have four pixels, and there
-is no squeeze. docs/refine.md compares the two.
+The finest cells of its decoder have four pixels, its crops are smaller and it has no squeeze.
+docs/refine.md compares the two.
 """
 
 from dataclasses import replace
@@ -16,8 +16,7 @@ from pipeline import main
 MODEL = replace(
     SHARP,
     cell_px=2,
-    backbone_px=128,
-    crop_px=(128, 192),
+    crop_px=(128, 160),
     widths=(8, 16, 32, 48, 64, 64),
     squeeze="none",
 )

@@ -35,8 +35,6 @@ class RefinerConfig(Config):
     cell_px: Literal[1, 2] = 1
     """Side of the decoder's finest cell in pixels of the crop. With 2 nothing is computed at stride
     1: the four pixels of a cell are its channels."""
-    backbone_px: _CropPx = 1024
-    """Largest side at which the backbone sees a crop; it sees larger ones reduced to it."""
     squeeze: Literal["none", "plain", "guided"] = "guided"
     """Squeeze the feature of the second finest stride from both sides of the outline: not at all,
     without flows, or with flows that the distance to the outline guides."""

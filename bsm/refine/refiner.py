@@ -1,15 +1,15 @@
 """The refiner: from a crop of a photo and a given mask to a sharper mask.
 
 A backbone sees the photo. At each of its strides the given mask and the distance to its outline are
-joined to the features, and a narrow decoder goes up to the pixels of the crop. It corrects the
-logits that the given mask has by itself, so at initialization the mask comes out as it went in.
+joined to the features, and a narrow decoder goes up to the pixels of the crop, or to cells of four
+pixels that go in and come out as channels. It corrects the logits that the given mask has by itself,
+so at initialization the mask comes out as it went in.
 
 N images, T target slots, R crops, S side of a crop
 """
 
 import copy
 import itertools
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -56,7 +56,7 @@ class Refiner(nn.Module):
         w1, w2 = widths[:2]
         channels = [stage["num_chs"] for stage in stages]
         self.pixels = _build_block((3 + _GIVEN_CHANNELS) * config.cell_px**2, w1)
-        # Without it the second finest stride is the backbone's finest.
+        # With larger cells the second finest stride is the finest of the backbone.
         self.stem = _build_block(3 + _GIVEN_CHANNELS, w2) if config.cell_px == 1 else None
         self.joins = nn.ModuleList(
             _build_block(c + _GIVEN_CHANNELS, w, side=1)
@@ -128,9 +128,10 @@ class Refiner(nn.Module):
         distance = clipped_distance(masks, reach=_REACH)
         given = torch.stack([masks - 0.5, distance / _REACH, (distance / _NEAR).clamp(-1, 1)], 1)
         everything = torch.cat([x, given], 1)
-        levels = self._join(self.extract(x), F.avg_pool2d(given, 2))
+        half = F.avg_pool2d(everything, 2)
+        levels = self._join(x, half[:, 3:])
         if self.stem is not None:
-            levels.insert(0, self.stem(F.avg_pool2d(everything, 2)))
+            levels.insert(0, self.stem(half))
         y = levels.pop()
         for finer, merge in zip(reversed(levels), self.merges, strict=True):
             y = merge(torch.cat([F.interpolate(y, scale_factor=2.0, mode="nearest"), finer], 1))
@@ -144,19 +145,12 @@ class Refiner(nn.Module):
         corrected = F.pixel_shuffle(self.correction(self.last(torch.cat([y, fine], 1))), cell)
         return corrected[:, 0] + distance.clamp(-6, 6) / 2, squeezed
 
-    def extract(self, x: Float[Tensor, "R 3 S S"]) -> list[Tensor]:
-        """Extract the backbone's features of crops of normalized pixels, finest first."""
-        side = self.config.backbone_px
-        if x.shape[-1] > side:
-            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-        return extract_features(self.trunk, _order_channels_last(x))
-
-    def _join(self, features: Sequence[Tensor], given: Tensor) -> list[Tensor]:
-        """Join features with the given masks (R, 3, S / 2, S / 2)."""
-        joined = []
+    def _join(self, x: Tensor, given: Tensor) -> list[Tensor]:
+        """Join the features of pixels (R, 3, S, S) with the given masks (R, 3, S / 2, S / 2)."""
+        features, joined = extract_features(self.trunk, _order_channels_last(x)), []
         for feature, join in zip(features, self.joins, strict=True):
             given = F.avg_pool2d(given, 2)
-            joined.append(join(torch.cat([_resize(feature, given.shape[-1]), given], 1)))
+            joined.append(join(torch.cat([feature, given], 1)))
         return joined
 
     def _compute_losses(
@@ -201,12 +195,6 @@ class Refiner(nn.Module):
 def _order_channels_last(x: Tensor) -> Tensor:
     """Store the channels of a cell side by side, which convolutions on a CPU compute faster."""
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _resize(feature: Tensor, side: int) -> Tensor:
-    if feature.shape[-1] == side:
-        return feature
-    return F.interpolate(feature, (side, side), mode="bilinear", align_corners=False)
 
 
 def fold_for_inference(model: Refiner) -> Refiner:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bsm.backbone import extract_features
 from bsm.configs.refine import RefinerConfig
 from bsm.refine.refine import refine_masks
 from bsm.refine.refiner import Refiner
@@ -21,7 +22,8 @@ class _BackboneAlone(Refiner):
     """Computes the features of the crops, and returns the given masks."""
 
     def predict(self, pixels: Tensor, masks: Tensor) -> Tensor:
-        self.extract((pixels - self.pixel_mean) / self.pixel_std)
+        x = (pixels - self.pixel_mean) / self.pixel_std
+        extract_features(self.trunk, x.contiguous(memory_format=torch.channels_last))
         return masks - 0.5
 
 

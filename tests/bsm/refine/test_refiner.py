@@ -27,8 +27,6 @@ def tiny_refiner(squeeze: str = "none", cell_px: int = 1, **values) -> RefinerCo
         squeeze=squeeze,
         cell_px=cell_px,
         train_px=64,
-        # Crops of 96 px are larger than what the backbone sees.
-        backbone_px=64 if cell_px == 2 else 1024,
         crop_px=(64, 96),
         **values,
     )

@@ -28,12 +28,14 @@ class Window(NamedTuple):
 
     def overlap(self, size_hw: tuple[int, int]) -> tuple[_Part, _Part]:
         """Return the rows and columns of the photo that it covers, and the same of the square."""
-        corner, of_photo, of_window = (self.top, self.left), [], []
-        for start, side in zip(corner, size_hw, strict=True):
-            first, last = max(start, 0), min(start + self.extent, side)
-            of_photo.append(slice(first, last))
-            of_window.append(slice(first - start, last - start))
-        return tuple(of_photo), tuple(of_window)
+        rows, own_rows = _clip(self.top, self.extent, side=size_hw[0])
+        columns, own_columns = _clip(self.left, self.extent, side=size_hw[1])
+        return (rows, columns), (own_rows, own_columns)
+
+
+def _clip(start: int, extent: int, *, side: int) -> _Part:
+    first, last = max(start, 0), min(start + extent, side)
+    return slice(first, last), slice(first - start, last - start)
 
 
 def boxes_to_crops(boxes_xyxy: Float[Tensor, "R 4"], *, scale: float) -> Float[Tensor, "R 4"]:

@@ -2,8 +2,8 @@
 
 A backbone sees the photo. At each of its strides the given mask and the distance to its outline are
 joined to the features, and a narrow decoder goes up to the pixels of the crop, or to cells of four
-pixels that go in and come out as channels. It corrects the logits that the given mask has by itself,
-so at initialization the mask comes out as it went in.
+pixels that go in and come out as channels. It corrects the logits that the given mask has by
+itself, so at initialization the mask comes out as it went in.
 
 N images, T target slots, R crops, S side of a crop
 """

@@ -1,16 +1,22 @@
 """The norms of a backbone: converted to another kind, frozen, or applied in place."""
 
+import copy
+import itertools
 import math
 from typing import Any
 
 from timm.layers.norm_act import (
     BatchNormAct2d,
+    FrozenBatchNormAct2d,
     GroupNormAct,
     convert_sync_batchnorm,
     freeze_batch_norm_2d,
 )
+from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, InvertedResidual
+from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
 _GROUPS = 32
@@ -92,6 +98,46 @@ def apply_norms_in_place(backbone: nn.Module) -> None:
                 _replace_norm(module.downsample, str(len(module.downsample) - 1))
     if isinstance(getattr(backbone, "conv1", None), nn.Conv2d):
         _replace_norm(backbone, "bn1")
+
+
+_FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
+_IN_ORDER = (
+    *(nn.Sequential, Bottleneck, BasicBlock),
+    *(EfficientNetFeatures, ConvBnAct, DepthwiseSeparableConv, InvertedResidual),
+)
+"""Modules in which a norm right after a convolution reads its output, and nothing else does."""
+
+
+def fold_norms(backbone: nn.Module) -> nn.Module:
+    """Return a copy for inference whose convolutions do what the frozen norms after them did.
+
+    Other norms, and frozen ones elsewhere, stay. A backbone without frozen norms is returned as it
+    is.
+    """
+    if not any(isinstance(module, _FROZEN) for module in backbone.modules()):
+        return backbone
+    folded = copy.deepcopy(backbone)
+    for module in folded.modules():
+        if type(module) not in _IN_ORDER:
+            continue
+        children = list(module.named_children())
+        for (_, conv), (name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, _FROZEN):
+                _fold(conv, norm)
+                setattr(module, name, getattr(norm, "act", nn.Identity()))
+    return folded
+
+
+def _fold(conv: nn.Conv2d, norm: Any) -> None:  # noqa: ANN401  two classes without a base
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
 
 
 def _replace_norm(parent: nn.Module, name: str) -> None:

@@ -373,10 +373,14 @@ def refiner(*, masks: int = 100, rounds: int = 2, threads: int = 1) -> Result:
         rounds: that count.
         threads: of torch.
     """
+    from jobs.refine_coco import MODEL as SHARP
+    from jobs.refine_coco_fast import MODEL as FAST
     from pipeline.bench import refining as bench
 
     _set_threads(threads)
-    return bench.bench_refiner(masks=masks, rounds=rounds, print_line=_print_line)
+    return bench.bench_refiner(
+        sharp=SHARP, fast=FAST, masks=masks, rounds=rounds, print_line=_print_line
+    )
 
 
 BENCHMARKS: dict[str, Verb] = {

@@ -17,10 +17,11 @@ from pipeline import main
 from pipeline.recipe import DataConfig, OptimConfig, Recipe, ScaleConfig, TrackingConfig
 
 DEFAULTS = RefinerConfig()
+MODEL = replace(DEFAULTS, backbone=replace(DEFAULTS.backbone, weights="timm"))
 
 RECIPE = Recipe(
     name="refine_coco",
-    model=replace(DEFAULTS, backbone=replace(DEFAULTS.backbone, weights="timm")),
+    model=MODEL,
     data=DataConfig(
         root="data/coco",
         train_split="train2017",

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from bsm.configs.shared import BackboneConfig
 from jobs.quickstart import RECIPE as QUICKSTART
+from jobs.refine_coco import MODEL
 from jobs.refine_coco import RECIPE as COCO
 from pipeline import main
 from pipeline.recipe import DataConfig, EvaluationConfig
@@ -20,7 +21,7 @@ RECIPE = replace(
     name="refine_shapes",
     storage=QUICKSTART.storage,
     model=replace(
-        COCO.model,
+        MODEL,
         backbone=BackboneConfig(name="resnet10t", norm="group", freeze_at=0),
         train_px=96,
         crop_px=(96, 128),

@@ -30,10 +30,14 @@ class RefinerConfig(Config):
     )
     """Any timm backbone with features at strides 4 to 32."""
     widths: tuple[_Width, _Width, _Width, _Width, _Width, _Width] = (16, 24, 40, 64, 96, 96)
-    """Channels of the decoder at strides 1, 2, 4, 8, 16 and 32."""
+    """Channels of the decoder at strides 1, 2, 4, 8, 16 and 32; with cells of 2 px the first is not
+    used."""
+    cell_px: Literal[1, 2] = 1
+    """Side of the decoder's finest cell in pixels of the crop. With 2 nothing is computed at stride
+    1: the four pixels of a cell are its channels."""
     squeeze: Literal["none", "plain", "guided"] = "guided"
-    """Squeeze the feature at stride 2 from both sides of the outline: not at all, without flows, or
-    with flows that the distance to the outline guides."""
+    """Squeeze the feature of the second finest stride from both sides of the outline: not at all,
+    without flows, or with flows that the distance to the outline guides."""
     context: Annotated[float, Ge(1)] = 1.3
     """Side of a crop in longer sides of the mask's box."""
     train_px: _CropPx = 128

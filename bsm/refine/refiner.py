@@ -1,11 +1,15 @@
 """The refiner: from a crop of a photo and a given mask to a sharper mask.
 
 A backbone sees the photo. At each of its strides the given mask and the distance to its outline are
-joined to the features, and a narrow decoder goes up to the pixels of the crop. It corrects the
-logits that the given mask has by itself, so at initialization the mask comes out as it went in.
+joined to the features, and a narrow decoder goes up to the pixels of the crop, or to cells of four
+pixels that go in and come out as channels. It corrects the logits that the given mask has by
+itself, so at initialization the mask comes out as it went in.
 
 N images, T target slots, R crops, S side of a crop
 """
+
+import copy
+import itertools
 
 import torch
 from jaxtyping import Float
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bsm.backbone import build_backbone, extract_features
+from bsm.backbone_norms import fold_norms
 from bsm.configs.refine import RefinerConfig
 from bsm.configs.shared import GuidedFlowConfig, SqueezeConfig
 from bsm.guided_flow import flow_targets_from_distance, guided_flow_losses
@@ -47,17 +52,19 @@ class Refiner(nn.Module):
         self.config = config
         # The timm model, named "trunk" as in detectors.
         self.trunk, stages = build_backbone(config.backbone)
-        w1, w2, w4, w8, w16, w32 = config.widths
+        widths = config.widths[config.cell_px.bit_length() - 1 :]
+        w1, w2 = widths[:2]
         channels = [stage["num_chs"] for stage in stages]
-        self.pixels = _build_block(3 + _GIVEN_CHANNELS, w1)
-        self.stem = _build_block(3 + _GIVEN_CHANNELS, w2)
+        self.pixels = _build_block((3 + _GIVEN_CHANNELS) * config.cell_px**2, w1)
+        # With larger cells the second finest stride is the finest of the backbone.
+        self.stem = _build_block(3 + _GIVEN_CHANNELS, w2) if config.cell_px == 1 else None
         self.joins = nn.ModuleList(
             _build_block(c + _GIVEN_CHANNELS, w, side=1)
-            for c, w in zip(channels, (w4, w8, w16, w32), strict=True)
+            for c, w in zip(channels, widths[-len(channels) :], strict=True)
         )
         self.merges = nn.ModuleList(
             _build_block(coarse + fine, fine)
-            for coarse, fine in ((w32, w16), (w16, w8), (w8, w4), (w4, w2))
+            for fine, coarse in reversed(list(itertools.pairwise(widths[1:])))
         )
         self.squeeze: LightBoundarySqueeze | None = None
         if config.squeeze != "none":
@@ -79,7 +86,7 @@ class Refiner(nn.Module):
             )
         self.narrow = _build_block(w2, w1, side=1)
         self.last = _build_block(2 * w1, w1)
-        self.correction = nn.Conv2d(w1, 1, 3, padding=1)
+        self.correction = nn.Conv2d(w1, config.cell_px**2, 3, padding=1)
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
         self.pixel_mean: Tensor
@@ -122,21 +129,29 @@ class Refiner(nn.Module):
         given = torch.stack([masks - 0.5, distance / _REACH, (distance / _NEAR).clamp(-1, 1)], 1)
         everything = torch.cat([x, given], 1)
         half = F.avg_pool2d(everything, 2)
-        pooled = half[:, 3:]
-        joined = []
-        for feature, join in zip(extract_features(self.trunk, x), self.joins, strict=True):
-            pooled = F.avg_pool2d(pooled, 2)
-            joined.append(join(torch.cat([feature, pooled], 1)))
-        y = joined[-1]
-        for finer, merge in zip((*joined[-2::-1], self.stem(half)), self.merges, strict=True):
+        levels = self._join(x, half[:, 3:])
+        if self.stem is not None:
+            levels.insert(0, self.stem(half))
+        y = levels.pop()
+        for finer, merge in zip(reversed(levels), self.merges, strict=True):
             y = merge(torch.cat([F.interpolate(y, scale_factor=2.0, mode="nearest"), finer], 1))
-        fine, squeezed = self.pixels(everything), None
+        cell = self.config.cell_px
+        everything = F.pixel_unshuffle(everything, cell)
+        fine, squeezed = self.pixels(_order_channels_last(everything)), None
         if self.squeeze is not None:
             squeezed = self.squeeze(y, fine)
             y = squeezed.refined
         y = F.interpolate(self.narrow(y), scale_factor=2.0, mode="bilinear", align_corners=False)
-        logits = self.correction(self.last(torch.cat([y, fine], 1)))[:, 0]
-        return logits + distance.clamp(-6, 6) / 2, squeezed
+        corrected = F.pixel_shuffle(self.correction(self.last(torch.cat([y, fine], 1))), cell)
+        return corrected[:, 0] + distance.clamp(-6, 6) / 2, squeezed
+
+    def _join(self, x: Tensor, given: Tensor) -> list[Tensor]:
+        """Join the features of pixels (R, 3, S, S) with the given masks (R, 3, S / 2, S / 2)."""
+        features, joined = extract_features(self.trunk, _order_channels_last(x)), []
+        for feature, join in zip(features, self.joins, strict=True):
+            given = F.avg_pool2d(given, 2)
+            joined.append(join(torch.cat([feature, given], 1)))
+        return joined
 
     def _compute_losses(
         self, logits: Tensor, squeezed: SqueezedFeatures | None, crops: TrainingCrops
@@ -158,7 +173,8 @@ class Refiner(nn.Module):
     def _compute_squeeze_losses(
         self, squeezed: SqueezedFeatures, distance: Tensor, weights: Tensor
     ) -> dict[str, Tensor]:
-        d = F.avg_pool2d(distance[:, None], 2)[:, 0] / 2
+        side = 2 * self.config.cell_px
+        d = F.avg_pool2d(distance[:, None], side)[:, 0] / side
         wanted = {
             "boundary": d.abs() < 0.75,
             "contraction": (d < 0) & (d > -_BAND),
@@ -174,6 +190,19 @@ class Refiner(nn.Module):
             config = GuidedFlowConfig(weight=_BAND_WEIGHT)
             losses |= guided_flow_losses(squeezed.flows, targets, config=config, weights=weights)
         return losses
+
+
+def _order_channels_last(x: Tensor) -> Tensor:
+    """Store the channels of a cell side by side, which convolutions on a CPU compute faster."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def fold_for_inference(model: Refiner) -> Refiner:
+    """Return a copy that shares all but the backbone, whose frozen norms its convolutions do."""
+    copied = copy.copy(model)
+    # A shallow copy of a module shares the dict of its parts.
+    copied._modules = {**model._modules, "trunk": fold_norms(model.trunk)}  # noqa: SLF001
+    return copied
 
 
 def _build_block(in_channels: int, channels: int, *, side: int = 3) -> nn.Sequential:

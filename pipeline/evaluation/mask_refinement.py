@@ -54,7 +54,7 @@ def refine_rles(
         mask_bytes: largest number of bytes of dense masks at a time, at least one mask.
     """
     device = next(model.parameters()).device
-    image = torch.from_numpy(pixels).to(device).permute(2, 0, 1).float()
+    image = torch.from_numpy(pixels).to(device).permute(2, 0, 1).contiguous()
     height, width = pixels.shape[:2]
     step = max(1, mask_bytes // (height * width))
     found: list[RefinedMask] = []

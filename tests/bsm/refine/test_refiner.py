@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from bsm.backbone import build_backbone
+from bsm.backbone_norms import fold_norms
 from bsm.build import build_model
 from bsm.checkpoints.weights import save_weights
 from bsm.configs.refine import RefinerConfig
 from bsm.configs.shared import BackboneConfig
 from bsm.instance.tensors import Targets
-from bsm.refine.crops import boxes_to_crops, crop
 from bsm.refine.damage import damage_masks
 from bsm.refine.outline import clipped_distance
 from bsm.refine.refine import choose_side, refine_masks
@@ -19,15 +20,19 @@ from tests.bsm.synthetic import shapes_batch
 from tests.no_host_tensors import ForbidHostTensors, fake_gpu
 
 
-def tiny_refiner(squeeze: str = "none", **values) -> RefinerConfig:
+def tiny_refiner(squeeze: str = "none", cell_px: int = 1, **values) -> RefinerConfig:
     return RefinerConfig(
         backbone=BackboneConfig(name="resnet10t", norm="batch", freeze_at=0),
         widths=(8, 8, 8, 8, 8, 8),
         squeeze=squeeze,
+        cell_px=cell_px,
         train_px=64,
         crop_px=(64, 96),
         **values,
     )
+
+
+SQUEEZES = [("none", 1), ("plain", 2), ("guided", 2)]
 
 
 def disk(side: int, radius: float, *, center: tuple[float, float] | None = None) -> torch.Tensor:
@@ -96,20 +101,9 @@ def test_parts_of_neighbors_are_added():
     assert 5 <= taken.sum() <= 40
 
 
-def test_crops_hold_their_boxes_and_average_the_pixels_of_a_cell():
-    boxes = torch.tensor([[10.0, 20.0, 50.0, 40.0], [0.0, 0.0, 2.0, 2.0]])
-    crops = boxes_to_crops(boxes, scale=1.5)
-    torch.testing.assert_close(crops[0], torch.tensor([0.0, 0.0, 60.0, 60.0]))
-    assert (crops[1, 2:] - crops[1, :2] == 16).all(), "a speck is shown with its surroundings"
-    stripes = (torch.arange(64) % 2).float().expand(1, 1, 64, 64).contiguous()
-    whole = torch.tensor([[0.0, 0.0, 64.0, 64.0]])
-    reduced = crop(stripes, whole, torch.zeros(1, dtype=torch.long), side=16)
-    torch.testing.assert_close(reduced, torch.full((1, 1, 16, 16), 0.5))
-
-
-@pytest.mark.parametrize("squeeze", ["none", "plain", "guided"])
-def test_a_new_refiner_returns_the_mask_that_it_was_given(squeeze: str):
-    model = build_model(tiny_refiner(squeeze)).eval()
+@pytest.mark.parametrize(("squeeze", "cell_px"), SQUEEZES)
+def test_a_new_refiner_returns_the_mask_that_it_was_given(squeeze: str, cell_px: int):
+    model = build_model(tiny_refiner(squeeze, cell_px)).eval()
     masks = torch.stack([disk(128, 30), disk(128, 9, center=(100, 20)), torch.zeros(128, 128) > 0])
     refined = refine_masks(model, torch.rand(3, 128, 128) * 255, masks)
     both = (refined.masks & masks).flatten(1).sum(1)
@@ -120,10 +114,10 @@ def test_a_new_refiner_returns_the_mask_that_it_was_given(squeeze: str):
     assert (refined.confidence[:2] > 0.2).all()
 
 
-@pytest.mark.parametrize("squeeze", ["none", "plain", "guided"])
-def test_training_sharpens_damaged_masks(squeeze: str):
+@pytest.mark.parametrize(("squeeze", "cell_px"), SQUEEZES)
+def test_training_sharpens_damaged_masks(squeeze: str, cell_px: int):
     torch.manual_seed(0)
-    model = build_model(tiny_refiner(squeeze)).train()
+    model = build_model(tiny_refiner(squeeze, cell_px)).train()
     images, sizes, targets = with_masks()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     totals = []
@@ -168,11 +162,11 @@ def test_missing_masks_are_an_error():
         build_model(tiny_refiner())(images, sizes, targets._replace(masks=None))
 
 
-@pytest.mark.parametrize("squeeze", ["none", "guided"])
-def test_a_step_on_a_gpu_never_asks_the_host(squeeze: str):
+@pytest.mark.parametrize(("squeeze", "cell_px"), [("none", 1), ("guided", 2)])
+def test_a_step_on_a_gpu_never_asks_the_host(squeeze: str, cell_px: int):
     images, sizes, targets = with_masks()
     with fake_gpu(), torch.device("cuda"):
-        model = build_model(tiny_refiner(squeeze))
+        model = build_model(tiny_refiner(squeeze, cell_px))
         moved = [torch.empty(t.shape, dtype=t.dtype) for t in (images, sizes, *targets)]
         with ForbidHostTensors():
             losses = model(moved[0], moved[1], Targets(*moved[2:]))
@@ -199,6 +193,24 @@ def test_a_mask_is_refined_alone_as_among_others():
     for row in range(4):
         alone = refine_masks(model, image, masks[row : row + 1])
         assert torch.equal(alone.masks[0], together.masks[row])
+
+
+def test_folding_changes_neither_the_features_nor_the_model():
+    config = BackboneConfig(name="tf_efficientnet_lite0", norm="frozen", freeze_at=5)
+    trunk = build_backbone(config)[0].eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in trunk.named_buffers():
+        low = 0.5 if "var" in name else -0.1
+        buffer.copy_(torch.rand(buffer.shape, generator=generator) + low)
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    folded = fold_norms(trunk)
+    kinds = {type(module).__name__ for module in folded.modules()}
+    assert not {kind for kind in kinds if "Frozen" in kind}
+    pixels = torch.rand(1, 3, 64, 64, generator=generator)
+    with torch.inference_mode():
+        for ours, wanted in zip(folded(pixels), trunk(pixels), strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max())
+    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
 
 
 def test_a_refiner_starts_from_the_weights_of_another(tmp_path):

@@ -39,7 +39,7 @@ def make_tiny_refiner() -> Refiner:
 def refine_to_bright_pixels(_model, image, masks) -> Refined:
     """Refine masks to the bright pixels within 9 px of them: with these photos, to the truth."""
     near = nn.functional.max_pool2d(masks.float()[:, None], 19, stride=1, padding=9)[:, 0] > 0
-    return Refined(near & (image.mean(0) > 127), torch.full((len(masks),), 0.75))
+    return Refined(near & (image.float().mean(0) > 127), torch.full((len(masks),), 0.75))
 
 
 def draw_disk(center: tuple[int, int], radius: int) -> np.ndarray:

@@ -22,7 +22,7 @@ import tyro
 from bsm.configs.rules import suspend_checks, violations
 from pipeline import storage
 from pipeline.errors import ClusterError, PipelineError, RecipeError, Terminated
-from pipeline.invocation import Invocation
+from pipeline.invocation import Invocation, set_up_logging
 from pipeline.recipe import (
     OLD_NAMES,
     Model_co,
@@ -392,7 +392,7 @@ def run_job(job: Callable[[], Result | None], call: Invocation) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Show progress immediately, also in a pipe or a job's log.
         sys.stdout.reconfigure(line_buffering=True)
-    _set_up_logging(call)
+    set_up_logging(call)
     try:
         result = job()
         if result is not None:
@@ -444,24 +444,3 @@ def _stop_ray() -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
-
-
-class _Formatter(logging.Formatter):
-    """Formats the message alone, with commands as users type them."""
-
-    def __init__(self, call: Invocation) -> None:
-        super().__init__("%(message)s")
-        self._call = call
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a line."""
-        return self._call.name_commands(super().format(record))
-
-
-def _set_up_logging(call: Invocation) -> None:
-    """Log to standard output: our lines from INFO, and warnings of other packages."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Formatter(call))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for ours in ("bsm", "pipeline", "jobs", "__main__"):
-        logging.getLogger(ours).setLevel(logging.INFO)

@@ -1,5 +1,6 @@
-"""The call of a job: its name, its arguments, and the text for its help."""
+"""The call of a job: its name, its arguments, the text for its help, and its log lines."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -39,3 +40,24 @@ class Invocation:
     def command(self) -> str:
         """The start of a command that users can copy."""
         return f"python {self.program}" if self.program.endswith(".py") else self.program
+
+
+class _Formatter(logging.Formatter):
+    """Formats the message alone, with commands as users type them."""
+
+    def __init__(self, call: Invocation) -> None:
+        super().__init__("%(message)s")
+        self._call = call
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a line."""
+        return self._call.name_commands(super().format(record))
+
+
+def set_up_logging(call: Invocation) -> None:
+    """Log to standard output: our lines from INFO, and warnings of other packages."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(call))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for ours in ("bsm", "pipeline", "jobs", "__main__"):
+        logging.getLogger(ours).setLevel(logging.INFO)

@@ -1,10 +1,9 @@
 """Too little memory: Ray kills a training worker, or a task that reads data."""
 
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -17,6 +16,8 @@ from pipeline.errors import DrillError
 
 _LIMIT_MB = 6000
 _ENDS = "^TrainingError: .* out of memory"
+_STALL_S = 15.0
+"""Without a line for this long, the run waits for data."""
 _ALMOST, _FULL = 0.88, 0.99
 """Ray kills at 0.95; the kernel, which would kill the largest process, at 1."""
 
@@ -35,18 +36,20 @@ def exhaust_worker_memory(scene: Scene) -> Outcome:
 
 
 def exhaust_task_memory(scene: Scene) -> Outcome:
-    """Repeat a task that Ray kills because its node has no memory."""
+    """Repeat a task that reads data when Ray kills it because its node has no memory."""
     with _train_in_container(scene) as (memory, job):
         with memory.filler() as filler:
             job.wait_for(STEP.format(step=1))
             filler.fill(_ALMOST)
-            task = _stop_task(job)
+            idle = _stop_next_task(job)
             fault_s, after = time.monotonic(), job.lines[-1].number
             filler.fill(_FULL)
-            gone, _ = psutil.wait_procs([task], timeout=TIMEOUT_S)
+            gone = _wait_for_any(idle)
+        for process in idle:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
         if not gone:
-            task.kill()
-            raise DrillError(f"Ray killed no task that reads data:\n{job.tail}")
+            raise DrillError(f"Ray killed no process of Ray Data:\n{job.tail}")
         return _go_on(scene, job, job.lines[after], fault_s)
 
 
@@ -75,13 +78,29 @@ def _train_in_container(scene: Scene) -> Iterator[tuple[SmallMemory, Command]]:
             job.kill()
 
 
-def _stop_task(job: Command) -> psutil.Process:
-    """Find a task that reads data, and stop it in the middle: it takes milliseconds."""
+def _stop_next_task(job: Command) -> list[psutil.Process]:
+    """Stop the processes that wait for a task, and wait until training stands still without it.
+
+    A task that reads data takes milliseconds, too few to find it while it runs.
+    """
+    stopped: dict[int, psutil.Process] = {}
+    while job.process.poll() is None and time.monotonic() < job.lines[-1].at_s + _STALL_S:
+        for process in psutil.Process(job.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.pid not in stopped and process.name() == "ray::IDLE":
+                    process.suspend()
+                    stopped[process.pid] = process
+        time.sleep(0.1)
+    if job.process.poll() is not None:
+        raise DrillError(f"the run did not wait for its data:\n{job.tail}")
+    return list(stopped.values())
+
+
+def _wait_for_any(processes: list[psutil.Process]) -> bool:
+    """Wait until one of several processes has ended; return whether one has."""
     end_s = time.monotonic() + TIMEOUT_S
-    raylet = psutil.Process(job.process.pid)
-    while time.monotonic() < end_s and job.process.poll() is None:
-        for process in raylet.children(recursive=True):
-            if process.is_running() and process.name().startswith("ray::MapBatc"):
-                process.send_signal(signal.SIGSTOP)
-                return process
-    raise DrillError(f"no task that reads data was seen:\n{job.tail}")
+    while all(map(psutil.pid_exists, (each.pid for each in processes))):
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.2)
+    return True

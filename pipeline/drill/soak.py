@@ -87,6 +87,10 @@ class Soak:
                 if target.job.process.poll() is not None:
                     break
             _wait_for_end(target.job)
+            if target.job.find("start the run again"):
+                # MLflow was away at the end, and the log asks for this.
+                target.restart_job()
+                _wait_for_end(target.job)
             self._judge(name, read_result(target.job))
         finally:
             target.job.kill()

@@ -1,6 +1,7 @@
 """Faults of the object store that holds the run, and of MLflow."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,7 +126,10 @@ def interrupt_tracking(scene: Scene) -> Outcome:
             # A fast machine would be finished after a minute.
             while time.monotonic() < end_s and not job.find(STEP.format(step=LONG_STEPS * 3 // 4)):
                 time.sleep(0.2)
+            # A busy machine would train the rest before the server has started.
+            job.send(signal.SIGSTOP)
             server.start()
+            job.send(signal.SIGCONT)
             result = read_result(job)
             saw = job.wait_for("tracking_is_away").text
             job.wait_for("tracking_is_back")

@@ -224,7 +224,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_picture(
 
 def test_an_unknown_model_is_answered_with_those_that_exist(registered_model):
     uri = registered_model.handle.tracking_uri
-    with pytest.raises(RegistryError, match=r"tiny \(aliases: champion\)"):
+    with pytest.raises(RegistryError, match=r"tiny \(newest version: 1, aliases: champion\)"):
         load_registered_model("models:/tinny@champion", tracking=uri)
     with pytest.raises(RegistryError, match=r"models:/tiny/99 is not in .*tiny \(aliases:"):
         load_registered_model("models:/tiny/99", tracking=uri)

@@ -226,7 +226,7 @@ def test_an_unknown_model_is_answered_with_those_that_exist(registered_model):
     uri = registered_model.handle.tracking_uri
     with pytest.raises(RegistryError, match=r"tiny \(newest version: 1, aliases: champion\)"):
         load_registered_model("models:/tinny@champion", tracking=uri)
-    with pytest.raises(RegistryError, match=r"models:/tiny/99 is not in .*tiny \(newest version: 1,"):
+    with pytest.raises(RegistryError, match=r"models:/tiny/99 is not in .*tiny \(newest"):
         load_registered_model("models:/tiny/99", tracking=uri)
     with pytest.raises(RegistryError, match="must be models:/NAME@ALIAS"):
         load_registered_model("tiny", tracking=uri)

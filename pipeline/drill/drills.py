@@ -83,7 +83,7 @@ def drill(names: Positional[tuple[str, ...]] = (), *, folder: str = "") -> dict[
     """Inject faults into small training runs, and check that nothing is lost.
 
     Args:
-        names: of faults; all by default.
+        names: the faults to inject; all by default.
         folder: new folder that keeps the runs; by default a temporary one, which is deleted.
 
     Raises:

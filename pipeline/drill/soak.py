@@ -159,9 +159,9 @@ def soak(
     OUT/memory.csv and OUT/faults.csv grow while it runs.
 
     Args:
-        minutes: until the last fault; the run that trains then is finished.
-        seed: of the faults and of the pauses between them.
-        steps: of each run. The first run has no fault, and the others are compared with it.
+        minutes: time until the last fault; the run that trains then is finished.
+        seed: seed of the faults and of the pauses between them.
+        steps: steps of each run. The first run has no fault, and the others are compared with it.
         fault_every_s: mean of the pauses between two faults.
         out: new folder.
 

@@ -22,6 +22,7 @@ from pipeline.evaluation.coco_files import read_json
 from pipeline.evaluation.mask_refinement import MASK_BYTES, MAX_CHANGE, RefinedMask
 from pipeline.evaluation.metrics import METRIC_PREFIX, Metrics, evaluate_metrics
 from pipeline.evaluation.refinement_scores import RefinementScores, format_scores, join_scores
+from pipeline.evaluation.table import format_notices
 from pipeline.progress import log_progress
 from pipeline.refine.label_folder import LabelFolder
 from pipeline.refine.mask_files import MaskFile
@@ -259,7 +260,9 @@ def _compare(
             cells += [format_score(old), format_score(new), change]
         rows.append([f"{prefix} AP", *cells])
     table = format_table(rows, align="<>", min_width=7)
-    _log.info("%s", "\n".join([*table, "", *format_scores(scores, ratio=COCO_DILATION_RATIO)]))
+    notices = format_notices(dict.fromkeys(n for each in after.values() for n in each.notices))
+    lines = [*table, "", *format_scores(scores, ratio=COCO_DILATION_RATIO), *notices]
+    _log.info("%s", "\n".join(lines))
     numbers |= scores.means()
     finite = {name: None if np.isnan(value) else value for name, value in numbers.items()}
     return {"matched": len(scores.area_px), **finite}

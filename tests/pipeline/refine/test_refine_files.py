@@ -72,6 +72,15 @@ def test_detections_keep_their_order_and_all_keys_but_their_masks(
         assert sheet.format == "PNG"
 
 
+def test_masks_of_few_of_the_photos_of_a_truth_are_told(truth, finds_disks, tmp_path, caplog):
+    first = truth["images"][0]["id"]
+    rows = [row for row in make_coarse_rows(truth) if row["image_id"] == first]
+    file = write_json(tmp_path / "results.json", rows)
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        run(finds_disks, tmp_path, detections=file, truth=str(tmp_path / "truth.json"))
+    assert "note: 2 of the truth's 3 images have no detection" in caplog.text
+
+
 def test_a_refined_file_that_was_changed_is_refused(truth, finds_disks, tmp_path):
     file = write_json(tmp_path / "results.json", make_coarse_rows(truth))
     run(finds_disks, tmp_path, detections=file)

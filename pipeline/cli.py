@@ -188,8 +188,10 @@ def _fit(
     flags = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
     given = {flag.replace("-", "_") for flag in flags}
     fitted, notices = fit(declared, parsed.recipe, given=given)
-    if not parsed.print_recipe:
-        for notice in notices:
+    for notice in notices:
+        if parsed.print_recipe:
+            print(notice, file=sys.stderr)  # noqa: T201  standard output is the recipe
+        else:
             logging.getLogger(__name__).info("%s", notice)
     return fitted
 

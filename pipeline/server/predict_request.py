@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from pipeline.data.photo import FORMAT_NAMES, Photo, PhotoError, decode_photo
 from pipeline.recipe import ModelTask
 from pipeline.server.options import ServeOptions
-from pipeline.server.request_content import EXAMPLES, RequestError, decode_base64, parse_body
+from pipeline.server.request_content import EXAMPLES, RequestError, decode_base64, parse_json
 from pipeline.server.request_fields import (
     FIELDS,
     FORM,
@@ -135,7 +135,7 @@ async def _read_json(request: Request, options: ServeOptions, task: ModelTask) -
     example = EXAMPLES[task]
     if not body:
         raise RequestError(400, f"the body is empty; send {example}")
-    content = parse_body(body, task, name="the body")
+    content = parse_json(body, task, name="the body", example=example)
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise RequestError(422, f"the body is a {kind}; send an object {example}")

@@ -28,8 +28,14 @@ class RequestError(PipelineError):
         self.status = status
 
 
-def parse_body(data: bytes, task: ModelTask, *, name: str) -> Any:  # noqa: ANN401
-    """Parse JSON, unless it has too many values.
+def parse_json(data: bytes, task: ModelTask, *, name: str, example: str) -> Any:  # noqa: ANN401
+    """Parse JSON of a request, unless it has too many values.
+
+    Args:
+        data: the JSON.
+        task: of the model.
+        name: of the JSON in errors.
+        example: what to send instead.
 
     Raises:
         RequestError: it is not such JSON.
@@ -38,13 +44,12 @@ def parse_body(data: bytes, task: ModelTask, *, name: str) -> Any:  # noqa: ANN4
     if sum(map(data.count, (b"[", b"{", b","))) > most:
         raise RequestError(
             400,
-            f"{name} is not JSON with one photo: it has more than {most} values; send "
-            f"{EXAMPLES[task]}",
+            f"{name} is not JSON with one photo: it has more than {most} values; send {example}",
         )
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"{name} is not JSON ({error}); send {EXAMPLES[task]}") from error
+        raise RequestError(400, f"{name} is not JSON ({error}); send {example}") from error
 
 
 def decode_base64(given: object, *, name: str) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.errors import DatasetError
 from pipeline.server.batches import MaskRequest
 from pipeline.server.options import ServeOptions
-from pipeline.server.request_content import RequestError, decode_base64, parse_body
+from pipeline.server.request_content import RequestError, decode_base64, parse_json
 from pipeline.server.request_fields import FORM, MASKS, RefineFields, RequestFields
 from pipeline.serving.refinements import read_masks
 
@@ -72,5 +72,6 @@ def _read_mask_file(data: bytes) -> list[Any]:
     if start not in (b"[", b"{"):
         # What is no PNG either is refused with its number when the masks are decoded.
         return [data]
-    content = parse_body(data, "refine", name=f"{MASKS}: the file")
+    example = "a PNG or a COCO results file"
+    content = parse_json(data, "refine", name=f"{MASKS}: the file", example=example)
     return content if isinstance(content, list) else [content]

@@ -240,6 +240,7 @@ def test_print_recipe_prints_the_overridden_recipe_and_nothing_else(job):
     # The schedule follows the steps.
     assert (optim.steps, optim.decay_at) == (12, (8, 11))
     assert "schedule: a checkpoint every" in done.stderr
+    assert "--optim.decay-at 8 11: the same shares of 12 steps" in done.stderr
 
 
 def test_a_submitted_job_rejects_relative_paths(job, monkeypatch):

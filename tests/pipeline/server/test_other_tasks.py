@@ -151,7 +151,7 @@ BAD_MASKS = {
     "bomb": ([encode(np.zeros((3000, 3000), np.uint8))], {}, 422, "mask 0: size [3000, 3000]"),
     "bytes": ([bytes(15_000)] * 3, {}, 413, "masks: together they may have 40000 bytes"),
     "text": ([b"no mask"], {}, 422, "mask 0: it starts with"),
-    "JSON": ([b'[{"size": '], {}, 400, "masks: the file is not JSON"),
+    "JSON": ([b'[{"size": '], {}, 400, "; send a PNG or a COCO results file"),
     "values": ([b"[" + b"1," * 10_000 + b"1]"], {}, 413, "masks: "),
     "number": ([b"[7]"], {}, 422, "mask 0: int is not"),
     "RLE": ([json.dumps([RLES[0], RLES[0] | {"counts": "\x01"}])], {}, 422, "mask 1: invalid RLE"),

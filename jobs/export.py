@@ -41,8 +41,8 @@ def model(
             runtimes that want fixed shapes.
         check: photos or folders; compare the ONNX file with the model on them.
         data_license: license of the training data, to be stated in the file.
-        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
-            runs/mlflow.db.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default
+            MLFLOW_TRACKING_URI, or else the embedded store runs/mlflow.db.
     """
     from pipeline.errors import RecipeError
     from pipeline.export.model import export_model

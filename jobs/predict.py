@@ -40,8 +40,8 @@ def predict(
         images: folders, searched recursively for JPEG, PNG, WebP, TIFF and BMP; photos; patterns
             such as 'photos/*.jpg'; or one video.
         out: folder for the files that --format lists.
-        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
-            runs/mlflow.db.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default
+            MLFLOW_TRACKING_URI, or else the embedded store runs/mlflow.db.
         score: score threshold of an instance model, 0.5 by default.
         refine: refiner that sharpens the masks, models:/NAME@champion or models:/NAME/VERSION; by
             default none.

@@ -45,8 +45,8 @@ def refine(  # noqa: PLR0913  each is a flag
         max_change: masks that would change more (1 - IoU) are kept as given, and counted.
         workers: workers of Ray Data; 0 refines in this process, -1 takes one per CPU, or per GPU.
         use_gpu: use a GPU, one per worker.
-        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
-            runs/mlflow.db.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default
+            MLFLOW_TRACKING_URI, or else the embedded store runs/mlflow.db.
     """
     from pipeline.refine.refine_files import RefineOptions, check_options, refine_files
     from pipeline.registry.predict import load_refiner

@@ -34,8 +34,8 @@ def serve(
         model: models:/NAME@champion, or models:/NAME/VERSION.
         options: see `ServeOptions`.
         against: second model, which the page compares with the first.
-        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
-            runs/mlflow.db.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default
+            MLFLOW_TRACKING_URI, or else the embedded store runs/mlflow.db.
     """
     from pipeline.server.serve import start_server, wait_for_signal
 

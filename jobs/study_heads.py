@@ -159,7 +159,8 @@ def study(  # noqa: PLR0913  the flags, all by name
         seeds: one run each.
         steps: optimizer steps of a run.
         refiner: models:/NAME@champion of a refiner: its masks of every head are measured too.
-        tracking_uri: registry of the refiner; by default the embedded store runs/mlflow.db.
+        tracking_uri: registry of the refiner; by default MLFLOW_TRACKING_URI, or else the embedded
+            store runs/mlflow.db.
         use_gpu: use the GPU of this machine, in bfloat16.
         bfloat16: train in bfloat16 on a CPU too, which is faster if it has AMX.
     """

@@ -94,8 +94,8 @@ def features(
         images: photos, and folders of photos.
         show: see `FeatureOptions`.
         out: file to write.
-        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
-            runs/mlflow.db.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default
+            MLFLOW_TRACKING_URI, or else the embedded store runs/mlflow.db.
     """
     from pipeline.model_view.view_features import view_features
 
@@ -122,8 +122,8 @@ def models(
         show: see `CompareOptions`.
         truth: COCO annotation file that lists the photos.
         out: file to write.
-        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default the embedded store
-            runs/mlflow.db.
+        tracking_uri: registry, http://HOST:PORT or sqlite:///FILE; by default
+            MLFLOW_TRACKING_URI, or else the embedded store runs/mlflow.db.
     """
     from pipeline.model_view.view_models import view_models
 

@@ -1,4 +1,4 @@
-"""What runs must not leave behind on a cluster that lives on."""
+"""Find what runs have left behind on a cluster that lives on."""
 
 import json
 import time

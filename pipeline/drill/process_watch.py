@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """How the memory of a kind of process changed."""
+    """Change in the memory of a kind of process."""
 
     kind: str
     processes: int

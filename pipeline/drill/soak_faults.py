@@ -17,7 +17,7 @@ _LONGEST_PAUSE_S = 20.0
 
 
 class Target:
-    """What a fault can disturb.
+    """The job, cluster and server that a fault disturbs.
 
     Args:
         start: types the job's command.
@@ -48,7 +48,7 @@ class Target:
 
     @property
     def log(self) -> list[str]:
-        """What all jobs have printed."""
+        """Lines that all jobs have printed."""
         return [line.text for job in self._jobs for line in job.lines]
 
     def wait_a_while(self) -> None:

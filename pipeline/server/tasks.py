@@ -1,4 +1,4 @@
-"""What the server answers for each task: the form of an answer, and how it is made."""
+"""Answers of the server by task: the form of an answer, and how it is made."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from pipeline.server.request_fields import (
 
 
 class Answer(BaseModel):
-    """What every answer in JSON has."""
+    """Fields of every answer in JSON."""
 
     model: str
     """Version that predicted: models:/NAME/VERSION."""

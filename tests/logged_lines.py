@@ -1,4 +1,4 @@
-"""Collect the lines that the pipeline logs; Ray may change the handlers of pytest's caplog."""
+"""Collect the lines that the pipeline logs, also in fixtures of a module, unlike caplog."""
 
 import logging
 from collections.abc import Iterator

@@ -201,7 +201,8 @@ def _quiet() -> _QuietWhereUnpacked:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        # Ray's own console, not handlers that others have put beside it.
+        if type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.WARNING)
     # This logger warns that the bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -239,7 +239,8 @@ def _format(
 
 def _describe_model(model: LiveModel) -> dict[str, Any]:
     version = model.current
-    categories = version.predictor.categories
+    # A refiner finds no objects: those of its training data would say nothing about its answers.
+    categories = () if model.task == "refine" else version.predictor.categories
     colors = list_colors(categories, model.task)
     return {
         "name": model.name,

@@ -112,7 +112,8 @@ def read_masks(masks: object, size_hw: tuple[int, int], *, name: str) -> list[Rl
     if problems:
         raise DatasetError(
             f"{name}: {format_count(len(problems), 'mask')} cannot be read: {'; '.join(problems)}. "
-            "A mask is COCO RLE, a list of polygons, a PNG or an array, of the photo's size"
+            "A mask is COCO RLE, a list of polygons or a PNG, in Python also an array, of the "
+            "photo's size"
         )
     return rles
 

@@ -51,6 +51,7 @@ __all__ = [
     "open_run",
     "read_run_id",
     "resolve_tracking_uri",
+    "wait_for_store",
 ]
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ KEY_TAG = "bsm.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _RECORD = "tracking.json"
 _PARAMS_PER_BATCH = 100
+_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +160,27 @@ def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int = 
     except Exception as error:
         _warn("log metrics; they wait on disk", error)
         _spool_point(handle, point)
+
+
+def wait_for_store(handle: RunHandle, *, seconds: float = 60.0) -> bool:
+    """Wait for a store that is away: the end of a run logs and registers what is not sent later.
+
+    Returns:
+        False if it is still away after so many seconds.
+    """
+    until, is_told = time.monotonic() + seconds, False
+    while True:
+        try:
+            create_client(handle.tracking_uri).get_run(handle.run_id)
+        except Exception as error:
+            if not is_told:
+                _warn(f"log the results; waiting up to {seconds:.0f} s for it", error)
+            is_told = True
+        else:
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(_PAUSE_S)
 
 
 def log_artifacts(handle: RunHandle, path: str | Path, *, folder: str = "") -> bool:

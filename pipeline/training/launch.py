@@ -127,6 +127,7 @@ def _run(
             evaluation = _evaluate(model, prepared)
         stop.raise_if_lost()
         with _time_phase(seconds, "register"):
+            runs.wait_for_store(handle)
             version = _save_results(model, prepared, handle, evaluation, step=final.step)
             _explain_if_nothing_found(evaluation, prepared)
         with _time_phase(seconds, "report"):

@@ -1,6 +1,7 @@
 """The stream on Ray gives the tensors of the local one; test_training_ray.py kills its readers."""
 
 import hashlib
+import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -141,3 +142,14 @@ def test_errors_of_data_tasks_reach_the_worker_unchanged(one_ray, tmp_path):
     Path(split, "part-00001.parquet").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"part-00001\.parquet, row group"):
         draw_chapter(config, names, CHAPTERS[0], data=DATA, workers=2)
+
+
+def test_only_the_console_of_ray_data_becomes_quiet(one_ray, split):
+    # Pytest, for one, adds a handler here: caplog would lose lines for the rest of the session.
+    logger, added = logging.getLogger("ray.data"), logging.StreamHandler()
+    logger.addHandler(added)
+    try:
+        ray_chapters(split, DATA, **PLAN, chapters=CHAPTERS)
+        assert added.level == logging.NOTSET
+    finally:
+        logger.removeHandler(added)

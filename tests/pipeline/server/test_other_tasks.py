@@ -187,8 +187,9 @@ def test_each_task_describes_its_api(labeler, sharpener):
         operation = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
         for body in operation["requestBody"]["content"].values():
             assert set(body["schema"]["properties"]) == properties
-    limits = sharpener.get("/models").json()["limits"]
-    assert limits["max_masks"] == OPTIONS.max_masks
+    content = sharpener.get("/models").json()
+    assert content["limits"]["max_masks"] == OPTIONS.max_masks
+    assert content["models"][0]["categories"] == [], "a refiner finds no objects"
 
 
 def test_an_alias_that_moves_to_another_task_is_not_followed(maps, refiner, monkeypatch, caplog):

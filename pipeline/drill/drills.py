@@ -53,6 +53,7 @@ FAULTS: Mapping[str, Fault] = {
     "worker-hangs": cluster_faults.hang_worker,
     "worker-slow": cluster_faults.slow_worker,
     "worker-memory": memory_faults.exhaust_worker_memory,
+    "data-memory": memory_faults.exhaust_data_memory,
     "sigterm-to-all": cluster_faults.terminate_group,
     "node-lost": cluster_faults.lose_node,
     "node-disk-full": cluster_faults.fill_node_disk,

@@ -1,26 +1,41 @@
 """Too little memory on a node: Ray kills its processes, the newest first."""
 
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from ray._common.utils import get_default_ray_temp_dir
 
 from pipeline.drill.cluster_faults import CONTINUES
 from pipeline.drill.command import Command, Line
 from pipeline.drill.process_faults import AFTER_SAVED
-from pipeline.drill.scene import STEP, Outcome, Scene, read_result, resume, seconds_to_next_step
+from pipeline.drill.scene import (
+    STEP,
+    Outcome,
+    Scene,
+    expect_exit,
+    read_result,
+    resume,
+    seconds_to_next_step,
+)
 from pipeline.drill.small_memory import SmallMemory, small_memory
 from pipeline.errors import DrillError
 
 _LIMIT_MB = 6000
 _ENDS = "^TrainingError: .* out of memory"
-_ALMOST, _FULL = 0.88, 0.99
-"""Ray kills at 0.95; the kernel, which would kill the largest process, at 1."""
+_BEFORE_RAY, _ALMOST, _FULL = 0.7, 0.88, 0.99
+"""Ray kills at 0.95; the kernel, which would kill the largest process, at 1. Ray's own processes
+take a tenth."""
 
 
 def exhaust_worker_memory(scene: Scene) -> Outcome:
     """Go on from the last checkpoint when Ray kills processes because their node has no memory."""
-    with _train_in_container(scene) as (memory, job):
+    command = scene.training_command(scene.recipe(workers=2))
+    with _run_in_container(scene, command) as (memory, job):
         with memory.filler() as filler:
             job.wait_for(STEP.format(step=1))
             filler.fill(_ALMOST)
@@ -44,11 +59,53 @@ def _go_on(scene: Scene, job: Command, last: Line, fault_s: float) -> Outcome:
     return Outcome(lost.text if lost else "nothing", seconds, result, workers=2)
 
 
+def exhaust_data_memory(scene: Scene) -> Outcome:
+    """Ingest every photo although Ray kills its tasks, as their node has no memory."""
+    made, shards = Path(scene.shards), scene.folder / "shards"
+    shutil.copytree(made / "val", shards / "val")
+    flags = f"--split train --workers 1 --rows-per-shard 32 --out {shards / 'train'}"
+    command = ["-m", "jobs.ingest", "coco", "--root", str(made.parent / "photos"), *flags.split()]
+    saw = "nothing"
+    with _run_in_container(scene, command) as (memory, job):
+        with memory.filler() as filler:
+            filler.fill(_BEFORE_RAY)
+            _wait_for_task(job)
+            filler.fill(_FULL)
+            _wait_for_kill(job)
+        if job.wait():
+            saw = job.wait_for("^[A-Za-z]*Error: ").text
+            with scene.run(*command) as again:
+                expect_exit(again, 0)
+    _, result = scene.finish(scene.recipe(shards=str(shards)))
+    return Outcome(saw, None, result)
+
+
+def _wait_for_task(job: Command) -> None:
+    """Wait until a task runs that ingests photos; it imports for some seconds first."""
+    while job.process.poll() is None:
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            children = psutil.Process(job.process.pid).children(recursive=True)
+            if any(each.name().startswith("ray::Map") for each in children):
+                return
+        time.sleep(0.05)
+    raise DrillError(f"no task was started:\n{job.tail}")
+
+
+def _wait_for_kill(job: Command) -> None:
+    temporary: str = get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
+    log = Path(temporary, "session_latest", "logs", "raylet.out")
+    while "OOM kill reason" not in log.read_text(errors="replace"):
+        if job.process.poll() is not None:
+            raise DrillError(f"Ray killed no task although the memory was full:\n{job.tail}")
+        time.sleep(0.1)
+
+
 @contextmanager
-def _train_in_container(scene: Scene) -> Iterator[tuple[SmallMemory, Command]]:
-    recipe = scene.recipe(workers=2)
+def _run_in_container(
+    scene: Scene, command: Sequence[str]
+) -> Iterator[tuple[SmallMemory, Command]]:
     with small_memory(_LIMIT_MB) as memory:
-        words = [*memory.enter, sys.executable, "-u", *scene.training_command(recipe)]
+        words = [*memory.enter, sys.executable, "-u", *command]
         job = Command(words, scene.environment)
         try:
             yield memory, job

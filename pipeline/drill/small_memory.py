@@ -27,7 +27,7 @@ def read():
 while True:
     while read() < limit[0]:
         chunks.append(b"x" * 2**22)
-        time.sleep(0.01)
+        time.sleep(0.001)
     time.sleep(0.05)
 """
 """Takes memory until the group uses as much as the last line of its input says, and again when the

@@ -16,7 +16,7 @@ RAY_TESTS = (
     "tests/pipeline/evaluation/test_evaluate_model.py::test_ray_workers",
     "tests/system/test_ingest_ray.py::test_ray_equals",
     "tests/system/test_refine_ray.py",
-    "tests/system/test_serve_ray.py",
+    "tests/system/test_serve_ray",
     "tests/system/test_stream_ray.py",
     "tests/system/test_sweep_ray.py",
     "tests/system/test_training_ray.py",

@@ -7,6 +7,7 @@ every `LOG_EVERY_S` seconds.
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 LOG_EVERY_S = 10.0
+_SILENT = (
+    "%s: no task has finished for %.0f s; look at the nodes: ray status. While the memory of a "
+    "node is full, Ray kills its tasks and starts them again, without a line"
+)
 
 Item = TypeVar("Item")
 
@@ -57,6 +62,28 @@ def log_progress(
             parts = [f"{name} {images}/{total} images", f"{rate:.1f} img/s", detail()]
             eta = format_duration((total - images) / rate) if images else "?"
             _log.info("%s", "  ".join([*filter(None, parts), f"eta {eta}"]))
+
+
+def log_silence(items: Iterable[Item], name: str, *, seconds: float = 60.0) -> Iterator[Item]:
+    """Yield what Ray's tasks return, and log a line each time that none returns for long.
+
+    Args:
+        items: of the tasks.
+        name: of the work, first in the line.
+        seconds: from the last item to the line.
+    """
+    iterator = iter(items)
+    while True:
+        timer = threading.Timer(seconds, _log.warning, (_SILENT, name, seconds))
+        timer.daemon = True
+        timer.start()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            timer.cancel()
+        yield item
 
 
 def log_bytes(

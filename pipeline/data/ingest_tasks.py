@@ -12,6 +12,7 @@ import ray
 
 from pipeline.data.shards import ShardReport, ShardSettings, make_shard, parse_report
 from pipeline.errors import StorageError
+from pipeline.progress import log_silence
 from pipeline.ray_connection import connect, explain_lost_processes
 
 _MEMORY_ADVICE = (
@@ -42,7 +43,7 @@ def make_shards_on_ray(
     rows.clear()
     try:
         with explain_lost_processes("ingest", memory_advice=_MEMORY_ADVICE):
-            for row in reports.iter_rows():
+            for row in log_silence(reports.iter_rows(), "ingest"):
                 if row["error"]:
                     raise StorageError(row["error"])
                 yield parse_report(json.loads(row["report"]))

@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.evaluation.result import PredictorFactory
 from pipeline.evaluation.split_reader import EvalChunk
+from pipeline.progress import log_silence
 from pipeline.ray_connection import explain_lost_processes
 
 _RETRIES = 3
@@ -86,7 +87,7 @@ def run_on_ray(
     ]
     try:
         with explain_lost_processes("evaluate", memory_advice=_MEMORY_ADVICE):
-            yield from _schedule(workers, chunks, model_ref=model_ref)
+            yield from log_silence(_schedule(workers, chunks, model_ref=model_ref), "evaluate")
     finally:
         for worker in workers:
             ray.kill(worker)

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from torch import nn
 
+from pipeline.progress import log_silence
 from pipeline.ray_connection import connect
 from pipeline.refine.photo_masks import MakeRefiner, PhotoMasks, PhotoResult
 
@@ -69,7 +70,7 @@ def refine_on_ray(
         num_gpus=int(use_gpu),
     )
     try:
-        for row in results.iter_rows():
+        for row in log_silence(results.iter_rows(), "refine"):
             yield row[_INDEX], row[_RESULT]
     finally:
         context.enable_progress_bars = bars

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 
 import pytest
 
@@ -49,3 +50,29 @@ def test_a_terminal_shows_a_bar_and_keeps_the_last_line(
 )
 def test_format_duration(seconds: float, text: str) -> None:
     assert progress.format_duration(seconds) == text
+
+
+def test_a_silence_of_ray_is_told_once_and_what_comes_in_time_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = threading.Event()
+
+    class Heard(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            told.set()
+
+    def make_items():
+        yield 1
+        assert told.wait(30), "nothing was said"
+        yield 2
+
+    logger = logging.getLogger("pipeline.progress")
+    logger.addHandler(heard := Heard())
+    try:
+        assert list(progress.log_silence([1, 2, 3], "ingest", seconds=60)) == [1, 2, 3]
+        assert not caplog.messages
+        assert list(progress.log_silence(make_items(), "ingest", seconds=0.2)) == [1, 2]
+    finally:
+        logger.removeHandler(heard)
+    assert "ingest: no task has finished for 0 s; look at the nodes: ray status." in caplog.text
+    assert len(caplog.messages) == 1

@@ -79,7 +79,7 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
     assert not wait_for_store(handle, seconds=1)
     coming = threading.Timer(3, server.start)
     coming.start()
-    assert wait_for_store(handle)
+    assert wait_for_store(handle, seconds=240)
     coming.join()
     try:
         assert second.close(timeout_s=60) == 0

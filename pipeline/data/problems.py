@@ -151,7 +151,8 @@ def make_problem(kind: str, reason: str, entry: object, *, image: Entry | None =
         image_id=image_id if is_id(image_id) else None,
         annotation_id=None if is_image or not is_id(mine.get("id")) else mine["id"],
         file_name=owner["file_name"] if is_name(owner.get("file_name")) else None,
-        raw=json.dumps(entry),
+        # Annotations may be a sequence that parses them one by one.
+        raw=json.dumps(entry, default=list),
     )
 
 

@@ -128,7 +128,7 @@ def parse_report(plain: dict[str, Any]) -> ShardReport:
 
 def pack(images: list[SourceImage]) -> bytes:
     """Pack a shard's part of an index to send it to a worker."""
-    return zlib.compress(json.dumps(images).encode(), level=1)
+    return zlib.compress(json.dumps(images, default=list).encode(), level=1)
 
 
 def make_shard(file: str, packed: bytes, settings: ShardSettings) -> ShardReport:

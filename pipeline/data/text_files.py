@@ -6,6 +6,7 @@ text is UTF-8, or the UTF-16 or UTF-32 that its zero bytes show, as in JSON.
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,15 +31,19 @@ _SPARE_CALLS = 500
 """Of Python's 1000 nested calls, those that are left to code that walks through a JSON."""
 
 
-def parse_json(data: bytes | str) -> object:
+def parse_json(data: bytes | str, *, parse: Callable[[Any], object] = json.loads) -> object:
     """Parse a JSON file.
+
+    Args:
+        data: of the file.
+        parse: parses it, as json.loads does.
 
     Raises:
         ValueError: it is not JSON, for instance because it was truncated, or is nested so deeply
             that it could not be copied, shown or written.
     """
     try:
-        return _parse_below(data, _SPARE_CALLS)
+        return _parse_below(data, _SPARE_CALLS, parse)
     except RecursionError as error:
         raise ValueError("its lists are nested too deeply") from error
     except ValueError:
@@ -47,9 +52,9 @@ def parse_json(data: bytes | str) -> object:
         raise
 
 
-def _parse_below(data: bytes | str, calls: int) -> object:
+def _parse_below(data: bytes | str, calls: int, parse: Callable[[Any], object]) -> object:
     """Parse a JSON that many calls deeper than the caller."""
-    return _parse_below(data, calls - 1) if calls else json.loads(data)
+    return _parse_below(data, calls - 1, parse) if calls else parse(data)
 
 
 def to_typed(kind: type[Kind], plain: object) -> Kind:

@@ -8,9 +8,11 @@ its row is made (pipeline/data/validate_image.py).
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from posixpath import normpath
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pipeline import storage
@@ -18,6 +20,7 @@ from pipeline.data import dataset_files
 from pipeline.data.annotation_rules import DEFAULTS
 from pipeline.data.dataset_files import describe_unsafe_name
 from pipeline.data.ingest_config import CocoIngest
+from pipeline.data.json_entries import ChosenEntries, TextEntries, parse_with_entries
 from pipeline.data.manifest import Category
 from pipeline.data.problems import (
     INT64,
@@ -30,7 +33,6 @@ from pipeline.data.problems import (
     shorten,
 )
 from pipeline.data.source_index import AnnotationRules, File, SourceImage, SourceIndex
-from pipeline.data.text_files import parse_json
 from pipeline.errors import DatasetError
 
 Keys = Mapping[str, Callable[..., bool]]
@@ -55,7 +57,8 @@ class CocoAnnotations:
 
     categories: tuple[Category, ...]
     images: list[Entry]
-    """Valid image entries by id, each with its annotations by id under "annotations"."""
+    """Valid image entries by id, each with its annotations by id, a sequence, under
+    "annotations"."""
     problems: list[Problem]
     digest: str
     """SHA-256 of the file."""
@@ -94,8 +97,14 @@ def read_annotations(uri: str) -> CocoAnnotations:
     return check_entries(top, digest=digest)
 
 
-def read_lists(uri: str) -> tuple[Entry, str]:
+def read_lists(
+    uri: str, *, annotation_defaults: Mapping[str, object] = MappingProxyType({})
+) -> tuple[Entry, str]:
     """Read a file with lists of images, annotations and categories, and hash it.
+
+    Args:
+        uri: of the file.
+        annotation_defaults: keys that an annotation gets if it lacks them.
 
     Raises:
         DatasetError: it has no such lists.
@@ -104,7 +113,7 @@ def read_lists(uri: str) -> tuple[Entry, str]:
     data = dataset_files.read_file(uri)
     digest = hashlib.sha256(data).hexdigest()
     try:
-        top = parse_json(data)
+        top = parse_with_entries(data, "annotations", defaults=annotation_defaults)
     except ValueError as error:
         raise DatasetError(
             f"{uri} is not readable as JSON ({shorten(str(error))}); is it cut off? Copy it again"
@@ -216,7 +225,7 @@ def _check_top(top: object, uri: str) -> Entry:
     wrong = [
         f"{key} is {'missing' if key not in top else _type_name(top[key])}"
         for key in ("images", "annotations", "categories")
-        if not isinstance(top.get(key), list)
+        if not isinstance(top.get(key), list | TextEntries)
     ]
     if wrong:
         raise DatasetError(
@@ -301,28 +310,34 @@ class _KnownIds(NamedTuple):
     """Ids of images whose own entries have problems."""
 
 
-def _attach_annotations(entries: list[object], known: _KnownIds, problems: list[Problem]) -> None:
-    """Add valid annotations to their images, in the order of their ids."""
-    for entry, kind, reason in _check_annotations(entries, known):
+def _attach_annotations(
+    entries: Sequence[object], known: _KnownIds, problems: list[Problem]
+) -> None:
+    """Give images their valid annotations, in the order of their ids."""
+    ids = array("q", bytes(8 * len(entries)))
+    indices = {image_id: array("q") for image_id in known.images}
+    for index, entry, kind, reason in _check_annotations(entries, known):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
         image = known.images.get(image_id) if isinstance(image_id, int) else None
         if kind:
             problems.append(make_problem(kind, reason, entry, image=image or {}))
-        elif image is not None:
-            image["annotations"].append(entry)
-    for image in known.images.values():
-        image["annotations"].sort(key=lambda each: int(each["id"]))
+        elif isinstance(entry, dict):
+            ids[index] = entry["id"]
+            indices[entry["image_id"]].append(index)
+    for image_id, image in known.images.items():
+        ordered = sorted(indices[image_id], key=ids.__getitem__)
+        image["annotations"] = ChosenEntries(entries, ordered)
 
 
 def _check_annotations(
-    entries: list[object], known: _KnownIds
-) -> Iterator[tuple[object, str, str]]:
-    """Yield each annotation with kind and reason of every problem, or "" if it is valid."""
+    entries: Sequence[object], known: _KnownIds
+) -> Iterator[tuple[int, object, str, str]]:
+    """Yield index and annotation with kind and reason of every problem, or "" if it is valid."""
     seen: set[int] = set()
-    for entry in entries:
+    for index, entry in enumerate(entries):
         wrong = _find_wrong_keys(entry, _ANNOTATION_KEYS)
         if wrong or not isinstance(entry, dict):
-            yield entry, "annotation_entry", wrong
+            yield index, entry, "annotation_entry", wrong
             continue
         reasons = []
         if entry["id"] in seen:
@@ -334,7 +349,7 @@ def _check_annotations(
             reasons.append(("unknown_category", f"category_id is {entry['category_id']}"))
         seen.add(entry["id"])
         for kind, reason in reasons or [("", "")]:
-            yield entry, kind, reason
+            yield index, entry, kind, reason
 
 
 def _find_wrong_keys(entry: object, keys: Keys) -> str:

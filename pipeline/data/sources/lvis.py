@@ -42,7 +42,7 @@ def list_lvis(config: LvisIngest) -> SourceIndex:
     """
     uri = _find_annotations(config)
     _log.info("ingest: reading %s", uri)
-    top, digest = read_lists(uri)
+    top, digest = read_lists(uri, annotation_defaults={"iscrowd": 0})
     _refuse_other_formats(top, uri)
     coco = _check_lvis(top, digest)
     if config.only_coco_categories:
@@ -144,9 +144,6 @@ def _check_lvis(top: Entry, digest: str) -> CocoAnnotations:
     """Convert entries to COCO's format, check them, and add the frequencies of categories."""
     for entry in top["images"]:
         _set_file_name(entry)
-    for entry in top["annotations"]:
-        if isinstance(entry, dict):
-            entry.setdefault("iscrowd", 0)
     coco = check_entries(
         top,
         digest=digest,

@@ -52,7 +52,7 @@ def test_orders_images_annotations_and_categories_by_id(tmp_path):
     assert [image["id"] for image in coco.images] == [5, 7]
     assert [entry["id"] for entry in coco.images[0]["annotations"]] == [1, 4]
     # An image without annotations is a sample, too.
-    assert coco.images[1]["annotations"] == []
+    assert not coco.images[1]["annotations"]
     assert [(each.category_id, each.category_index, each.name) for each in coco.categories] == [
         (2, 0, "dog"),
         (9, 1, "cat"),

@@ -179,6 +179,13 @@ def test_an_old_name_beside_the_new_one_is_an_error(path):
     assert old in part, "the input stays as it was"
 
 
+@pytest.mark.timeout(20)
+def test_a_batch_of_any_size_is_answered_at_once():
+    text = f'{{"name": "b", "optim": {{"global_batch": {2**40}}}, "scale": {{"num_workers": 3}}}}'
+    with pytest.raises(RecipeError, match=r"take one of 1, 2, 4, 8, .*, 512, 1024$"):
+        from_json(text)
+
+
 def test_a_rule_across_two_parts_is_checked():
     with pytest.raises(
         RecipeError, match=r"scale\.num_workers: 3 does not divide .* take one of 1, 2, 4"

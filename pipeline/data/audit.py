@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -125,7 +126,9 @@ def _audit_footer(uri: str, shard: ShardInfo, manifest: Manifest) -> list[str]:
     ):
         return [f"{shard.file} does not have the columns of a shard of this version"]
     row_groups = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
-    max_index = _find_max_category(metadata)
+    max_index = _find_max_category(shard_uri)
+    if max_index is None:
+        return [f"{shard.file} is damaged: its category_index cannot be read"]
     rules = [
         (
             row_groups == shard.row_groups,
@@ -144,16 +147,19 @@ def _audit_footer(uri: str, shard: ShardInfo, manifest: Manifest) -> list[str]:
     return [f"{shard.file}: {text}" for holds, text in rules if not holds]
 
 
-def _find_max_category(metadata: pq.FileMetaData) -> int:
-    """Return the maximum category_index in the footer's statistics; -1 without any."""
-    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    column = next(n for n, path in enumerate(paths) if path.startswith("category_index."))
-    max_index = -1
-    for number in range(metadata.num_row_groups):
-        values = metadata.row_group(number).column(column).statistics
-        if values is not None and values.has_min_max:
-            max_index = max(max_index, values.max)
-    return max_index
+def _find_max_category(uri: str) -> int | None:
+    """Return the maximum category_index of a shard, -1 without any; None if it cannot be read.
+
+    It is also in the footer's statistics, but pyarrow ends the process over those of a damaged one.
+    """
+    fs, path = storage.resolve(uri)
+    try:
+        with fs.open_input_file(path) as source, pq.ParquetFile(source) as shard:
+            column = shard.read(columns=["category_index"])["category_index"]
+    except (OSError, pa.ArrowException):
+        return None
+    found: int | None = pc.max(pc.list_flatten(column)).as_py()
+    return -1 if found is None else found
 
 
 def _audit_rows(uri: str, manifest: Manifest) -> list[str]:

@@ -17,6 +17,10 @@ _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
+class RepeatedKeyError(ValueError):
+    """A key is there twice, of which json.loads would drop the first without a word."""
+
+
 class TextEntries(Sequence[object]):
     """Entries of a list in a JSON text, parsed when they are read.
 
@@ -78,6 +82,7 @@ def parse_with_entries(data: bytes, key: str, *, defaults: Mapping[str, Any]) ->
     """Parse a JSON file; if it is an object, its list under `key` becomes TextEntries.
 
     Raises:
+        RepeatedKeyError: the object has a key twice.
         ValueError: as parse_json.
     """
     return parse_json(data, parse=partial(_parse, key=key, defaults=defaults))
@@ -87,6 +92,8 @@ def _parse(data: bytes, *, key: str, defaults: Mapping[str, Any]) -> object:
     text = data.decode(json.detect_encoding(data), "surrogatepass")
     try:
         return _parse_object(text, key, defaults)
+    except RepeatedKeyError:
+        raise
     except ValueError:
         # What is no object, and the error of what is no JSON.
         return json.loads(text)
@@ -101,6 +108,8 @@ def _parse_object(text: str, key: str, defaults: Mapping[str, Any]) -> dict[str,
         at = _skip(text, at)
         if not isinstance(name, str) or text[at : at + 1] != ":":
             raise ValueError("a key and a colon must be here")
+        if name in top:
+            raise RepeatedKeyError(f"it has the key {name!r} twice; join both into one")
         at = _skip(text, at + 1)
         if name == key and text[at : at + 1] == "[":
             starts, at = _find_entries(text, at)

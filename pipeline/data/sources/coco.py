@@ -115,10 +115,20 @@ def read_lists(
     try:
         top = parse_with_entries(data, "annotations", defaults=annotation_defaults)
     except ValueError as error:
-        raise DatasetError(
-            f"{uri} is not readable as JSON ({shorten(str(error))}); is it cut off? Copy it again"
-        ) from error
+        reason = f"{uri} is not readable as JSON ({shorten(str(error))})"
+        raise DatasetError(reason + _advise(error)) from error
     return _check_top(top, uri), digest
+
+
+def _advise(error: ValueError) -> str:
+    """Say what helps against the error of a file that is not JSON, if its reason does not."""
+    if isinstance(error, UnicodeDecodeError):
+        return "; save it as UTF-8"
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    # The reason for a string without an end is where it begins.
+    is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
+    return "; it is cut off: copy it again" if is_cut else "; correct it there, or write it again"
 
 
 def check_entries(

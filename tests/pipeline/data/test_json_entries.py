@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.json_entries import ChosenEntries, TextEntries, parse_with_entries
+from pipeline.data.json_entries import (
+    ChosenEntries,
+    RepeatedKeyError,
+    TextEntries,
+    parse_with_entries,
+)
 from pipeline.data.sources.coco import read_annotations
+from pipeline.errors import DatasetError
 
 _TEXT = st.text(alphabet='a"\\{}[],: \n\u00e9\u2603\U0001f600\ud800', max_size=4)
 _VALUES = st.recursive(
@@ -48,9 +54,28 @@ def test_what_holds_no_entries_is_read_too(text):
     assert to_plain(parse(text.encode())) == json.loads(text)
 
 
-def test_of_equal_keys_the_last_counts_as_in_json_loads():
-    text = '{"annotations": [1, 2], "annotations": [3]}'
-    assert to_plain(parse(text.encode())) == json.loads(text)
+@pytest.mark.parametrize("key", ["annotations", "images"])
+def test_a_key_that_is_there_twice_is_refused(key):
+    text = f'{{"{key}": [1, 2], "x": {{"a": 1, "a": 2}}, "{key}": [3]}}'
+    with pytest.raises(RepeatedKeyError, match=f"it has the key '{key}' twice"):
+        parse(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        (b'{"images": [{"id": 1', "it is cut off: copy it again"),
+        (b'{"images": [{"id": "1', "it is cut off: copy it again"),
+        (b'{"images": [1,]}', "correct it there, or write it again"),
+        (b'{"images": []} x', "correct it there, or write it again"),
+        (b'{"images": "\xe9t\xe9"}', "save it as UTF-8"),
+    ],
+)
+def test_the_advice_fits_what_is_wrong(tmp_path, data, advice):
+    file = tmp_path / "instances.json"
+    file.write_bytes(data)
+    with pytest.raises(DatasetError, match=rf"is not readable as JSON \(.*\); {advice}$"):
+        read_annotations(str(file))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOG_EVERY_S = 10.0
 _SILENT = (
     "%s: no task has finished for %.0f s; look at the nodes: ray status. While the memory of a "
-    "node is full, Ray kills its tasks and starts them again, without a line"
+    "node is full, Ray kills its tasks and starts them again without saying so"
 )
 
 Item = TypeVar("Item")

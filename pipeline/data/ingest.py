@@ -194,7 +194,10 @@ def _make_shards(config: IngestConfig, index: SourceIndex) -> Iterator[ShardRepo
     while index.images:
         part = [index.images.pop() for _ in range(min(rows, len(index.images)))]
         parts.append((f"part-{len(parts):05d}.parquet", pack(part)))
-    _log.info("ingest: %d images in %d shards of %d rows", total, len(parts), rows)
+    _log.info(
+        "ingest: %s in %s of %d rows",
+        *(format_count(total, "image"), format_count(len(parts), "shard"), rows),
+    )
     problems = len(index.problems)
     for report in log_progress(
         _run_tasks(parts, settings, config.workers),

@@ -1,7 +1,7 @@
 """Read a JSON file whose longest list would not fit in memory as Python objects.
 
-An annotation of COCO takes 0.5 KB as text and six times that as lists of numbers. So the list stays
-text, and an entry is parsed each time that it is read.
+An annotation with a polygon of 24 corners takes 0.5 KB as text and six times that as a list of
+numbers. So the list stays text, and an entry is parsed each time that it is read.
 """
 
 import json
@@ -9,6 +9,7 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, overload
 
 from pipeline.data.text_files import parse_json
@@ -78,20 +79,38 @@ class ChosenEntries(Sequence[object]):
         return len(self._indices)
 
 
-def parse_with_entries(data: bytes, key: str, *, defaults: Mapping[str, Any]) -> object:
-    """Parse a JSON file; if it is an object, its list under `key` becomes TextEntries.
+def parse_unique(
+    data: bytes, *, entries: str = "", defaults: Mapping[str, Any] = MappingProxyType({})
+) -> object:
+    """Parse a JSON file; if it is an object, none of its keys may be there twice.
+
+    Args:
+        data: of the file.
+        entries: the key of a list that becomes TextEntries; "" for none.
+        defaults: of these entries.
 
     Raises:
         RepeatedKeyError: the object has a key twice.
         ValueError: as parse_json.
     """
-    return parse_json(data, parse=partial(_parse, key=key, defaults=defaults))
+    return parse_json(data, parse=partial(_parse, entries=entries, defaults=defaults))
 
 
-def _parse(data: bytes, *, key: str, defaults: Mapping[str, Any]) -> object:
+def advise(error: ValueError) -> str:
+    """Say what helps against an error of parse_unique; "" if its reason says it."""
+    if isinstance(error, UnicodeDecodeError):
+        return "; save it as UTF-8"
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    # The position of a string without an end is where it begins.
+    is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
+    return "; it is truncated: copy it again" if is_cut else "; correct it there, or write it again"
+
+
+def _parse(data: bytes, *, entries: str, defaults: Mapping[str, Any]) -> object:
     text = data.decode(json.detect_encoding(data), "surrogatepass")
     try:
-        return _parse_object(text, key, defaults)
+        return _parse_object(text, entries, defaults)
     except RepeatedKeyError:
         raise
     except ValueError:
@@ -99,7 +118,7 @@ def _parse(data: bytes, *, key: str, defaults: Mapping[str, Any]) -> object:
         return json.loads(text)
 
 
-def _parse_object(text: str, key: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _parse_object(text: str, entries: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Parse an object; anything else is a ValueError."""
     top: dict[str, Any] = {}
     at, is_open = _enter(text, _skip(text, 0), "{}")
@@ -111,7 +130,7 @@ def _parse_object(text: str, key: str, defaults: Mapping[str, Any]) -> dict[str,
         if name in top:
             raise RepeatedKeyError(f"it has the key {name!r} twice; join both into one")
         at = _skip(text, at + 1)
-        if name == key and text[at : at + 1] == "[":
+        if name == entries and entries and text[at : at + 1] == "[":
             starts, at = _find_entries(text, at)
             top[name] = TextEntries(text, starts, defaults)
         else:

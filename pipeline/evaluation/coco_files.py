@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 
 from pipeline import checksums
 from pipeline.data.annotation_rules import DEFAULTS, is_area_off, is_crowd, is_object
+from pipeline.data.json_entries import advise, parse_unique
 from pipeline.data.problems import is_id, is_side
-from pipeline.data.text_files import parse_json
 from pipeline.errors import DatasetError
 from pipeline.evaluation.federated import check_federated
 from pipeline.evaluation.problems import Problems, raise_all, show_value
@@ -71,11 +71,10 @@ def read_json(uri: str) -> object:
     """
     data = checksums.read_file(uri)
     try:
-        return parse_json(data)
+        return parse_unique(data)
     except ValueError as error:
         raise DatasetError(
-            f"{uri} ({len(data)} bytes) is not valid JSON: {error}. If it is "
-            "truncated, its size differs from the original's; copy it again"
+            f"{uri} ({len(data)} bytes) is not valid JSON: {error}{advise(error)}"
         ) from error
 
 

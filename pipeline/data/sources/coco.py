@@ -20,7 +20,7 @@ from pipeline.data import dataset_files
 from pipeline.data.annotation_rules import DEFAULTS
 from pipeline.data.dataset_files import describe_unsafe_name
 from pipeline.data.ingest_config import CocoIngest
-from pipeline.data.json_entries import ChosenEntries, TextEntries, parse_with_entries
+from pipeline.data.json_entries import ChosenEntries, TextEntries, advise, parse_unique
 from pipeline.data.manifest import Category
 from pipeline.data.problems import (
     INT64,
@@ -41,8 +41,8 @@ Keys = Mapping[str, Callable[..., bool]]
 _log = logging.getLogger(__name__)
 
 _DOWNLOAD = (
-    "Download COCO from cocodataset.org: annotations_trainval2017.zip, train2017.zip, "
-    "val2017.zip; the zips need not be unpacked"
+    "COCO itself is at cocodataset.org: annotations_trainval2017.zip, train2017.zip, val2017.zip; "
+    "the zips need not be unpacked"
 )
 
 _IMAGES = "images"
@@ -113,22 +113,11 @@ def read_lists(
     data = dataset_files.read_file(uri)
     digest = hashlib.sha256(data).hexdigest()
     try:
-        top = parse_with_entries(data, "annotations", defaults=annotation_defaults)
+        top = parse_unique(data, entries="annotations", defaults=annotation_defaults)
     except ValueError as error:
         reason = f"{uri} is not readable as JSON ({shorten(str(error))})"
-        raise DatasetError(reason + _advise(error)) from error
+        raise DatasetError(reason + advise(error)) from error
     return _check_top(top, uri), digest
-
-
-def _advise(error: ValueError) -> str:
-    """Say what helps against the error of a file that is not JSON, if its reason does not."""
-    if isinstance(error, UnicodeDecodeError):
-        return "; save it as UTF-8"
-    if not isinstance(error, json.JSONDecodeError):
-        return ""
-    # The reason for a string without an end is where it begins.
-    is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
-    return "; it is cut off: copy it again" if is_cut else "; correct it there, or write it again"
 
 
 def check_entries(
@@ -292,10 +281,11 @@ def _check_categories(
 def _check_images(entries: list[object], problems: list[Problem], keys: Keys) -> dict[int, Entry]:
     images: dict[int, Entry] = {}
     owners: dict[str, int] = {}
-    for entry in entries:
+    for index, entry in enumerate(entries):
         wrong = _find_wrong_keys(entry, keys)
         if wrong or not isinstance(entry, dict):
-            problems.append(make_problem("image_entry", wrong, entry))
+            reason = _name_entry(index, entry, "images") + wrong
+            problems.append(make_problem("image_entry", reason, entry))
         elif entry["id"] in images:
             first = images[entry["id"]]["file_name"]
             reason = f"id {entry['id']} is used by {first} already"
@@ -347,7 +337,8 @@ def _check_annotations(
     for index, entry in enumerate(entries):
         wrong = _find_wrong_keys(entry, _ANNOTATION_KEYS)
         if wrong or not isinstance(entry, dict):
-            yield index, entry, "annotation_entry", wrong
+            reason = _name_entry(index, entry, "annotations") + wrong
+            yield index, entry, "annotation_entry", reason
             continue
         reasons = []
         if entry["id"] in seen:
@@ -360,6 +351,11 @@ def _check_annotations(
         seen.add(entry["id"])
         for kind, reason in reasons or [("", "")]:
             yield index, entry, kind, reason
+
+
+def _name_entry(index: int, entry: object, key: str) -> str:
+    """Name an entry without an id by its place in its list."""
+    return "" if isinstance(entry, dict) and is_id(entry.get("id")) else f"entry {index} of {key}: "
 
 
 def _find_wrong_keys(entry: object, keys: Keys) -> str:
@@ -377,6 +373,8 @@ def _find_wrong_keys(entry: object, keys: Keys) -> str:
 
 
 def _note_limit(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return ", which must be written without a point"
     is_too_large = isinstance(value, int) and value not in INT64
     return ", which does not fit into 64 bits" if is_too_large else ""
 

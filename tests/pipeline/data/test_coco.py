@@ -93,6 +93,19 @@ def test_finds_the_problem_of_an_entry(tmp_path, change, kind):
     assert kind in {problem.kind for problem in read_annotations(path).problems}
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"annotations__image_id": 5.0}, "image_id is 5.0, which must be written without a point"),
+        ({"annotations__id": None}, "entry 0 of annotations: id is None"),
+        ({"images__id": KeyError}, "entry 0 of images: id missing"),
+    ],
+)
+def test_the_reason_tells_where_and_the_rule(tmp_path, change, reason):
+    path, _ = _file(tmp_path, **change)
+    assert reason in [problem.reason for problem in read_annotations(path).problems]
+
+
 @pytest.mark.parametrize("table", ["images", "annotations", "categories"])
 @pytest.mark.parametrize("number", [2**63, -(2**70)])
 def test_an_id_beyond_64_bits_is_named(tmp_path, table, number):

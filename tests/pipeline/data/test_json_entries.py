@@ -13,7 +13,7 @@ from pipeline.data.json_entries import (
     ChosenEntries,
     RepeatedKeyError,
     TextEntries,
-    parse_with_entries,
+    parse_unique,
 )
 from pipeline.data.sources.coco import read_annotations
 from pipeline.errors import DatasetError
@@ -27,7 +27,7 @@ _VALUES = st.recursive(
 
 
 def parse(data: bytes, **defaults):
-    return parse_with_entries(data, "annotations", defaults=defaults)
+    return parse_unique(data, entries="annotations", defaults=defaults)
 
 
 def to_plain(top):
@@ -64,8 +64,8 @@ def test_a_key_that_is_there_twice_is_refused(key):
 @pytest.mark.parametrize(
     ("data", "advice"),
     [
-        (b'{"images": [{"id": 1', "it is cut off: copy it again"),
-        (b'{"images": [{"id": "1', "it is cut off: copy it again"),
+        (b'{"images": [{"id": 1', "it is truncated: copy it again"),
+        (b'{"images": [{"id": "1', "it is truncated: copy it again"),
         (b'{"images": [1,]}', "correct it there, or write it again"),
         (b'{"images": []} x', "correct it there, or write it again"),
         (b'{"images": "\xe9t\xe9"}', "save it as UTF-8"),

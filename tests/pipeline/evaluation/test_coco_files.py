@@ -211,3 +211,10 @@ def test_what_is_no_json_is_refused_with_the_file(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(DatasetError, match=r"truth\.json"):
         read_json(str(path))
+
+
+def test_a_truth_with_a_list_twice_is_refused(tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_text('{"annotations": [1, 2], "annotations": []}')
+    with pytest.raises(DatasetError, match=r"has the key 'annotations' twice; join both into one$"):
+        read_json(str(path))

@@ -1,4 +1,4 @@
-"""Audit finished shards: quickly from their footers before training starts, or every byte.
+"""Audit finished shards: quickly before training starts, from footers and a column, or every byte.
 
 Ingest has dealt with the problems of the source. An audit checks that the folder still holds what
 ingest declared: no shard is missing, truncated, or from another run.
@@ -74,9 +74,9 @@ def audit(data: str, *, deep: bool = False) -> dict[str, Any]:
 
 
 def audit_shards(uri: str) -> list[str]:
-    """Compare a folder's shards with its dataset.json, from their footers alone.
+    """Compare a folder's shards with its dataset.json: their footers and categories.
 
-    Fast enough to run before every training: one small read per shard.
+    Fast enough to run before every training: a few small reads per shard.
 
     Returns:
         One sentence per problem.

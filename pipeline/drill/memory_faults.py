@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import psutil
 from ray._common.utils import get_default_ray_temp_dir
 
 from pipeline.drill.cluster_faults import CONTINUES
-from pipeline.drill.command import Command, Line
+from pipeline.drill.command import TIMEOUT_S, Command, Line
 from pipeline.drill.process_faults import AFTER_SAVED
 from pipeline.drill.scene import (
     STEP,
@@ -69,9 +69,9 @@ def exhaust_data_memory(scene: Scene) -> Outcome:
     with _run_in_container(scene, command) as (memory, job):
         with memory.filler() as filler:
             filler.fill(_BEFORE_RAY)
-            _wait_for_task(job)
+            _wait_until(job, lambda: _runs_task(job), otherwise="no task was started")
             filler.fill(_FULL)
-            _wait_for_kill(job)
+            _wait_until(job, _has_killed, otherwise="Ray killed no task in a full memory")
         if job.wait():
             saw = job.wait_for("^[A-Za-z]*Error: ").text
             with scene.run(*command) as again:
@@ -80,24 +80,27 @@ def exhaust_data_memory(scene: Scene) -> Outcome:
     return Outcome(saw, None, result)
 
 
-def _wait_for_task(job: Command) -> None:
-    """Wait until a task runs that ingests photos; it imports for some seconds first."""
-    while job.process.poll() is None:
-        with suppress(psutil.NoSuchProcess):  # one that has just ended
-            children = psutil.Process(job.process.pid).children(recursive=True)
-            if any(each.name().startswith("ray::Map") for each in children):
-                return
-        time.sleep(0.05)
-    raise DrillError(f"no task was started:\n{job.tail}")
+def _runs_task(job: Command) -> bool:
+    """Tell whether a task runs that ingests photos; it imports for some seconds first."""
+    with suppress(psutil.NoSuchProcess):  # one that has just ended
+        children = psutil.Process(job.process.pid).children(recursive=True)
+        return any(each.name().startswith("ray::Map") for each in children)
+    return False
 
 
-def _wait_for_kill(job: Command) -> None:
+def _has_killed() -> bool:
+    """Tell whether the newest Ray of this machine has killed a process for its memory."""
     temporary: str = get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
     log = Path(temporary, "session_latest", "logs", "raylet.out")
-    while "OOM kill reason" not in log.read_text(errors="replace"):
-        if job.process.poll() is not None:
-            raise DrillError(f"Ray killed no task although the memory was full:\n{job.tail}")
-        time.sleep(0.1)
+    return "OOM kill reason" in log.read_text(errors="replace")
+
+
+def _wait_until(job: Command, holds: Callable[[], bool], *, otherwise: str) -> None:
+    end_s = time.monotonic() + TIMEOUT_S
+    while not holds():
+        if job.process.poll() is not None or time.monotonic() > end_s:
+            raise DrillError(f"{otherwise}:\n{job.tail}")
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -82,8 +82,10 @@ def test_the_watch_writes_the_memory_of_a_process_that_this_one_has_started(tmp_
             while not watch.samples:
                 os.sched_yield()
         process.stdin.close()
-    assert {(each.kind, each.pid) for each in watch.samples} == {("Sleeper", process.pid)}
-    assert watch.samples[0].memory_mb > 1
+    # The Ray of other tests may run below this process too.
+    own = [each for each in watch.samples if each.pid == process.pid]
+    assert {each.kind for each in own} == {"Sleeper"}
+    assert own[0].memory_mb > 1
     assert "Sleeper" in (tmp_path / "memory.csv").read_text()
 
 

@@ -78,6 +78,10 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "notice",
         "the area is below half or above twice the mask's; AP by object size uses it all the same",
     ),
+    "object_twice": (
+        "notice",
+        "an object has the category and mask of another one of its image; both are kept",
+    ),
     "polygon_outside": ("notice", "a polygon reaches more than 1 px outside the image; cut there"),
     "label_void": ("notice", "no pixel of the label has a class"),
     "label_drawn": ("notice", "instanceIds.png is missing; it was drawn from polygons.json"),

@@ -138,6 +138,7 @@ def _validate_annotations(
 ) -> tuple[list[Instance], list[Problem]]:
     """Return the valid instances of an image, and all problems of its annotations."""
     kept, problems = [], []
+    first: dict[tuple[int, bytes], int] = {}  # annotation by category and mask
     size_hw = (image["height"], image["width"])
     for entry in image["annotations"]:
         reasons: _Reasons = []
@@ -146,6 +147,9 @@ def _validate_annotations(
         if box is not None and mask is not None:
             _compare_box(box, mask, reasons)
             _note_defaults(entry, mask, reasons)
+            twin = first.setdefault((entry["category_id"], mask.encoded), entry["id"])
+            if twin != entry["id"]:
+                reasons.append(("object_twice", f"equals annotation {twin}", "found"))
         mine = [
             replace(make_problem(kind, reason, entry, image=image), action=action)
             for kind, reason, action in reasons

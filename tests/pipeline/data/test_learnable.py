@@ -41,6 +41,19 @@ def change_annotations(root, change) -> dict:
     return doc
 
 
+def test_an_object_that_is_there_twice_is_a_notice_that_names_the_first(coco):
+    doc = load(coco)
+    one = doc["annotations"][0]
+    doc["annotations"].append({**one, "id": 900})
+    others = {entry["category_id"] for entry in doc["annotations"]} - {one["category_id"]}
+    # With another category it is another object.
+    doc["annotations"].append({**one, "id": 901, "category_id": min(others)})
+    save(coco, doc)
+    result = ingest_dataset(coco_config(coco))
+    assert (result["annotations"], result["rejects"]) == (len(doc["annotations"]), 0)
+    assert read_manifest(f"{coco}/out").notices == {"object_twice": 1}
+
+
 def test_a_missing_iscrowd_means_no_crowd_and_a_missing_area_the_masks(coco):
     whole = load(coco)
 

@@ -18,6 +18,10 @@ const stage = new Stage(find("canvas"), {
   onPick: (side, x, y) => select(state.view.pick(state.current, chosenSides()[side], x, y)),
 });
 
+// A photo may come before the server has told its models, or before it was given a token.
+let tellReady;
+const ready = new Promise(resolve => { tellReady = resolve; });
+
 async function start() {
   let answer;
   try {
@@ -47,6 +51,7 @@ async function start() {
   }
   find("compare-on").checked = state.view.comparesAtOnce;
   find("compare-more").hidden = !isComparing();
+  tellReady();
 }
 
 function say(text, isError = false) {
@@ -57,6 +62,8 @@ function say(text, isError = false) {
 async function addFiles(files) {
   const added = await Promise.all([...files].map(readPhoto));
   if (!added.length) return;
+  if (!state.view) say("Waiting for the server...");
+  await ready;
   state.photos.push(...added);
   listPhotos();
   showPhoto(added[0]);
@@ -79,6 +86,7 @@ async function readPhoto(file, index) {
 }
 
 async function addMasks(files) {
+  await ready;
   for (const file of files) {
     try {
       say(await state.view.addMasks(file, state.photos, state.current));

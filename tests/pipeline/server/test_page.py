@@ -146,6 +146,18 @@ def test_two_versions_are_compared_and_everything_has_a_key(chromium, site):
         } == {site.address.removeprefix("http://")}
 
 
+def test_a_photo_that_is_quicker_than_the_server_waits_for_it(chromium, site):
+    held = []
+    with open_page(chromium, site) as (shown, complaints, _):
+        shown.route("**/models", lambda route: held.append(route))  # noqa: PLW0108  Playwright takes no builtin
+        shown.reload()
+        shown.set_input_files("#files", str(site.folder / "one.png"))
+        shown.get_by_text("Waiting for the server").wait_for()
+        held[0].continue_()
+        shown.get_by_text(re.compile(r"objects? with a score")).wait_for()
+        assert complaints == []
+
+
 def test_a_bad_photo_is_explained(chromium, site):
     with open_page(chromium, site) as (shown, _, _):
         shown.set_input_files("#files", str(site.folder / "broken.png"))

@@ -71,6 +71,12 @@ def trace(
     Raises:
         RegistryError: torch cannot trace the model.
     """
+    if fixed_hw is None and "swin" in config.backbone.name:
+        # torch.export simplifies the arithmetic of its windows for more than nine minutes.
+        raise RegistryError(
+            f"torch.export does not trace {config.backbone.name} for photos of any size in useful "
+            "time; export it for one size, for instance: --size 800 1344"
+        )
     step = get_pad_multiple(config)
     graph = (InstanceGraph if config.task == "instance" else SemanticGraph)(model)
     graph.eval().requires_grad_(requires_grad=False)

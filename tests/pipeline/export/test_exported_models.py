@@ -17,6 +17,7 @@ from pipeline.export.graph import trace
 from pipeline.export.model import export_model
 from pipeline.export.parity import compare
 from pipeline.serving.onnx_predictor import load_onnx
+from tests.bsm.synthetic import tiny_config
 from tests.pipeline.export.small_models import CATEGORIES, small_predictor
 
 ROOT = Path(__file__).parents[3]
@@ -117,6 +118,12 @@ def test_an_exported_warp_reads_where_the_warp_reads():
     wide = [each.repeat(1, 1, 1, 2) for each in (x, flow)]
     for inputs in ((x, flow), wide):
         torch.testing.assert_close(program.module()(*inputs), flow_warp(*inputs))
+
+
+def test_a_swin_backbone_is_exported_for_one_size_only():
+    config = tiny_config(backbone="swin_tiny_patch4_window7_224")
+    with pytest.raises(RegistryError, match=r"--size 800 1344"):
+        trace(torch.nn.Identity(), config)
 
 
 def test_a_traced_graph_equals_the_model(photos):

@@ -78,7 +78,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
     started = time.monotonic()
     with pytest.raises(SetupError) as raised:
         connect()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert raised.value.exit_code == 2
     return str(raised.value)
 

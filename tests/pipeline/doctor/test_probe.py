@@ -7,13 +7,13 @@ from pipeline.tracking import stores
 
 def test_the_time_of_the_tracking_server_excludes_imports(monkeypatch):
     def slow_client(uri):
-        time.sleep(0.5)  # longer than the import of MLflow
+        time.sleep(2)  # longer than the import of MLflow
         return SimpleNamespace(search_experiments=lambda max_results: time.sleep(0.05))
 
     monkeypatch.setattr(stores, "create_client", slow_client)
     error, seconds = NodeProbe().track("sqlite:///x.db", 5)
     assert not error
-    assert 0.05 <= seconds < 0.4
+    assert 0.05 <= seconds < 1.8
 
 
 def test_a_failing_tracking_server_is_reported_with_its_time(monkeypatch):

@@ -235,7 +235,7 @@ def test_a_database_that_cannot_be_opened_is_an_error_in_seconds(tmp_path, make,
     started = time.monotonic()
     with pytest.raises(StorageError, match=f"{path} cannot be opened: {reason}; .*permissions"):
         create_client(f"sqlite:///{path}")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_a_moved_store_is_not_written_at_its_old_place(tmp_path):

@@ -61,7 +61,7 @@ def test_metrics_survive_a_killed_server(tmp_path, registered_model):
     started = time.monotonic()
     for step in range(20, 40):
         log.log(step, {"loss": float(step)})
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 5
     # The answer to the last batch of the first twenty can be lost with the server.
     assert log.close(timeout_s=10) in (20, 40)
     log_metrics(handle, {"mask_ap": 0.3}, step=40)

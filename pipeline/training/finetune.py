@@ -35,7 +35,6 @@ from pipeline.serving.artifacts import categories_from_json
 from pipeline.text import format_count, format_names, suggest
 from pipeline.tracking.stores import resolve_tracking_uri
 from pipeline.training.start_weights import read_start_version
-from pipeline.weights.names import find_file, is_published
 from pipeline.weights.published_models import MODELS, list_categories
 
 MAX_BATCH = 16
@@ -101,8 +100,6 @@ def find_start(reference: str, *, tracking: str, storage_uri: str, name: str) ->
             categories=tuple(each.name for each in categories),
         )
     if reference not in MODELS:
-        if is_published(reference):
-            find_file(reference)  # a name that does not exist has an error of its own
         if reference.startswith("model:/"):
             raise RecipeError(f"--from {reference}: perhaps you meant models{reference[5:]}")
         raise RecipeError(

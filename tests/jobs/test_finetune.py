@@ -193,7 +193,7 @@ def test_a_model_of_another_task_is_refused(tmp_path, run_job):
     [
         ("models:/none@champion", "models:/none@champion is not in"),
         ("models:/tiny@best", "models:/tiny@best is not in"),
-        ("torchvision:MaskRCNN_Weights.COCO_V1", "torchvision has no such weights"),
+        ("torchvision:MaskRCNN_Weights.COCO_V1", "torchvision:MaskRCNN_ResNet50_FPN_V2_Weights"),
         ("torchvision:ResNet50_Weights.IMAGENET1K_V2", "no whole model is known by this name"),
         ("model.pth", "no whole model is known by this name"),
         ("model:/tiny@champion", "perhaps you meant models:/tiny@champion"),

@@ -107,16 +107,7 @@ def ingest_dataset(config: IngestConfig) -> dict[str, Any]:
     manifest = _make_manifest(config, index, reports, problems, source)
     _require_content(manifest, index, counts)
     _finish(config, manifest, problems)
-    if counts.counts:
-        _log.info("%s", format_problems(counts))
-    for gap in describe_gaps(manifest):
-        _log.warning("ingest: %s: %s", index.title, gap)
-    listed = index.listed_annotations
-    _log.info(
-        "ingest: kept %d of %d images and %d %sannotations",
-        *(manifest.images, index.listed_images, manifest.annotations),
-        "" if listed is None else f"of {listed} ",
-    )
+    _log_summary(index, manifest, problems, counts)
     return _make_result(config, manifest, reports, time.perf_counter() - started)
 
 
@@ -245,11 +236,39 @@ def _format_refusal(config: IngestConfig, index: SourceIndex, problems: ProblemC
         f"All of them: {_rejects_uri(config)}. No data set was finished. Fix them and run again, "
         "or continue without them:\n"
         f"  {config.command('drop')}\n"
-        "      drops every image and annotation listed above (notices stay)"
+        "      drops each of these images, with its annotations, and annotations (notices stay)"
     )
     if not index.rules.fix:
         return text
     return text + f"\n  {config.command('fix')}\n      {index.rules.fix}, drops the rest"
+
+
+def _log_summary(
+    index: SourceIndex, manifest: Manifest, problems: list[Problem], counts: ProblemCounts
+) -> None:
+    if counts.counts:
+        _log.info("%s", format_problems(counts))
+    for gap in describe_gaps(manifest):
+        _log.warning("ingest: %s: %s", index.title, gap)
+    _log.info("ingest: kept %s", _describe_kept(index, manifest, problems))
+
+
+def _describe_kept(index: SourceIndex, manifest: Manifest, problems: Iterable[Problem]) -> str:
+    """Say how much of a source is in the shards, and what left with its image."""
+    images = f"{manifest.images} of {index.listed_images} images"
+    if manifest.task == "semantic":
+        return images
+    listed, kept = index.listed_annotations, manifest.annotations
+    if listed is None:
+        return f"{images} and {kept} annotations"
+    refused = {
+        each.raw
+        for each in problems
+        if each.severity == "bad" and each.action != "fixed" and "file_name" not in each.entry
+    }
+    left = listed - kept - len(refused)
+    text = f"{images} and {kept} of {listed} annotations"
+    return f"{text}; {format_count(left, 'annotation')} left with dropped images" if left else text
 
 
 def _make_manifest(

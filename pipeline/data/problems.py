@@ -132,6 +132,12 @@ class Problem:
         return KINDS[self.kind][0]
 
     @property
+    def entry(self) -> Entry:
+        """The entry of the image or annotation; empty if it is no JSON object."""
+        entry = json.loads(self.raw or "null")
+        return entry if isinstance(entry, dict) else {}
+
+    @property
     def example(self) -> str:
         """One line for the user: annotation, image, file and reason."""
         parts = [] if self.annotation_id is None else [f"annotation {self.annotation_id}"]
@@ -210,6 +216,8 @@ def format_problems(problems: ProblemCounts) -> str:
             mark = {"stop": "  (always stops)", "bad": "", "notice": "  (notice, kept)"}[severity]
             rows.append((kind, str(problems.counts[kind]), rule + mark))
             rows.extend(("", "", f"  {example}") for example in problems.examples[kind])
+            if more := problems.counts[kind] - len(problems.examples[kind]):
+                rows.append(("", "", f"  and {more} more"))
     return "\n".join(format_table(rows, align="<><", min_width=7))
 
 

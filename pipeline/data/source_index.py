@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from pipeline.data.dataset_files import list_files
 from pipeline.data.manifest import Category
+from pipeline.data.photo import PHOTO_ENDINGS
 from pipeline.data.problems import Entry, Problem
 from pipeline.data.schema import Task
 
@@ -99,3 +101,11 @@ class SourceIndex:
     """Identifies the content of the list, independent of its location."""
     download: str = ""
     """Where users get missing files."""
+
+
+def find_unlisted(index: SourceIndex, mount: str) -> list[str]:
+    """List the photos of a folder that no entry names, not even a refused one."""
+    names = {each.image.name for each in index.images}
+    names |= {each.file_name for each in index.problems if each.file_name}
+    found = list_files(index.mounts[mount])
+    return [each for each in found if each.lower().endswith(PHOTO_ENDINGS) and each not in names]

@@ -147,9 +147,6 @@ def _validate_annotations(
         if box is not None and mask is not None:
             _compare_box(box, mask, reasons)
             _note_defaults(entry, mask, reasons)
-            twin = first.setdefault((entry["category_id"], mask.encoded), entry["id"])
-            if twin != entry["id"]:
-                reasons.append(("object_twice", f"equals annotation {twin}", "found"))
         mine = [
             replace(make_problem(kind, reason, entry, image=image), action=action)
             for kind, reason, action in reasons
@@ -157,6 +154,10 @@ def _validate_annotations(
         problems += mine
         is_valid = not any(each.severity == "bad" and each.action != "fixed" for each in mine)
         if box is not None and mask is not None and is_valid:
+            twin = first.setdefault((entry["category_id"], mask.encoded), entry["id"])
+            if twin != entry["id"]:
+                reason = f"equals annotation {twin}"
+                problems.append(make_problem("object_twice", reason, entry, image=image))
             kept.append(
                 Instance(
                     annotation_id=entry["id"],

@@ -23,6 +23,7 @@ from pipeline.data.ingest_config import CocoIngest
 from pipeline.data.json_entries import ChosenEntries, TextEntries, advise, parse_unique
 from pipeline.data.manifest import Category
 from pipeline.data.problems import (
+    EXAMPLES,
     INT64,
     Entry,
     Problem,
@@ -32,8 +33,15 @@ from pipeline.data.problems import (
     make_problem,
     shorten,
 )
-from pipeline.data.source_index import AnnotationRules, File, SourceImage, SourceIndex
+from pipeline.data.source_index import (
+    AnnotationRules,
+    File,
+    SourceImage,
+    SourceIndex,
+    find_unlisted,
+)
 from pipeline.errors import DatasetError
+from pipeline.text import format_count, format_names
 
 Keys = Mapping[str, Callable[..., bool]]
 """Keys that an entry must have, and the check of each value."""
@@ -76,13 +84,17 @@ def list_coco(config: CocoIngest) -> SourceIndex:
     """
     annotations, images = _find_files(config)
     _log.info("ingest: reading %s", annotations)
-    return build_index(
+    index = build_index(
         read_annotations(annotations),
         mounts={_IMAGES: images},
         images=lambda entry: File(_IMAGES, entry["file_name"]),
         title=f"{annotations.rsplit('/', 1)[-1]} and its images",
         download=_DOWNLOAD,
     )
+    if unlisted := find_unlisted(index, _IMAGES):
+        count, names = format_count(len(unlisted), "photo"), format_names(unlisted, limit=EXAMPLES)
+        _log.warning("ingest: %s in %s without an entry, left out: %s", count, images, names)
+    return index
 
 
 def read_annotations(uri: str) -> CocoAnnotations:

@@ -13,6 +13,7 @@ from pipeline.data.ingest import CocoIngest, ingest_dataset
 from pipeline.data.ingest_config import CityscapesIngest, LvisIngest, SemanticIngest
 from pipeline.data.learnable import describe_gaps, describe_unlearnable
 from pipeline.data.manifest import read_manifest
+from pipeline.data.problems import ProblemCounts, format_problems
 from pipeline.errors import DatasetError
 from tests.pipeline.data import lvis_samples
 from tests.pipeline.data.coco_samples import SPLIT, load, save, small_coco
@@ -52,6 +53,36 @@ def test_an_object_that_is_there_twice_is_a_notice_that_names_the_first(coco):
     result = ingest_dataset(coco_config(coco))
     assert (result["annotations"], result["rejects"]) == (len(doc["annotations"]), 0)
     assert read_manifest(f"{coco}/out").notices == {"object_twice": 1}
+
+
+def test_what_was_left_out_is_counted_to_the_last_annotation(coco, caplog):
+    caplog.set_level("INFO")
+    doc = load(coco)
+    gone, kept = doc["images"][0], doc["images"][1]
+    with_image = [each for each in doc["annotations"] if each["image_id"] == gone["id"]]
+    own = next(each for each in doc["annotations"] if each["image_id"] == kept["id"])
+    own["bbox"] = [0, 0, 0, 0]
+    save(coco, doc)
+    folder = coco / SPLIT
+    (folder / gone["file_name"]).rename(folder / "renamed.png")
+    for number in range(4):
+        (folder / f"more-{number}.JPG").write_bytes(b"")
+    (folder / "notes.txt").write_text("no photo")
+    result = ingest_dataset(coco_config(coco, on_bad="drop"))
+    total = len(doc["annotations"])
+    assert result["annotations"] == total - 1 - len(with_image)
+    left = f"{len(with_image)} annotation{'s' * (len(with_image) > 1)} left with dropped images"
+    assert f"7 of 8 images and {total - 1 - len(with_image)} of {total} annotations; {left}" in (
+        caplog.text
+    )
+    # The missing photo is a problem of its own entry, and the renamed file has none.
+    assert f"5 photos in {folder} without an entry, left out: more-0.JPG, more-1.JPG" in caplog.text
+
+
+def test_a_table_of_problems_says_how_many_it_does_not_show():
+    counts = ProblemCounts()
+    counts.add("mask_empty", *(f"annotation {n}: no pixel" for n in range(5)), count=5)
+    assert format_problems(counts).endswith("  and 2 more")
 
 
 def test_a_missing_iscrowd_means_no_crowd_and_a_missing_area_the_masks(coco):

@@ -19,6 +19,7 @@ from bsm.configs.rules import NonNegativeInt, PositiveInt
 from pipeline.cli import Result, Verb, run_verb
 from pipeline.data_view.options import ViewOptions
 from pipeline.model_view.options import CompareOptions, FeatureOptions
+from pipeline.text import format_count
 
 DEFAULTS = ViewOptions()
 FEATURE_DEFAULTS = FeatureOptions()
@@ -129,7 +130,8 @@ def models(
 
     print(f"loading {', '.join(models)}")
     result = view_models(models, images, show, out=out, truth=truth, tracking=tracking_uri)
-    print(f"view: {len(result['models'])} models on {result['photos']} photos in {result['out']}")
+    shown = format_count(len(result["models"]), "model")
+    print(f"view: {shown} on {format_count(result['photos'], 'photo')} in {result['out']}")
     return result
 
 

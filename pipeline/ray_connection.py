@@ -242,7 +242,11 @@ def _to_setup_error(error: Exception) -> SetupError:
         return _no_cluster(os.environ.get("RAY_ADDRESS", ""), reason)
     temporary: str = get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
     logs = Path(temporary, "session_latest", "logs")
-    return SetupError(f"Ray does not start on this machine: {reason}", f"its logs are in {logs}")
+    return SetupError(
+        f"Ray does not start on this machine: {reason}",
+        "try again when the machine is less busy, or do without Ray: --scale.num-workers 0 for "
+        f"training, --workers 0 for others; Ray's logs are in {logs}",
+    )
 
 
 def _arguments(cpus: float) -> dict[str, Any]:

@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from pyarrow.fs import FileType
+
 from pipeline import storage
 from pipeline.data.dataset_files import describe_unsafe_name
 from pipeline.data.schema import FIELD_SIDE, READ_VERSIONS, SCHEMA_VERSION, Task
 from pipeline.data.text_files import parse_json, to_typed
 from pipeline.errors import DatasetError
+from pipeline.text import format_names
 
 MANIFEST_FILE = "dataset.json"
+_MOST_SPLITS = 50
+"""Folders that are searched for a manifest to suggest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +111,7 @@ def read_manifest(uri: str) -> Manifest:
     if not storage.exists(path):
         raise DatasetError(
             f"{uri} has no {MANIFEST_FILE}: it is not a folder of shards, or ingest has not "
-            f"finished. Create or complete it with: "
+            f"finished{_suggest_splits(uri)}. Create or complete it with: "
             f"python jobs/ingest.py coco --root DIR_OR_URI --split NAME --out {uri} "
             "(other data sets: python jobs/ingest.py --help)"
         )
@@ -115,6 +120,21 @@ def read_manifest(uri: str) -> Manifest:
     except ValueError as error:
         raise DatasetError(f"{path} is not JSON ({error}); ingest again to write it") from error
     return _parse(plain, path)
+
+
+def _suggest_splits(uri: str) -> str:
+    """Name the finished splits in a folder, or beside it."""
+    for folder in (uri, uri.rstrip("/").rpartition("/")[0]):
+        listed = storage.list_folder(folder) if folder else []
+        names = sorted(each.base_name for each in listed if each.type == FileType.Directory)
+        found = [
+            name
+            for name in names[:_MOST_SPLITS]
+            if storage.exists(manifest_uri(storage.join(folder, name)))
+        ]
+        if found:
+            return f"; {folder} holds the shards of {format_names(found)}"
+    return ""
 
 
 def _parse(plain: object, path: str) -> Manifest:

@@ -182,11 +182,9 @@ def _write_detections(prediction: _Prediction, photos: Photos) -> dict[str, Any]
             _write_photo(prediction.formats, photos, name, pixels, found)
             images.append(image)
             rows += [to_coco(row, image["id"], name, categories) for row in found]
-    if images and not rows and prediction.score > 0:
-        _log.warning(
-            "predict: no object has a score of %g or more; see others with --score",
-            prediction.score,
-        )
+    if images and not rows:
+        hint = "; see others with --score" if prediction.score > 0 else ""
+        _log.warning("predict: no object has a score of %g or more%s", prediction.score, hint)
     if "yolo-seg" in prediction.formats:
         names = format_yolo_names(categories).encode()
         storage.write_bytes_atomic(str(photos.out / "data.yaml"), names)

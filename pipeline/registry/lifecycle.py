@@ -166,8 +166,8 @@ def promote(
         evaluate: see `compare_versions`.
 
     Raises:
-        RegistryError: the deciding metric falls or cannot be compared, and it is not forced; it is
-            forced without a reason; or the registry does not answer.
+        RegistryError: it finds nothing, or the deciding metric falls or cannot be compared, and it
+            is not forced; it is forced without a reason; or the registry does not answer.
     """
     here = _label(version)
     if force and not reason.strip():
@@ -178,6 +178,8 @@ def promote(
 
     def judge(champion: str) -> tuple[AliasChange, str]:
         if not champion:
+            if not force:
+                _refuse_if_useless(version)
             first = AliasChange(
                 version=version.version, before="", how="promoted", text="the first", reason=reason
             )
@@ -304,9 +306,20 @@ def _set_champion(
     return set_champion(store, version.name, decide), text
 
 
-def _refuse_if_worse(version: Version, champion: str, comparison: Comparison | None) -> None:
+def _refuse_if_useless(version: Version) -> None:
+    if any(finds_nothing(each.metrics) for each in read_evaluations(version)[:1]):
+        raise RegistryError(
+            f"{_label(version)} was not promoted: it finds nothing. {_how_to_force(version)}"
+        )
+
+
+def _how_to_force(version: Version) -> str:
     command = f"{_COMMAND} promote {version.name} --version {version.version}"
-    to_force = f'To promote it anyway, give a reason: {command} --force --reason "..."'
+    return f'To promote it anyway, give a reason: {command} --force --reason "..."'
+
+
+def _refuse_if_worse(version: Version, champion: str, comparison: Comparison | None) -> None:
+    to_force = _how_to_force(version)
     here = f"{_label(version)} was not promoted"
     if comparison is None:
         explanation = format_incomparable(_sibling(version, champion), version)

@@ -331,7 +331,8 @@ def _list_models(registry: str) -> str:
     except Exception as error:
         return f"the registry does not answer ({type(error).__name__})"
     listed = [
-        f"{m.name} (newest version: {newest[m.name]}, aliases: {', '.join(m.aliases) or 'none'})"
+        f"{m.name} (newest version: models:/{m.name}/{newest[m.name]}, "
+        f"aliases: {', '.join(m.aliases) or 'none'})"
         for m in models
     ]
     return f"it holds: {'; '.join(listed) or 'no model'}"

@@ -54,7 +54,18 @@ def follow_steps(
 
 def find_misfits(recipe: Recipe) -> Iterator[str]:
     """Yield what in a schedule cannot work as it is meant."""
-    optim, every = recipe.optim, recipe.checkpoint.every_steps
+    yield from _find_learning_rate_misfits(recipe)
+    steps, every = recipe.optim.steps, recipe.checkpoint.every_steps
+    if every >= steps:
+        yield (
+            f"the run of {format_count(steps, 'step')} ends before its first checkpoint at step "
+            f"{every}, so one that breaks off starts again at step 0; try "
+            f"--checkpoint.every-steps {max(steps // 4, 1)}"
+        )
+
+
+def _find_learning_rate_misfits(recipe: Recipe) -> Iterator[str]:
+    optim = recipe.optim
     steps = format_count(optim.steps, "step")
     if optim.warmup_steps >= optim.steps:
         yield (
@@ -67,12 +78,6 @@ def find_misfits(recipe: Recipe) -> Iterator[str]:
         yield (
             f"the learning rate is to fall at step {', '.join(map(str, late))}, and the run has "
             f"{steps}; try --optim.decay-at {optim.steps * 2 // 3} {optim.steps * 8 // 9}"
-        )
-    if every >= optim.steps:
-        yield (
-            f"a checkpoint every {every} steps is none before the end of {steps}: a run that "
-            "breaks off starts again at step 0; try --checkpoint.every-steps "
-            f"{max(optim.steps // 4, 1)}"
         )
 
 
@@ -98,7 +103,7 @@ def explain_nothing_found(recipe: Recipe, *, train_images: int) -> list[str]:
     """List the likely reasons why a trained model finds nothing, most likely first."""
     optim, model = recipe.optim, recipe.model
     epochs = optim.steps * optim.global_batch / max(train_images, 1)
-    reasons = list(find_misfits(recipe))
+    reasons = list(_find_learning_rate_misfits(recipe))
     if not model.weights and epochs < 10:
         reasons.append(
             f"{format_count(optim.steps, 'step')} are {epochs:.1f} epochs, few for a model whose "

@@ -238,7 +238,7 @@ def test_a_split_of_other_categories_is_refused(run_job, registered_model, split
 
 def test_unknown_models_are_answered_with_those_that_exist(family, run_job):
     error = run_job.expect_error("show", "nobody")
-    assert f"{family} (newest version: 3, aliases: champion)" in error
+    assert f"{family} (newest version: models:/{family}/3, aliases: champion)" in error
     assert "must be models:/NAME@ALIAS" in run_job.expect_error("show", f"models:/{family}")
     assert "must be a number" in run_job.expect_error("show", family, "--version", "two")
     assert run_job("list", "nobody")[0].startswith("no versions of nobody")

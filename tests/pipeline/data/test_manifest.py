@@ -29,6 +29,16 @@ def test_a_folder_without_a_manifest_is_reported_with_the_next_command(tmp_path)
         read_manifest(str(tmp_path))
 
 
+def test_a_wrong_split_is_answered_with_those_that_are_there(tmp_path):
+    for name in ("train", "val", "photos"):
+        (tmp_path / name).mkdir()
+    for name in ("train", "val"):
+        write_manifest(str(tmp_path / name), MANIFEST)
+    for wrong in (tmp_path, tmp_path / "vall"):
+        with pytest.raises(DatasetError, match=rf"{tmp_path} holds the shards of train, val\. "):
+            read_manifest(str(wrong))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

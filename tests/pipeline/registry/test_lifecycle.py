@@ -57,6 +57,8 @@ def test_a_model_that_finds_nothing_is_nobodys_champion(add_version, store):
     decision = promote_if_better(useless)
     assert not decision.is_champion
     assert decision.text.endswith("is not the champion: it finds nothing (boundary_ap is 0)")
+    with pytest.raises(RegistryError, match=r"it finds nothing\. .* --force --reason"):
+        promote(useless)
     assert promote_if_better(poor).is_champion
     # Coarse masks are something.
     assert not finds_nothing({"boundary_ap": 0.0, "mask_ap": 0.1})

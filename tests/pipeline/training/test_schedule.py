@@ -73,3 +73,6 @@ def test_reasons_for_a_model_that_finds_nothing_start_with_its_schedule():
     reasons = explain_nothing_found(change(steps=60, decay_at=()), train_images=1000)
     assert "never reached" in reasons[0]
     assert any("1.0 epochs" in reason for reason in reasons)
+    # A run without a checkpoint trains the same weights.
+    few = replace(DECLARED, checkpoint=CheckpointConfig(every_steps=90_000))
+    assert not any("checkpoint" in reason for reason in explain_nothing_found(few, train_images=1))

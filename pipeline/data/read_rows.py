@@ -174,7 +174,7 @@ def _read_repeats(split_uri: str, manifest: Manifest, threshold: float) -> Repea
     has_crowds = manifest.task == "instance"
     columns = ["image_id", "category_index", *(["is_crowd"] if has_crowds else [])]
     with ThreadPoolExecutor(_READERS) as pool:
-        table = pa.concat_tables(pool.map(lambda uri: _read_columns(uri, columns), uris))
+        table = pa.concat_tables(pool.map(lambda uri: read_columns(uri, columns), uris))
     counts = pc.list_value_length(table["category_index"]).to_numpy().astype(np.int64)
     row = np.repeat(np.arange(len(table)), counts)
     category = table["category_index"].combine_chunks().flatten().to_numpy().astype(np.int64)
@@ -195,7 +195,12 @@ def _read_repeats(split_uri: str, manifest: Manifest, threshold: float) -> Repea
     return Repeats(factors=factors, image_ids=table["image_id"].to_numpy())
 
 
-def _read_columns(uri: str, columns: list[str]) -> pa.Table:
+def read_columns(uri: str, columns: list[str]) -> pa.Table:
+    """Read whole columns of a shard.
+
+    Raises:
+        DatasetError: the shard cannot be read.
+    """
     with _open_shard(uri, "categories", columns) as shard:
         return shard.read(columns=columns, use_threads=False)
 

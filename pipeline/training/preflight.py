@@ -21,10 +21,11 @@ from pipeline.data.learnable import describe_gaps, describe_unlearnable
 from pipeline.data.manifest import Category, Manifest, read_manifest
 from pipeline.data.schema import Task, get_shard_task
 from pipeline.data.semantic_fields import REACH_PX
+from pipeline.data.shared_photos import find_shared_photos
 from pipeline.errors import DatasetError, PipelineError, RecipeError, SetupError, StorageError
 from pipeline.evaluation.label_maps import SLIDING_WINDOW_OF_RESIZED
 from pipeline.recipe import DataConfig, EvaluationConfig, ModelTask, Recipe, to_json
-from pipeline.text import format_names
+from pipeline.text import format_count, format_names
 from pipeline.tracking.stores import resolve_tracking_uri
 from pipeline.training import checkpoint, start_weights
 from pipeline.training.checkpoint import CheckpointRef, Identity
@@ -217,7 +218,19 @@ def _check_data(recipe: Recipe, train_uri: str, val_uri: str) -> tuple[Manifest,
     broken = [(uri, found) for uri in (train_uri, val_uri) if (found := audit_shards(uri))]
     if broken:
         raise DatasetError("\n".join(format_audit(uri, found) for uri, found in broken))
+    _warn_of_shared_photos(train_uri, val_uri)
     return train, val
+
+
+def _warn_of_shared_photos(train_uri: str, val_uri: str) -> None:
+    # Whoever names one split twice wants it.
+    shared = find_shared_photos(train_uri, val_uri) if train_uri != val_uri else []
+    if shared:
+        _log.warning(
+            "%s: %s of %s too, so its scores will be too good: %s",
+            *(val_uri, format_count(len(shared), "photo"), train_uri),
+            format_names(shared, limit=_MAX_NAMES),
+        )
 
 
 def _summarize_audit(train: Manifest) -> str:

@@ -1,19 +1,25 @@
 """Problems of a run that are found before it starts, each with what to type."""
 
 import logging
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bsm.build import build_model
 from bsm.configs.semantic import DeepLabConfig
+from pipeline.data.ingest import CocoIngest, ingest_dataset
 from pipeline.data.manifest import Category, Manifest, read_manifest
+from pipeline.data.shared_photos import find_shared_photos
 from pipeline.errors import DatasetError, RecipeError
 from pipeline.training import preflight, start_weights
 from pipeline.training.preflight import prepare_run
 from pipeline.training.start_weights import StartWeights
+from tests.pipeline.data.coco_samples import SPLIT, load, save, small_coco
 from tests.pipeline.training.tiny_run import tiny_recipe, write_shards
 
 
@@ -250,6 +256,39 @@ def test_a_gpu_that_is_missing_is_a_recipe_error(shards, folder, monkeypatch):
 def test_the_audit_lists_what_ingest_dropped_and_fixed(shards, rejects, fixed, text):
     train = read_manifest(f"{shards}/train")
     assert preflight._summarize_audit(replace(train, rejects=rejects, fixed=fixed)) == text
+
+
+def test_photos_of_training_in_the_validation_split_are_a_warning(shards, folder, caplog):
+    recipe = tiny_recipe(shards, folder / "none", name="shared", num_workers=0)
+    prepare_run(recipe)
+    assert "too good" not in caplog.text
+    shutil.copytree(shards / "train", shards / "again")
+    prepare_run(replace(recipe, data=replace(recipe.data, val_split="again")))
+    assert re.search(
+        r"/again: 12 photos of .*/train too, so its scores will be too good: .*, and 4 more",
+        caplog.text,
+    )
+
+
+def test_equal_names_of_different_photos_are_no_shared_photos(tmp_path):
+    shared = ("b.png", "d.png")
+    for split in ("train", "val"):
+        names = ("a.png", "b.png", "c.png") if split == "val" else ("d.png", "b.png", "a.png")
+        root = tmp_path / split
+        small_coco(root, images=3)
+        doc = load(root)
+        for number, (entry, name) in enumerate(zip(doc["images"], names, strict=True)):
+            photo = root / SPLIT / name
+            (root / SPLIT / entry["file_name"]).rename(photo)
+            color = 40 if name in shared else 10 * number + 100 * (split == "val")
+            size = (entry["width"], entry["height"])
+            Image.new("RGB", size, (color, 0, 0)).save(photo)
+            entry["file_name"] = name
+        save(root, doc)
+        out = str(tmp_path / "shards" / split)
+        ingest_dataset(CocoIngest(root=str(root), split=SPLIT, out=out, workers=0))
+    uris = [str(tmp_path / "shards" / split) for split in ("train", "val")]
+    assert find_shared_photos(*uris) == ["b.png"]
 
 
 def test_equally_many_other_categories_are_a_warning(shards, caplog):

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from pipeline.cli import Result, Verb, run_verb
+from pipeline.text import format_count
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.data.photo import Pixels
     from pipeline.serving.predictor import Predictor
 
 Positional = Annotated[str, tyro.conf.Positional]
@@ -67,17 +71,32 @@ def model(
 def _check(model: "Predictor", file: str, photos: tuple[str, ...]) -> Result:
     from pathlib import Path
 
+    from pipeline.errors import DatasetError
     from pipeline.export.parity import compare
     from pipeline.prediction.photo_folder import list_photos
     from pipeline.serving.onnx_predictor import load_onnx
     from pipeline.serving.photos import read_photo
 
     listed = list_photos(photos, Path(file))
-    pixels = (read_photo(listed.root / name, name=name) for name in listed.names)
-    parity = compare(model, load_onnx(file), pixels)
+
+    def read() -> "Iterator[Pixels]":
+        for name in listed.names:
+            try:
+                yield read_photo(listed.root / name, name=name)
+            except DatasetError as error:
+                print(f"left out of the check: {error}")
+
+    parity = compare(model, load_onnx(file), read())
+    if not parity.pixels and not parity.missing:
+        print(
+            "the check compared nothing: the model finds no object in "
+            f"{format_count(parity.photos, 'photo')}; name others with --check"
+        )
+        return {"check": parity._asdict()}
     print(
-        f"checked on {parity.photos} photos: {parity.objects} objects, {parity.missing} without a "
-        f"partner, boxes within {parity.box_px:.3g} px, scores within {parity.score:.2g}, "
+        f"checked on {format_count(parity.photos, 'photo')}: {parity.objects} objects, "
+        f"{parity.missing} without a partner, boxes within {parity.box_px:.3g} px, "
+        f"scores within {parity.score:.2g}, "
         f"{100 * parity.equal_share:.4f} % of pixels equal, in the worst mask "
         f"{100 * parity.worst_mask:.2f} %"
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bsm.deform import flow_warp
 from bsm.exporting import gather_bilinear, sample_bilinear
+from jobs.export import _check
 from pipeline.errors import RegistryError
 from pipeline.export.graph import trace
 from pipeline.export.model import export_model
@@ -58,6 +59,22 @@ def test_an_onnx_file_finds_what_the_model_finds_in_photos_of_any_size(
     assert parity.objects > 3
     assert parity.box_px < 0.1
     assert parity.equal_share > 0.999
+
+
+def test_a_check_leaves_out_what_it_cannot_read_and_says_if_nothing_is_left(
+    predictor, onnx_file, photos, tmp_path, capsys
+):
+    broken, whole = tmp_path / "broken.png", tmp_path / "whole.png"
+    Image.fromarray(photos[0]).save(whole)
+    broken.write_bytes(whole.read_bytes()[:900])
+    found = _check(predictor, str(onnx_file), (str(tmp_path),))["check"]
+    assert (found["photos"], found["missing"]) == (1, 0)
+    shown = capsys.readouterr().out
+    assert "left out of the check: broken.png" in shown
+    assert "checked on 1 photo:" in shown
+    whole.unlink()
+    assert _check(predictor, str(onnx_file), (str(tmp_path),))["check"]["photos"] == 0
+    assert "the check compared nothing" in capsys.readouterr().out
 
 
 def test_the_file_says_what_it_is(onnx_file):

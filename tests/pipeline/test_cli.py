@@ -239,7 +239,7 @@ def test_print_recipe_prints_the_overridden_recipe_and_nothing_else(job):
     optim = from_json(done.stdout).optim
     # The schedule follows the steps.
     assert (optim.steps, optim.decay_at) == (12, (8, 11))
-    assert "schedule: a checkpoint every" in done.stderr
+    assert "ends before its first checkpoint" in done.stderr
     assert "--optim.decay-at 8 11: the same shares of 12 steps" in done.stderr
 
 

@@ -236,7 +236,7 @@ def _format_refusal(config: IngestConfig, index: SourceIndex, problems: ProblemC
         f"All of them: {_rejects_uri(config)}. No data set was finished. Fix them and run again, "
         "or continue without them:\n"
         f"  {config.command('drop')}\n"
-        "      drops each of these images, with its annotations, and annotations (notices stay)"
+        "      drops these images, with their annotations, and these annotations (notices stay)"
     )
     if not index.rules.fix:
         return text
@@ -254,21 +254,24 @@ def _log_summary(
 
 
 def _describe_kept(index: SourceIndex, manifest: Manifest, problems: Iterable[Problem]) -> str:
-    """Say how much of a source is in the shards, and what left with its image."""
+    """Say how much of a source is in the shards, and what was dropped with its image."""
     images = f"{manifest.images} of {index.listed_images} images"
     if manifest.task == "semantic":
         return images
     listed, kept = index.listed_annotations, manifest.annotations
     if listed is None:
         return f"{images} and {kept} annotations"
-    refused = {
-        each.raw
+    refused = [
+        each
         for each in problems
         if each.severity == "bad" and each.action != "fixed" and "file_name" not in each.entry
-    }
-    left = listed - kept - len(refused)
+    ]
+    # Copies of an entry have one problem each, and another entry may have several.
+    copies = sum(each.kind == "duplicate_annotation_id" for each in refused)
+    others = {each.raw for each in refused if each.kind != "duplicate_annotation_id"}
+    with_image = listed - kept - copies - len(others)
     text = f"{images} and {kept} of {listed} annotations"
-    return f"{text}; {format_count(left, 'annotation')} left with dropped images" if left else text
+    return f"{text}; {with_image} went with their images" if with_image else text
 
 
 def _make_manifest(

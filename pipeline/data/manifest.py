@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.data.dataset_files import describe_unsafe_name
 from pipeline.data.schema import FIELD_SIDE, READ_VERSIONS, SCHEMA_VERSION, Task
 from pipeline.data.text_files import parse_json, to_typed
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StorageError
 from pipeline.text import format_names
 
 MANIFEST_FILE = "dataset.json"
@@ -125,7 +125,10 @@ def read_manifest(uri: str) -> Manifest:
 def _suggest_splits(uri: str) -> str:
     """Name the finished splits in a folder, or beside it."""
     for folder in (uri, uri.rstrip("/").rpartition("/")[0]):
-        listed = storage.list_folder(folder) if folder else []
+        try:
+            listed = storage.list_folder(folder) if folder else []
+        except StorageError:  # it is only asked for a suggestion, and may not be ours
+            continue
         names = sorted(each.base_name for each in listed if each.type == FileType.Directory)
         found = [
             name

@@ -201,7 +201,7 @@ def read_columns(uri: str, columns: list[str]) -> pa.Table:
     Raises:
         DatasetError: the shard cannot be read.
     """
-    with _open_shard(uri, "categories", columns) as shard:
+    with _open_shard(uri, ", ".join(columns), columns) as shard:
         return shard.read(columns=columns, use_threads=False)
 
 

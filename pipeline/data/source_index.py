@@ -6,6 +6,7 @@ them into rows (pipeline/data/shards.py); besides an image's entry they need the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import ClassVar, NamedTuple
 
 from pipeline.data.dataset_files import list_files
@@ -13,6 +14,7 @@ from pipeline.data.manifest import Category
 from pipeline.data.photo import PHOTO_ENDINGS
 from pipeline.data.problems import Entry, Problem
 from pipeline.data.schema import Task
+from pipeline.errors import StorageError
 
 
 class File(NamedTuple):
@@ -104,8 +106,14 @@ class SourceIndex:
 
 
 def find_unlisted(index: SourceIndex, mount: str) -> list[str]:
-    """List the photos of a folder that no entry names, not even a refused one."""
-    names = {each.image.name for each in index.images}
-    names |= {each.file_name for each in index.problems if each.file_name}
-    found = list_files(index.mounts[mount])
+    """List the photos of a folder that no entry names, not even a refused one.
+
+    Empty if the store does not list its files.
+    """
+    names = {normpath(each.image.name) for each in index.images}
+    names |= {normpath(each.file_name) for each in index.problems if each.file_name}
+    try:
+        found = list_files(index.mounts[mount])
+    except StorageError:  # a store may let its files be read, but not listed
+        return []
     return [each for each in found if each.lower().endswith(PHOTO_ENDINGS) and each not in names]

@@ -8,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.data import source_index
 from pipeline.data.audit import audit
 from pipeline.data.ingest import CocoIngest, ingest_dataset
 from pipeline.data.ingest_config import CityscapesIngest, LvisIngest, SemanticIngest
 from pipeline.data.learnable import describe_gaps, describe_unlearnable
 from pipeline.data.manifest import read_manifest
 from pipeline.data.problems import ProblemCounts, format_problems
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StorageError
 from tests.pipeline.data import lvis_samples
 from tests.pipeline.data.coco_samples import SPLIT, load, save, small_coco
 from tests.pipeline.data.street_samples import blocks, cityscapes, label_maps
@@ -58,10 +59,13 @@ def test_an_object_that_is_there_twice_is_a_notice_that_names_the_first(coco):
 def test_what_was_left_out_is_counted_to_the_last_annotation(coco, caplog):
     caplog.set_level("INFO")
     doc = load(coco)
-    gone, kept = doc["images"][0], doc["images"][1]
+    gone, kept, third = doc["images"][:3]
     with_image = [each for each in doc["annotations"] if each["image_id"] == gone["id"]]
     own = next(each for each in doc["annotations"] if each["image_id"] == kept["id"])
     own["bbox"] = [0, 0, 0, 0]
+    # A merged file has one entry three times, and a name with a dot.
+    doc["annotations"] += 2 * [doc["annotations"][-1]]
+    third["file_name"] = f"./{third['file_name']}"
     save(coco, doc)
     folder = coco / SPLIT
     (folder / gone["file_name"]).rename(folder / "renamed.png")
@@ -70,13 +74,20 @@ def test_what_was_left_out_is_counted_to_the_last_annotation(coco, caplog):
     (folder / "notes.txt").write_text("no photo")
     result = ingest_dataset(coco_config(coco, on_bad="drop"))
     total = len(doc["annotations"])
-    assert result["annotations"] == total - 1 - len(with_image)
-    left = f"{len(with_image)} annotation{'s' * (len(with_image) > 1)} left with dropped images"
-    assert f"7 of 8 images and {total - 1 - len(with_image)} of {total} annotations; {left}" in (
-        caplog.text
-    )
+    found = total - 3 - len(with_image)
+    assert result["annotations"] == found
+    expected = f"kept 7 of 8 images and {found} of {total} annotations; {len(with_image)} went with"
+    assert expected in caplog.text
     # The missing photo is a problem of its own entry, and the renamed file has none.
     assert f"5 photos in {folder} without an entry, left out: more-0.JPG, more-1.JPG" in caplog.text
+
+
+def test_a_store_that_lists_no_files_is_ingested_without_a_look_for_others(coco, monkeypatch):
+    def refuse(uri):
+        raise StorageError(f"{uri} cannot be listed")
+
+    monkeypatch.setattr(source_index, "list_files", refuse)
+    assert ingest_dataset(coco_config(coco))["images"] == 8
 
 
 def test_a_table_of_problems_says_how_many_it_does_not_show():

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline import storage
 from pipeline.data.manifest import Category, Manifest, ShardInfo, read_manifest, write_manifest
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StorageError
 
 MANIFEST = Manifest(
     categories=(
@@ -37,6 +38,15 @@ def test_a_wrong_split_is_answered_with_those_that_are_there(tmp_path):
     for wrong in (tmp_path, tmp_path / "vall"):
         with pytest.raises(DatasetError, match=rf"{tmp_path} holds the shards of train, val\. "):
             read_manifest(str(wrong))
+
+
+def test_a_folder_that_cannot_be_listed_gives_no_suggestion(tmp_path, monkeypatch):
+    def refuse(uri):
+        raise StorageError(f"{uri} cannot be listed")
+
+    monkeypatch.setattr(storage, "list_folder", refuse)
+    with pytest.raises(DatasetError, match=r"ingest has not finished\. Create"):
+        read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def _warn_of_shared_photos(train_uri: str, val_uri: str) -> None:
     shared = find_shared_photos(train_uri, val_uri) if train_uri != val_uri else []
     if shared:
         _log.warning(
-            "%s: %s of %s too, so its scores will be too good: %s",
+            "%s shares %s with %s, so its scores will be too good: %s",
             *(val_uri, format_count(len(shared), "photo"), train_uri),
             format_names(shared, limit=_MAX_NAMES),
         )

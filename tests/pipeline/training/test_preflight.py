@@ -265,7 +265,7 @@ def test_photos_of_training_in_the_validation_split_are_a_warning(shards, folder
     shutil.copytree(shards / "train", shards / "again")
     prepare_run(replace(recipe, data=replace(recipe.data, val_split="again")))
     assert re.search(
-        r"/again: 12 photos of .*/train too, so its scores will be too good: .*, and 4 more",
+        r"/again shares 12 photos with .*/train, so its scores will be too good: .*, and 4 more",
         caplog.text,
     )
 

@@ -64,7 +64,7 @@ $(BIN)/uv:
 $(READY): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "[set-up] installing requirements.lock into $(VENV); the first time this downloads several GB"
 	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install -r requirements.lock 2>&1 | \
-		sed -u '/^ [+~-] /d; s/^/[set-up] /'
+		sed -u '/^ [+~-] /d; /^ Downloaded /d; s/^/[set-up] /'
 	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 	@echo "[set-up] done"

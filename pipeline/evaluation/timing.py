@@ -13,6 +13,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from pipeline.text import format_count
+
 Name = TypeVar("Name")
 Result = TypeVar("Result")
 
@@ -106,7 +108,8 @@ def format_inference(seconds: Sequence[float]) -> str:
         return f"inference time: not measured; the first {WARMUP_PASSES} passes are warm-up"
     named = inference_metrics(seconds)
     shown = ", ".join(f"{named[f'inference_ms_p{p}']:.1f} (p{p})" for p in _QUANTILES)
-    return f"inference time: {shown} ms per image, {len(seconds)} images, forward pass only"
+    images = format_count(len(seconds), "image")
+    return f"inference time: {shown} ms per image, {images}, forward pass only"
 
 
 def _synchronize(device: torch.device) -> None:
